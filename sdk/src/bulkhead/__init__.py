@@ -1,0 +1,1 @@
+"""Bulkhead SDK: verified, sealed inference sessions and offline audit proofs."""

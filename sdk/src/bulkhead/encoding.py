@@ -1,0 +1,121 @@
+"""Byte encodings that signatures and hashes stand on: length prefixes, RFC 8785 JSON, base64.
+
+Parsing is strict: what :func:`parse_canonical` accepts re-encodes to the same bytes, so one value has one encoding.
+"""
+
+import base64
+import binascii
+import json
+from collections.abc import Mapping, Sequence
+from typing import Final, TypeAlias
+
+import rfc8785
+
+from bulkhead.errors import MalformedRequestError
+
+__all__ = [
+    "MAX_SAFE_INTEGER",
+    "Json",
+    "JsonObject",
+    "b64decode",
+    "b64encode",
+    "b64url_decode",
+    "b64url_encode",
+    "canonical_json",
+    "lp",
+    "lp_join",
+    "parse_canonical",
+]
+
+Json: TypeAlias = "None | bool | int | float | str | Sequence[Json] | Mapping[str, Json]"
+JsonObject: TypeAlias = Mapping[str, Json]
+
+MAX_SAFE_INTEGER: Final = 2**53 - 1  # RFC 8785 section 3.2.2.3: larger integers are written as strings
+MAX_LP: Final = 2**32 - 1
+
+
+def lp(data: bytes) -> bytes:
+    """Return ``data`` behind its u32 big-endian length in bytes (PROTOCOL, preamble)."""
+    if len(data) > MAX_LP:
+        raise MalformedRequestError("a length-prefixed field is at most 2^32 - 1 bytes")
+    return len(data).to_bytes(4, "big") + data
+
+
+def lp_join(*fields: bytes) -> bytes:
+    """Return the concatenation of :func:`lp` of each field: injective, so no two field lists share bytes."""
+    return b"".join(lp(field) for field in fields)
+
+
+def canonical_json(value: Json) -> bytes:
+    """Return the RFC 8785 (JCS) encoding of ``value``.
+
+    Raises:
+        MalformedRequestError: a value outside JSON, a float that is not finite, an integer above 2^53 - 1 (write it
+            as a string), or a lone surrogate.
+    """
+    try:
+        return rfc8785.dumps(value)
+    except (rfc8785.CanonicalizationError, UnicodeEncodeError, RecursionError) as error:
+        raise MalformedRequestError(f"not representable as canonical JSON: {type(error).__name__}") from error
+
+
+def parse_canonical(data: bytes, *, max_bytes: int, what: str) -> dict[str, Json]:
+    """Return the JSON object encoded by ``data``, which must be its own RFC 8785 encoding.
+
+    Args:
+        data: untrusted bytes.
+        max_bytes: upper bound, checked first.
+        what: names the object in errors.
+
+    Raises:
+        MalformedRequestError: too long, not UTF-8, not JSON, not an object, a duplicate key, or another encoding.
+    """
+    if len(data) > max_bytes:
+        raise MalformedRequestError(f"{what}: longer than {max_bytes} bytes")
+    try:
+        value = json.loads(data.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise MalformedRequestError(f"{what}: not JSON") from error
+    if not isinstance(value, dict) or canonical_json(value) != data:
+        raise MalformedRequestError(f"{what}: not a JSON object in canonical (RFC 8785) form")
+    return value
+
+
+def b64encode(data: bytes) -> str:
+    """Return standard base64 with padding (RFC 4648 section 4)."""
+    return base64.b64encode(data).decode("ascii")
+
+
+def b64decode(text: str, *, what: str) -> bytes:
+    """Return the bytes of padded standard base64; exactly one text per value is accepted.
+
+    Raises:
+        MalformedRequestError: any other text.
+    """
+    try:
+        data = base64.b64decode(text.encode("ascii"), validate=True)
+    except (ValueError, binascii.Error) as error:
+        raise MalformedRequestError(f"{what}: not base64") from error
+    if b64encode(data) != text:  # non-zero trailing bits
+        raise MalformedRequestError(f"{what}: not canonical base64")
+    return data
+
+
+def b64url_encode(data: bytes) -> str:
+    """Return unpadded base64url (RFC 7515 appendix C), as JWT and JSON fields use it."""
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode("ascii")
+
+
+def b64url_decode(text: str, *, what: str) -> bytes:
+    """Return the bytes of unpadded base64url; exactly one text per value is accepted.
+
+    Raises:
+        MalformedRequestError: any other text.
+    """
+    try:
+        data = base64.b64decode(text.encode("ascii") + b"=" * (-len(text) % 4), altchars=b"-_", validate=True)
+    except (ValueError, binascii.Error) as error:
+        raise MalformedRequestError(f"{what}: not base64url") from error
+    if b64url_encode(data) != text:
+        raise MalformedRequestError(f"{what}: not canonical base64url")
+    return data

@@ -1,0 +1,588 @@
+"""The one exception tree of Bulkhead, and the one table between codes and gRPC statuses.
+
+Every failure that Bulkhead tells a caller about is a :class:`BulkheadError` with a stable ``code``. The code, not
+the message, is the contract: it travels as ``google.rpc.ErrorInfo.reason`` and the SDK restores the class from it.
+
+::
+
+    BulkheadError
+    ├── InvalidRequestError            the caller's input is wrong; sending it again will not help
+    │   ├── MalformedRequestError      the message could not be decoded
+    │   ├── ContextLengthError         prompt and limits exceed the model's context
+    │   └── MessageTooLargeError       a message above the transport's limit
+    ├── ConfigError                    a process's configuration file is wrong (local only)
+    ├── NotFoundError                  the named thing does not exist, or is not the caller's
+    │   └── UnknownModelError
+    ├── AlreadyExistsError             a unique name or a request id is taken by something else
+    ├── ConflictError                  the state has moved on: read again, decide again
+    ├── UnauthenticatedError           no credential, or one that does not hold
+    │   ├── CredentialMissingError
+    │   ├── CredentialInvalidError
+    │   ├── CredentialExpiredError
+    │   └── CredentialRevokedError
+    ├── PermissionDeniedError          known caller, not allowed
+    │   ├── PolicyDeniedError          a policy said no; ``reasons`` says which and why
+    │   ├── UnknownObligationError     policy demanded something this build cannot do
+    │   └── ScopeError                 the credential lacks the role or scope
+    ├── ExhaustedError                 a limit is reached
+    │   ├── SessionLimitError
+    │   ├── CapacityError              no partition of the demanded kind is free
+    │   ├── QueueFullError
+    │   └── RateLimitError
+    ├── UnavailableError               try again later; nothing was done
+    │   ├── PolicyEngineError          OPA down, slow, undefined or talking nonsense
+    │   ├── AuditUnavailableError      the decision could not be recorded, so nothing happened
+    │   ├── AuditLeaseError            the worker's lease on the audit log has run out
+    │   ├── StateUnavailableError      the state database is out of reach
+    │   ├── AgentUnavailableError      no node agent answers for the partition
+    │   ├── WorkerLostError            the worker went away: open a new session
+    │   ├── ConnectionFailedError      the peer cannot be reached
+    │   └── ShuttingDownError
+    ├── DeadlineError                  the deadline passed
+    ├── CancelledError                 the caller, or the server's shutdown, ended the call
+    ├── TicketError                    a session ticket does not hold
+    │   ├── TicketExpiredError
+    │   ├── TicketRevokedError
+    │   └── SessionClosedError
+    ├── SealError                      a sealed message does not hold; nothing of it may be used
+    │   ├── SignatureError             a signature of the request, response or receipt is wrong
+    │   ├── ReplayError                a sequence number was used before, or is below the window
+    │   ├── WindowFullError            the replay window is full: renew
+    │   ├── StaleKeyError              the worker no longer holds that key: renew
+    │   ├── TruncatedError             the stream ended before its final chunk
+    │   └── ReceiptError               the receipt does not match what was sent and received
+    ├── EvidenceError                  the worker could not be verified; no prompt was sent
+    │   ├── SimulatedEvidenceError     simulated evidence outside development mode
+    │   ├── EvidenceBindingError       evidence of something else: nonce, keyset, partition, session
+    │   ├── EvidenceExpiredError
+    │   └── EvidencePolicyError        verified, but the tenant's trust policy does not accept it
+    ├── ProofError                     an audit proof does not hold
+    │   ├── CheckpointError            the signed note is malformed or signed by another key
+    │   ├── InclusionError
+    │   ├── ConsistencyError           two checkpoints of one log do not agree: a fork or a rewind
+    │   └── RecordError                a leaf is not the record it claims to be
+    ├── LogForkError                   database and lock store disagree: writing has stopped
+    ├── UnsupportedError               this build does not do that
+    └── InternalError                  a defect; the log has the details under the request id
+"""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import ClassVar, Final
+
+__all__ = [
+    "CODE_TO_STATUS",
+    "AgentUnavailableError",
+    "AlreadyExistsError",
+    "AuditLeaseError",
+    "AuditUnavailableError",
+    "BulkheadError",
+    "CancelledError",
+    "CapacityError",
+    "CheckpointError",
+    "ConfigError",
+    "ConflictError",
+    "ConnectionFailedError",
+    "ConsistencyError",
+    "ContextLengthError",
+    "CredentialExpiredError",
+    "CredentialInvalidError",
+    "CredentialMissingError",
+    "CredentialRevokedError",
+    "DeadlineError",
+    "EvidenceBindingError",
+    "EvidenceError",
+    "EvidenceExpiredError",
+    "EvidencePolicyError",
+    "ExhaustedError",
+    "InclusionError",
+    "InternalError",
+    "InvalidRequestError",
+    "LogForkError",
+    "MalformedRequestError",
+    "MessageTooLargeError",
+    "NotFoundError",
+    "PermissionDeniedError",
+    "PolicyDeniedError",
+    "PolicyEngineError",
+    "ProofError",
+    "QueueFullError",
+    "RateLimitError",
+    "ReceiptError",
+    "RecordError",
+    "ReplayError",
+    "ScopeError",
+    "SealError",
+    "SessionClosedError",
+    "SessionLimitError",
+    "ShuttingDownError",
+    "SignatureError",
+    "SimulatedEvidenceError",
+    "StaleKeyError",
+    "StateUnavailableError",
+    "TicketError",
+    "TicketExpiredError",
+    "TicketRevokedError",
+    "TruncatedError",
+    "UnauthenticatedError",
+    "UnavailableError",
+    "UnknownModelError",
+    "UnknownObligationError",
+    "UnsupportedError",
+    "WindowFullError",
+    "WorkerLostError",
+    "error_from_code",
+]
+
+
+class BulkheadError(Exception):
+    """Base of every error that Bulkhead reports.
+
+    Attributes:
+        code: stable identifier, upper snake case; see the module docstring for the tree.
+        message: one sentence for a person, naming what to do where something can be done. Holds no prompt, answer,
+            key or token.
+        details: further facts for programs; travels as ``ErrorInfo.metadata``. Same rule on secrets.
+    """
+
+    code: ClassVar[str] = "INTERNAL"
+
+    def __init__(self, message: str, *, details: Mapping[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.details: Mapping[str, str] = MappingProxyType(dict(details or {}))
+
+
+class InvalidRequestError(BulkheadError):
+    """The caller's input is wrong."""
+
+    code = "INVALID_REQUEST"
+
+
+class MalformedRequestError(InvalidRequestError):
+    """The message could not be decoded."""
+
+    code = "MALFORMED_REQUEST"
+
+
+class ContextLengthError(InvalidRequestError):
+    """Prompt and limits exceed the model's context."""
+
+    code = "CONTEXT_LENGTH"
+
+
+class MessageTooLargeError(InvalidRequestError):
+    """A message is above the transport's limit."""
+
+    code = "MESSAGE_TOO_LARGE"
+
+
+class ConfigError(BulkheadError):
+    """A configuration file is wrong."""
+
+    code = "CONFIG"
+
+
+class NotFoundError(BulkheadError):
+    """The named thing does not exist, or is not the caller's."""
+
+    code = "NOT_FOUND"
+
+
+class UnknownModelError(NotFoundError):
+    """No such model is registered."""
+
+    code = "MODEL_UNKNOWN"
+
+
+class AlreadyExistsError(BulkheadError):
+    """A unique name or request id is taken."""
+
+    code = "ALREADY_EXISTS"
+
+
+class ConflictError(BulkheadError):
+    """The state has moved on since it was read."""
+
+    code = "CONFLICT"
+
+
+class UnauthenticatedError(BulkheadError):
+    """The caller is not known."""
+
+    code = "UNAUTHENTICATED"
+
+
+class CredentialMissingError(UnauthenticatedError):
+    """No credential was presented."""
+
+    code = "CREDENTIAL_MISSING"
+
+
+class CredentialInvalidError(UnauthenticatedError):
+    """The credential is not one of ours."""
+
+    code = "CREDENTIAL_INVALID"
+
+
+class CredentialExpiredError(UnauthenticatedError):
+    """The credential's time has passed."""
+
+    code = "CREDENTIAL_EXPIRED"
+
+
+class CredentialRevokedError(UnauthenticatedError):
+    """The credential was revoked."""
+
+    code = "CREDENTIAL_REVOKED"
+
+
+class PermissionDeniedError(BulkheadError):
+    """The caller is known and not allowed."""
+
+    code = "PERMISSION_DENIED"
+
+
+class PolicyDeniedError(PermissionDeniedError):
+    """A policy denied the request; details name code and reason."""
+
+    code = "POLICY_DENIED"
+
+
+class UnknownObligationError(PermissionDeniedError):
+    """Policy demanded an obligation this build does not know."""
+
+    code = "OBLIGATION_UNKNOWN"
+
+
+class ScopeError(PermissionDeniedError):
+    """The credential lacks the role or scope."""
+
+    code = "SCOPE_MISSING"
+
+
+class ExhaustedError(BulkheadError):
+    """A limit is reached."""
+
+    code = "EXHAUSTED"
+
+
+class SessionLimitError(ExhaustedError):
+    """The tenant's limit of open sessions is reached."""
+
+    code = "SESSION_LIMIT"
+
+
+class CapacityError(ExhaustedError):
+    """No partition of the demanded kind is free."""
+
+    code = "NO_CAPACITY"
+
+
+class QueueFullError(ExhaustedError):
+    """The worker's queue is full."""
+
+    code = "QUEUE_FULL"
+
+
+class RateLimitError(ExhaustedError):
+    """Too many requests from this principal."""
+
+    code = "RATE_LIMITED"
+
+
+class UnavailableError(BulkheadError):
+    """Try again later; nothing was done."""
+
+    code = "UNAVAILABLE"
+
+
+class PolicyEngineError(UnavailableError):
+    """The policy engine gave no well-formed decision."""
+
+    code = "POLICY_ENGINE"
+
+
+class AuditUnavailableError(UnavailableError):
+    """The audit log cannot be written, so nothing happened."""
+
+    code = "AUDIT_UNAVAILABLE"
+
+
+class AuditLeaseError(UnavailableError):
+    """The worker's lease on the audit log has run out."""
+
+    code = "AUDIT_LEASE_EXPIRED"
+
+
+class StateUnavailableError(UnavailableError):
+    """The state database is out of reach."""
+
+    code = "STATE_UNAVAILABLE"
+
+
+class AgentUnavailableError(UnavailableError):
+    """No node agent answers for the partition."""
+
+    code = "AGENT_UNAVAILABLE"
+
+
+class WorkerLostError(UnavailableError):
+    """The worker went away; open a new session."""
+
+    code = "WORKER_LOST"
+
+
+class ConnectionFailedError(UnavailableError):
+    """The peer cannot be reached."""
+
+    code = "CONNECTION_FAILED"
+
+
+class ShuttingDownError(UnavailableError):
+    """The process is shutting down."""
+
+    code = "SHUTTING_DOWN"
+
+
+class DeadlineError(BulkheadError):
+    """The deadline passed."""
+
+    code = "DEADLINE_EXCEEDED"
+
+
+class CancelledError(BulkheadError):
+    """The call was cancelled."""
+
+    code = "CANCELLED"
+
+
+class TicketError(BulkheadError):
+    """The session ticket does not hold."""
+
+    code = "TICKET_INVALID"
+
+
+class TicketExpiredError(TicketError):
+    """The ticket has expired; renew the session."""
+
+    code = "TICKET_EXPIRED"
+
+
+class TicketRevokedError(TicketError):
+    """The ticket was revoked."""
+
+    code = "TICKET_REVOKED"
+
+
+class SessionClosedError(TicketError):
+    """The session is closed; open a new one."""
+
+    code = "SESSION_CLOSED"
+
+
+class SealError(BulkheadError):
+    """A sealed message does not hold; nothing of it may be used."""
+
+    code = "SEAL_BROKEN"
+
+
+class SignatureError(SealError):
+    """A signature of request, response or receipt is wrong."""
+
+    code = "SIGNATURE_INVALID"
+
+
+class ReplayError(SealError):
+    """The sequence number was used before or is below the window."""
+
+    code = "SEQUENCE_REPLAYED"
+
+
+class WindowFullError(SealError):
+    """The replay window is full; renew the session."""
+
+    code = "SEQUENCE_WINDOW_FULL"
+
+
+class StaleKeyError(SealError):
+    """The worker no longer holds that key; renew the session."""
+
+    code = "STALE_KEY"
+
+
+class TruncatedError(SealError):
+    """The stream ended before its final chunk."""
+
+    code = "STREAM_TRUNCATED"
+
+
+class ReceiptError(SealError):
+    """The receipt does not match what was sent and received."""
+
+    code = "RECEIPT_INVALID"
+
+
+class EvidenceError(BulkheadError):
+    """The worker could not be verified."""
+
+    code = "EVIDENCE_INVALID"
+
+
+class SimulatedEvidenceError(EvidenceError):
+    """Simulated evidence outside development mode."""
+
+    code = "EVIDENCE_SIMULATED"
+
+
+class EvidenceBindingError(EvidenceError):
+    """The evidence speaks of something else."""
+
+    code = "EVIDENCE_BINDING"
+
+
+class EvidenceExpiredError(EvidenceError):
+    """The evidence is out of date."""
+
+    code = "EVIDENCE_EXPIRED"
+
+
+class EvidencePolicyError(EvidenceError):
+    """The tenant's trust policy does not accept the evidence."""
+
+    code = "EVIDENCE_POLICY"
+
+
+class ProofError(BulkheadError):
+    """An audit proof does not hold."""
+
+    code = "PROOF_INVALID"
+
+
+class CheckpointError(ProofError):
+    """The checkpoint is malformed or signed by another key."""
+
+    code = "CHECKPOINT_INVALID"
+
+
+class InclusionError(ProofError):
+    """The record is not in the log that the checkpoint names."""
+
+    code = "INCLUSION_INVALID"
+
+
+class ConsistencyError(ProofError):
+    """Two checkpoints of one log do not agree."""
+
+    code = "CONSISTENCY_INVALID"
+
+
+class RecordError(ProofError):
+    """A leaf is not the record it claims to be."""
+
+    code = "RECORD_INVALID"
+
+
+class LogForkError(BulkheadError):
+    """Database and lock store disagree; writing has stopped."""
+
+    code = "LOG_FORK"
+
+
+class UnsupportedError(BulkheadError):
+    """This build does not do that."""
+
+    code = "UNSUPPORTED"
+
+
+class InternalError(BulkheadError):
+    """A defect; the server's log has the details."""
+
+    code = "INTERNAL"
+
+
+CODE_TO_STATUS: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "INVALID_REQUEST": "INVALID_ARGUMENT",
+        "MALFORMED_REQUEST": "INVALID_ARGUMENT",
+        "CONTEXT_LENGTH": "INVALID_ARGUMENT",
+        "MESSAGE_TOO_LARGE": "RESOURCE_EXHAUSTED",
+        "CONFIG": "FAILED_PRECONDITION",
+        "NOT_FOUND": "NOT_FOUND",
+        "MODEL_UNKNOWN": "NOT_FOUND",
+        "ALREADY_EXISTS": "ALREADY_EXISTS",
+        "CONFLICT": "ABORTED",
+        "UNAUTHENTICATED": "UNAUTHENTICATED",
+        "CREDENTIAL_MISSING": "UNAUTHENTICATED",
+        "CREDENTIAL_INVALID": "UNAUTHENTICATED",
+        "CREDENTIAL_EXPIRED": "UNAUTHENTICATED",
+        "CREDENTIAL_REVOKED": "UNAUTHENTICATED",
+        "PERMISSION_DENIED": "PERMISSION_DENIED",
+        "POLICY_DENIED": "PERMISSION_DENIED",
+        "OBLIGATION_UNKNOWN": "PERMISSION_DENIED",
+        "SCOPE_MISSING": "PERMISSION_DENIED",
+        "EXHAUSTED": "RESOURCE_EXHAUSTED",
+        "SESSION_LIMIT": "RESOURCE_EXHAUSTED",
+        "NO_CAPACITY": "RESOURCE_EXHAUSTED",
+        "QUEUE_FULL": "RESOURCE_EXHAUSTED",
+        "RATE_LIMITED": "RESOURCE_EXHAUSTED",
+        "UNAVAILABLE": "UNAVAILABLE",
+        "POLICY_ENGINE": "UNAVAILABLE",
+        "AUDIT_UNAVAILABLE": "UNAVAILABLE",
+        "AUDIT_LEASE_EXPIRED": "UNAVAILABLE",
+        "STATE_UNAVAILABLE": "UNAVAILABLE",
+        "AGENT_UNAVAILABLE": "UNAVAILABLE",
+        "WORKER_LOST": "UNAVAILABLE",
+        "CONNECTION_FAILED": "UNAVAILABLE",
+        "SHUTTING_DOWN": "UNAVAILABLE",
+        "DEADLINE_EXCEEDED": "DEADLINE_EXCEEDED",
+        "CANCELLED": "CANCELLED",
+        "TICKET_INVALID": "UNAUTHENTICATED",
+        "TICKET_EXPIRED": "UNAUTHENTICATED",
+        "TICKET_REVOKED": "UNAUTHENTICATED",
+        "SESSION_CLOSED": "FAILED_PRECONDITION",
+        "SEAL_BROKEN": "DATA_LOSS",
+        "SIGNATURE_INVALID": "UNAUTHENTICATED",
+        "SEQUENCE_REPLAYED": "ABORTED",
+        "SEQUENCE_WINDOW_FULL": "RESOURCE_EXHAUSTED",
+        "STALE_KEY": "FAILED_PRECONDITION",
+        "STREAM_TRUNCATED": "DATA_LOSS",
+        "RECEIPT_INVALID": "DATA_LOSS",
+        "EVIDENCE_INVALID": "FAILED_PRECONDITION",
+        "EVIDENCE_SIMULATED": "FAILED_PRECONDITION",
+        "EVIDENCE_BINDING": "FAILED_PRECONDITION",
+        "EVIDENCE_EXPIRED": "FAILED_PRECONDITION",
+        "EVIDENCE_POLICY": "FAILED_PRECONDITION",
+        "PROOF_INVALID": "DATA_LOSS",
+        "CHECKPOINT_INVALID": "DATA_LOSS",
+        "INCLUSION_INVALID": "DATA_LOSS",
+        "CONSISTENCY_INVALID": "DATA_LOSS",
+        "RECORD_INVALID": "DATA_LOSS",
+        "LOG_FORK": "UNAVAILABLE",
+        "UNSUPPORTED": "UNIMPLEMENTED",
+        "INTERNAL": "INTERNAL",
+    }
+)
+"""Stable code -> name of the gRPC status that carries it (``grpc.StatusCode`` member names)."""
+
+
+def _classes(base: type[BulkheadError]) -> dict[str, type[BulkheadError]]:
+    found = {base.code: base} if base is not BulkheadError else {}
+    for child in base.__subclasses__():
+        found.update(_classes(child))
+    return found
+
+
+_BY_CODE: Final[Mapping[str, type[BulkheadError]]] = MappingProxyType(_classes(BulkheadError))
+
+
+def error_from_code(code: str, message: str, details: Mapping[str, str] | None = None) -> BulkheadError:
+    """Restore the error that a peer reported.
+
+    Args:
+        code: ``ErrorInfo.reason`` as received; an unknown one gives :class:`InternalError`, so that a newer server
+            never makes an older client raise something outside the tree.
+        message: the peer's sentence (untrusted text: show it, never parse it).
+        details: the peer's ``ErrorInfo.metadata``.
+    """
+    return _BY_CODE.get(code, InternalError)(message, details=details)
