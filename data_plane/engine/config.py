@@ -1,0 +1,64 @@
+"""How an engine is set up. Torch-free, so a worker's configuration may hold one."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal, TypeAlias
+
+from bulkhead.errors import ConfigError
+
+__all__ = ["EngineConfig", "WeightFormat"]
+
+WeightFormat: TypeAlias = Literal["fp32", "bf16"]
+
+MAX_THREADS: Final = 1024
+MAX_RUNNING: Final = 4096  # rows of one decode step; above it a step's logits alone are gigabytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """Limits and formats of the native engine.
+
+    Attributes:
+        model_path: a Hugging Face model directory (config.json, *.safetensors, tokenizer.json).
+        threads: intra-operation threads: cores / active partitions of the machine.
+        weights: ``fp32`` gives the exact answers of the model; ``bf16`` halves memory traffic at one sequence and
+            rounds weights and the activations that meet them.
+        kv_memory_mib: memory for attention state; committed as it is first used.
+        block_tokens: tokens per block of attention state.
+        max_running: requests in one batch.
+        max_waiting: requests queued beyond that; one more gets QueueFullError.
+        step_tokens: most tokens computed in one step; long prompts are cut into chunks of at most this.
+        max_context_tokens: lowers the model's own context length; None keeps it.
+
+    Raises:
+        ConfigError: a value outside its range.
+    """
+
+    model_path: Path
+    threads: int
+    weights: WeightFormat = "fp32"
+    kv_memory_mib: int = 1024
+    block_tokens: int = 32
+    max_running: int = 64
+    max_waiting: int = 256
+    step_tokens: int = 512
+    max_context_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, low, high in (
+            ("threads", 1, MAX_THREADS),
+            ("kv_memory_mib", 1, 2**24),
+            ("block_tokens", 1, 1024),
+            ("max_running", 1, MAX_RUNNING),
+            ("max_waiting", 0, 2**20),
+            ("step_tokens", 1, 2**20),
+        ):
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise ConfigError(f"engine.{name} is between {low} and {high}, not {value}")
+        if self.weights not in {"fp32", "bf16"}:
+            raise ConfigError(f"engine.weights is fp32 or bf16, not {self.weights}")
+        if self.step_tokens < self.max_running:
+            raise ConfigError("engine.step_tokens is at least engine.max_running: each running request needs a row")
+        if self.max_context_tokens is not None and self.max_context_tokens < 2:
+            raise ConfigError("engine.max_context_tokens is at least 2: one token of prompt, one of answer")

@@ -1,0 +1,297 @@
+"""The port between a worker and whatever runs the model.
+
+A worker serves one tenant through one :class:`Engine`. Nothing here needs torch, so the rest of the worker may import
+this module; the native implementation is opened with :func:`data_plane.engine.open_engine`.
+
+Life of a request: :meth:`Engine.generate` gives an asynchronous generator. Nothing is queued before its first item is
+asked for; invalid input is raised there. Every request ends exactly once: with one delta whose ``finish_reason`` is
+set, with an error, or by the caller going away (``aclose`` on the generator, or cancellation of the awaiting task),
+upon which the engine frees the memory of the request before its next step.
+"""
+
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Final, Protocol
+
+from bulkhead.errors import InvalidRequestError
+
+__all__ = [
+    "ChatMessage",
+    "EmbedRequest",
+    "Embedding",
+    "Engine",
+    "EngineHealth",
+    "EngineRequest",
+    "EngineState",
+    "FinishReason",
+    "ModelDescription",
+    "SamplingParams",
+    "TokenDelta",
+    "Usage",
+]
+
+MAX_MESSAGES: Final = 1024  # a longer conversation does not fit any supported context with its role markers
+MAX_STOP_STRINGS: Final = 16  # each is searched after each token
+MAX_STOP_CHARS: Final = 256  # text is held back up to this length, so it bounds the added latency
+MAX_SEED: Final = 2**63 - 1
+MAX_TEMPERATURE: Final = 100.0  # beyond it the distribution is uniform within fp32
+MAX_SCOPE_BYTES: Final = 64
+
+
+class FinishReason(StrEnum):
+    """Why a request ended; the names are those of OpenAI-compatible servers."""
+
+    STOP = "stop"
+    """The model ended its turn, or a stop string was produced."""
+    LENGTH = "length"
+    """``max_tokens`` or the end of the context was reached."""
+
+
+class EngineState(StrEnum):
+    """What an engine accepts at present."""
+
+    SERVING = "serving"
+    DRAINING = "draining"
+    """Running requests finish; new ones get :class:`bulkhead.errors.ShuttingDownError`."""
+    FAILED = "failed"
+    """A step failed; every request gets :class:`bulkhead.errors.InternalError`. The worker should exit."""
+    CLOSED = "closed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatMessage:
+    """One turn of a conversation (untrusted text)."""
+
+    role: str
+    content: str
+
+    def __post_init__(self) -> None:
+        if not self.role or len(self.role) > 32 or not self.role.isidentifier():
+            raise InvalidRequestError("a message's role is a short word such as system, user or assistant")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """How tokens are chosen; checked at construction.
+
+    The order of application is temperature, top-k, top-p. ``temperature`` 0 is greedy and ignores the others.
+
+    Attributes:
+        max_tokens: most tokens to produce; None for as many as the context leaves.
+        temperature: divides the logits; 0 takes the most likely token.
+        top_p: smallest set of most likely tokens whose probability reaches this; in (0, 1].
+        top_k: only the k most likely tokens; 0 for all.
+        seed: makes sampling repeatable, whatever else runs beside it; None draws a fresh seed.
+        stop: texts that end the answer; they are not part of it.
+        ignore_eos: keep going past the model's end-of-turn token (benchmarks).
+
+    Raises:
+        InvalidRequestError: a value outside its range.
+    """
+
+    max_tokens: int | None = None
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
+
+    def __post_init__(self) -> None:
+        if self.max_tokens is not None and self.max_tokens < 1:
+            raise InvalidRequestError(f"max_tokens is at least 1, not {self.max_tokens}")
+        if not 0.0 <= self.temperature <= MAX_TEMPERATURE:
+            raise InvalidRequestError(f"temperature is between 0 and {MAX_TEMPERATURE:g}")
+        if not 0.0 < self.top_p <= 1.0:
+            raise InvalidRequestError("top_p is above 0 and at most 1")
+        if self.top_k < 0:
+            raise InvalidRequestError("top_k is 0 (all tokens) or a positive count")
+        if self.seed is not None and not 0 <= self.seed <= MAX_SEED:
+            raise InvalidRequestError("seed is between 0 and 2^63 - 1")
+        if len(self.stop) > MAX_STOP_STRINGS:
+            raise InvalidRequestError(f"at most {MAX_STOP_STRINGS} stop strings")
+        if any(not text or len(text) > MAX_STOP_CHARS for text in self.stop):
+            raise InvalidRequestError(f"a stop string has 1 to {MAX_STOP_CHARS} characters")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineRequest:
+    """One prompt and how to continue it.
+
+    Exactly one of ``messages`` (rendered with the model's chat template) and ``prompt_token_ids`` (taken as they are)
+    is given.
+
+    Attributes:
+        request_id: names the request in metrics and errors; unique among the requests in flight of this engine.
+        messages: the conversation, oldest turn first.
+        prompt_token_ids: the prompt as the model's own token numbers.
+        sampling: how tokens are chosen.
+        scope: secret that bounds reuse of cached prompt prefixes: state is shared only between requests of equal
+            scope. Empty shares with nobody.
+
+    Raises:
+        InvalidRequestError: neither or both prompts, too many messages, or a field above its limit.
+    """
+
+    request_id: str
+    messages: tuple[ChatMessage, ...] = ()
+    prompt_token_ids: tuple[int, ...] = ()
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    scope: bytes = field(default=b"", repr=False)
+
+    def __post_init__(self) -> None:
+        if bool(self.messages) == bool(self.prompt_token_ids):
+            raise InvalidRequestError("a request has either messages or prompt token ids, and not an empty prompt")
+        if len(self.messages) > MAX_MESSAGES:
+            raise InvalidRequestError(f"at most {MAX_MESSAGES} messages in a conversation")
+        if len(self.scope) > MAX_SCOPE_BYTES:
+            raise InvalidRequestError(f"a cache scope has at most {MAX_SCOPE_BYTES} bytes")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """Tokens of one request; ``cached_tokens`` of the prompt were not computed again."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenDelta:
+    """What came since the previous delta; tokens that arrived while the caller was busy are joined into one.
+
+    Attributes:
+        text: complete characters only; may be empty while a character or a possible stop string is incomplete.
+        token_ids: the tokens produced, whose text may come with a later delta.
+        finish_reason: set on the last delta and only there.
+        usage: set with ``finish_reason``.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason | None = None
+    usage: Usage | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmbedRequest:
+    """Texts to turn into vectors; ``scope`` as in :class:`EngineRequest`."""
+
+    request_id: str
+    texts: tuple[str, ...]
+    scope: bytes = field(default=b"", repr=False)
+
+    def __post_init__(self) -> None:
+        if not self.texts:
+            raise InvalidRequestError("an embedding request has at least one text")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Embedding:
+    """One vector per text, in order, each of the model's hidden size."""
+
+    vectors: tuple[tuple[float, ...], ...]
+    usage: Usage
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelDescription:
+    """What is served.
+
+    Attributes:
+        name: the model directory's name.
+        architecture: the class named by the model's config.json, e.g. ``LlamaForCausalLM``.
+        context_tokens: most tokens of prompt and answer together that this engine holds for one request.
+        parameters: count of weights, tied ones once.
+        vocabulary: rows of the output head.
+        compute: number format of the arithmetic, e.g. ``fp32``.
+        weights: number format in which weights are held, e.g. ``fp32`` or ``bf16``.
+    """
+
+    name: str
+    architecture: str
+    context_tokens: int
+    parameters: int
+    vocabulary: int
+    compute: str
+    weights: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineHealth:
+    """A snapshot for health checks and placement; reveals nothing of any prompt.
+
+    Attributes:
+        state: what is accepted at present.
+        running: requests in the batch.
+        waiting: requests queued for memory or for a place in the batch.
+        kv_blocks_used: blocks of attention state in use, of ``kv_blocks_total``.
+        steps: steps since start; one that stands still while ``running`` > 0 is a hang.
+    """
+
+    state: EngineState
+    running: int
+    waiting: int
+    kv_blocks_used: int
+    kv_blocks_total: int
+    steps: int
+
+
+class Engine(Protocol):
+    """Runs one model for one tenant. All methods are called on the event loop that opened the engine."""
+
+    def generate(self, request: EngineRequest) -> AsyncGenerator[TokenDelta, None]:
+        """Stream the continuation of a prompt. Close the generator (``contextlib.aclosing``) to cancel.
+
+        Raises (at the first item):
+            ContextLengthError: the prompt alone, or with ``max_tokens``, is longer than the context; both numbers are
+                in the message and in ``details`` as ``prompt_tokens``, ``max_tokens`` and ``context_tokens``.
+            InvalidRequestError: a token id outside the vocabulary, text that is not Unicode, messages that the model's
+                chat template refuses, or a request id that is in flight already.
+            QueueFullError: as many requests wait as the engine's configuration allows.
+            ShuttingDownError: the engine is draining or closed (also raised in the middle of a stream by ``aclose``).
+            InternalError: a step failed (also in the middle of a stream).
+        """
+        ...
+
+    async def embed(self, request: EmbedRequest) -> Embedding:
+        """Return one vector per text.
+
+        Raises:
+            UnsupportedError: the model served is not an embedding model.
+        """
+        ...
+
+    async def tokenize(self, text: str) -> tuple[int, ...]:
+        """Return the token ids of ``text`` as the model's tokenizer cuts it, without added special tokens.
+
+        Raises:
+            InvalidRequestError: not Unicode text.
+            ContextLengthError: more bytes than any prompt that fits the context.
+        """
+        ...
+
+    async def count_tokens(self, messages: tuple[ChatMessage, ...]) -> int:
+        """Return the length in tokens of the prompt that ``messages`` become; raises as :meth:`generate`."""
+        ...
+
+    def describe(self) -> ModelDescription:
+        """Return what is served."""
+        ...
+
+    def health(self) -> EngineHealth:
+        """Return a snapshot of state and load."""
+        ...
+
+    async def drain(self, *, timeout_s: float) -> bool:
+        """Take nothing new, wait until running requests have ended; whether they all did within ``timeout_s``."""
+        ...
+
+    async def aclose(self) -> None:
+        """End every request with ShuttingDownError, stop the engine's thread, overwrite and release weights and caches.
+
+        Idempotent.
+        """
+        ...
