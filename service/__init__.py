@@ -1,0 +1,1 @@
+"""What every server process shares: configuration, logging, TLS, interceptors, life cycle."""
