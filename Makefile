@@ -1,0 +1,54 @@
+# Bulkhead: `make demo` shows the main job, `make test` runs everything. Both set up what they need first.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+PY := .venv/bin/python
+BIN := .venv/bin
+PACKAGES := sdk/src/bulkhead service control_plane data_plane audit
+T ?= 60
+
+.PHONY: help setup setup-model demo up down test test-long lint format proto bench clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | expand -t 14
+
+setup:
+	@scripts/setup.sh
+
+setup-model:
+	@scripts/setup.sh --model
+
+demo: setup-model ## the main job end to end on this machine: two tenants, a denial, an officer's proof
+	@$(PY) scripts/demo.py
+
+up: setup-model ## start a local platform in var/ and print what to type next
+	@$(PY) scripts/local_platform.py up --root var
+
+down: ## stop the local platform of `make up`
+	@if [ -x $(PY) ]; then $(PY) scripts/local_platform.py down --root var; else echo "nothing is set up, so nothing runs"; fi
+
+test: setup-model lint ## lint and the whole suite
+	@echo "[test] running the suite (seeded samples; make test-long runs the full counts)"
+	@$(PY) -m pytest -m "not long" -q --durations=15
+
+test-long: setup-model lint ## the full counts that the issues state
+	@$(PY) -m pytest -q --durations=25
+
+lint: setup ## format, style, types, layers, protos, policies, generated code
+	@echo "[lint] ruff" && $(BIN)/ruff format --check --quiet . && $(BIN)/ruff check --quiet .
+	@echo "[lint] mypy --strict" && $(BIN)/mypy --no-error-summary $(PACKAGES)
+	@echo "[lint] import layers" && $(BIN)/lint-imports --no-timing | tail -n 3
+	@echo "[lint] protos" && $(BIN)/buf lint proto && $(PY) scripts/generate_proto.py --check
+	@echo "[lint] policies" && $(PY) -m control_plane.authz.check policies
+
+format: setup ## format Python and Rego
+	@$(BIN)/ruff format . && $(BIN)/ruff check --fix-only --quiet . ; $(PY) -m control_plane.authz.check policies --format
+
+proto: setup ## generate the gRPC code again
+	@$(PY) scripts/generate_proto.py
+
+bench: setup-model ## the table of benchmarks (benchmarks/results/ keeps the committed ones)
+	@$(PY) -m benchmarks.run
+
+clean: down ## remove everything that setup, tests and runs made inside the checkout
+	@rm -rf .venv var build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
