@@ -1,5 +1,6 @@
 # Bulkhead: `make demo` shows the main job, `make test` runs everything. Both set up what they need first.
 SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 PY := .venv/bin/python
 BIN := .venv/bin
