@@ -1,0 +1,1 @@
+"""What tenants, sessions and partitions are: values, rules and state machines, without I/O."""
