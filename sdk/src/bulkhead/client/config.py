@@ -1,0 +1,335 @@
+"""Profiles: what a client must know before it believes anybody, read from one TOML file.
+
+::
+
+    default_profile = "acme"
+
+    [profile.acme]
+    address = "bulkhead.example:8443"       # the control plane
+    ca_file = "ca.pem"                      # the only roots that may sign its certificate
+    server_name = "bulkhead.example"        # if the certificate names another host than the address
+    api_key_file = "acme.key"               # mode 0600; or the next two
+    client_certificate_file = "acme.pem"
+    client_key_file = "acme-key.pem"        # mode 0600
+    role = "developer"                      # developer, officer or admin; for early errors only
+    log_vkey = "audit.example/t/…+…"        # verifier key of the tenant's audit log
+    ticket_issuer = "base64"                # Ed25519 public key, or ticket_issuer_fingerprint = "SHA-256, hexadecimal"
+    trust_policy_file = "trust.toml"        # or the table [profile.acme.trust]
+    development_mode = false                # true accepts simulated evidence, and says so every time
+
+    [profile.acme.defaults]
+    model = "smollm2-135m-instruct"
+    tier = "gpu"
+    region = "eu-central"
+    purpose = "treatment"
+    data_classes = ["phi"]
+
+The file is ``$BULKHEAD_CONFIG`` or ``~/.config/bulkhead/config.toml``; the profile ``$BULKHEAD_PROFILE`` or
+``default_profile``. Paths are relative to the file. An unknown key is an error: a misspelt pin must not be no pin.
+"""
+
+import hashlib
+import hmac
+import os
+import re
+import stat
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from bulkhead.encoding import b64decode
+from bulkhead.errors import BulkheadError, ConfigError, EvidencePolicyError
+
+__all__ = ["Profile", "SessionDefaults", "TicketIssuerPin", "config_path", "list_profiles", "load_profile"]
+
+MAX_CONFIG_BYTES: Final = 1024 * 1024
+MAX_CREDENTIAL_BYTES: Final = 256 * 1024  # a certificate chain; an API key is below 100
+ROLES: Final = ("developer", "officer", "admin")
+TIERS: Final = ("process", "mig", "gpu", "confidential")
+_API_KEY: Final = re.compile(r"bhk_[0-9a-hjkmnp-tv-z]{26}_[A-Za-z0-9_-]{43}")
+_HEX_32: Final = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TicketIssuerPin:
+    """The ticket issuer that a tenant accepts: SHA-256 of its 32-byte Ed25519 public key."""
+
+    fingerprint: bytes
+
+    def check(self, public_key: bytes) -> bytes:
+        """Return ``public_key`` if it is the pinned one.
+
+        Raises:
+            EvidencePolicyError: it is another key.
+        """
+        if len(public_key) != 32 or not hmac.compare_digest(hashlib.sha256(public_key).digest(), self.fingerprint):
+            raise EvidencePolicyError("the ticket issuer is not the one this profile pins (ticket_issuer)")
+        return public_key
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionDefaults:
+    """What a session asks for where the caller does not say; empty leaves it to policy."""
+
+    model: str = ""
+    tier: str = ""
+    region: str = ""
+    purpose: str = ""
+    data_classes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Profile:
+    """One profile, checked, its files read.
+
+    Attributes:
+        name: name of the profile.
+        path: the file it stands in.
+        address: ``host:port`` of the control plane.
+        ca_pem: the only roots for its certificate.
+        server_name: name that certificate must have; None takes the address's host.
+        api_key: secret; excluded from ``repr``.
+        client_certificate_pem: certificate chain for mutual TLS.
+        client_key_pem: its private key; excluded from ``repr``.
+        role: `developer`, `officer` or `admin`.
+        log_vkey: C2SP verifier key of the tenant's audit log; None where nothing is to be verified (admins).
+        ticket_issuer: None where no session is opened.
+        trust: the trust policy's table, as :mod:`bulkhead.attestation` reads it.
+        development_mode: whether simulated evidence is accepted.
+        defaults: what sessions ask for.
+    """
+
+    name: str
+    path: Path
+    address: str
+    ca_pem: bytes
+    server_name: str | None = None
+    api_key: str | None = field(default=None, repr=False)
+    client_certificate_pem: bytes | None = None
+    client_key_pem: bytes | None = field(default=None, repr=False)
+    role: str = "developer"
+    log_vkey: str | None = None
+    ticket_issuer: TicketIssuerPin | None = None
+    trust: Mapping[str, object] = field(default_factory=dict)
+    development_mode: bool = False
+    defaults: SessionDefaults = field(default_factory=SessionDefaults)
+
+
+def config_path(environ: Mapping[str, str] = os.environ) -> Path:
+    """Return where profiles stand: ``$BULKHEAD_CONFIG``, else ``~/.config/bulkhead/config.toml``."""
+    given = environ.get("BULKHEAD_CONFIG")
+    if given:
+        return Path(given)
+    base = environ.get("XDG_CONFIG_HOME")
+    return (Path(base) if base else Path.home() / ".config") / "bulkhead" / "config.toml"
+
+
+def list_profiles(path: Path | None = None) -> tuple[tuple[str, ...], str | None]:
+    """Return the names of the profiles in ``path`` and the default one.
+
+    Raises:
+        ConfigError: no such file, or it is not of the form above.
+    """
+    table = _read_toml(path if path is not None else config_path())
+    return tuple(sorted(table.tables("profile"))), table.optional_text("default_profile")
+
+
+def load_profile(
+    name: str | None = None, *, path: Path | None = None, environ: Mapping[str, str] = os.environ
+) -> Profile:
+    """Return a profile, with every file it names read and checked.
+
+    Args:
+        name: None takes ``$BULKHEAD_PROFILE``, else ``default_profile``, else the only one.
+        path: None takes :func:`config_path`.
+        environ: environment variables.
+
+    Raises:
+        ConfigError: missing file or profile, unknown or missing key, wrong type, a secret that others can read.
+    """
+    where = path if path is not None else config_path(environ)
+    table = _read_toml(where)
+    profiles = table.tables("profile")
+    default = table.optional_text("default_profile")
+    table.end()
+    wanted = name or environ.get("BULKHEAD_PROFILE") or default
+    if wanted is None:
+        if len(profiles) != 1:
+            raise ConfigError(f"{where}: several profiles; name one with --profile or BULKHEAD_PROFILE")
+        wanted = next(iter(profiles))
+    if wanted not in profiles:
+        known = ", ".join(sorted(profiles)) or "none"
+        raise ConfigError(f"{where}: no profile {wanted!r}; there are: {known}")
+    return _profile(wanted, profiles[wanted], where)
+
+
+def _profile(name: str, table: "_Table", where: Path) -> Profile:
+    folder = where.parent
+    certificate, key = table.optional_text("client_certificate_file"), table.optional_text("client_key_file")
+    api_key_file = table.optional_text("api_key_file")
+    if (certificate is None) != (key is None):
+        raise table.wrong("client_certificate_file", "needs client_key_file beside it, and the reverse")
+    if (api_key_file is None) == (certificate is None):
+        raise table.wrong("api_key_file", "exactly one credential: api_key_file, or a client certificate")
+    profile = Profile(
+        name=name,
+        path=where,
+        address=table.text("address"),
+        ca_pem=_read(folder / table.text("ca_file"), what="ca_file"),
+        server_name=table.optional_text("server_name"),
+        api_key=None if api_key_file is None else _api_key(folder / api_key_file),
+        client_certificate_pem=None if certificate is None else _read(folder / certificate, what="client certificate"),
+        client_key_pem=None if key is None else _read(folder / key, what="client key", secret=True),
+        role=table.choice("role", ROLES, default="developer"),
+        log_vkey=table.optional_text("log_vkey"),
+        ticket_issuer=_ticket_issuer(table),
+        trust=_trust(table, folder),
+        development_mode=table.flag("development_mode"),
+        defaults=_defaults(table),
+    )
+    table.end()
+    return profile
+
+
+def _ticket_issuer(table: "_Table") -> TicketIssuerPin | None:
+    key, fingerprint = table.optional_text("ticket_issuer"), table.optional_text("ticket_issuer_fingerprint")
+    if key is not None and fingerprint is not None:
+        raise table.wrong("ticket_issuer", "give the key or its fingerprint, not both")
+    if key is not None:
+        try:
+            raw = b64decode(key, what="ticket_issuer")
+        except BulkheadError as error:
+            raise table.wrong("ticket_issuer", "expected base64") from error
+        if len(raw) != 32:
+            raise table.wrong("ticket_issuer", "expected the 32 bytes of an Ed25519 public key")
+        return TicketIssuerPin(fingerprint=hashlib.sha256(raw).digest())
+    if fingerprint is None:
+        return None
+    if not _HEX_32.fullmatch(fingerprint):
+        raise table.wrong("ticket_issuer_fingerprint", "expected 64 lower-case hexadecimal digits")
+    return TicketIssuerPin(fingerprint=bytes.fromhex(fingerprint))
+
+
+def _trust(table: "_Table", folder: Path) -> Mapping[str, object]:
+    inline, file = table.optional_table("trust"), table.optional_text("trust_policy_file")
+    if inline is not None and file is not None:
+        raise table.wrong("trust_policy_file", "there is a [trust] table too; keep one of them")
+    if file is not None:
+        return _read_toml(folder / file).rest()
+    return {} if inline is None else inline.rest()
+
+
+def _defaults(table: "_Table") -> SessionDefaults:
+    inner = table.optional_table("defaults")
+    if inner is None:
+        return SessionDefaults()
+    defaults = SessionDefaults(
+        model=inner.optional_text("model") or "",
+        tier=inner.choice("tier", ("", *TIERS), default=""),
+        region=inner.optional_text("region") or "",
+        purpose=inner.optional_text("purpose") or "",
+        data_classes=inner.texts("data_classes"),
+    )
+    inner.end()
+    return defaults
+
+
+def _api_key(path: Path) -> str:
+    text = _read(path, what="api_key_file", secret=True).decode("ascii", errors="replace").strip()
+    if not _API_KEY.fullmatch(text):
+        raise ConfigError(f"{path}: not an API key (bhk_<id>_<secret>)")
+    return text
+
+
+def _read(path: Path, *, what: str, secret: bool = False) -> bytes:
+    """Return the bytes of ``path``. A secret must be its owner's alone; that is checked on the file that is read."""
+    try:
+        with path.open("rb") as file:
+            mode = os.fstat(file.fileno()).st_mode
+            data = file.read(MAX_CREDENTIAL_BYTES + 1)
+    except OSError as error:
+        raise ConfigError(f"{what}: cannot read {path}: {error.strerror}") from error
+    if secret and mode & (stat.S_IRWXG | stat.S_IRWXO):
+        raise ConfigError(f"{what}: others can read {path}; run: chmod 600 {path}")
+    if not data or len(data) > MAX_CREDENTIAL_BYTES:
+        raise ConfigError(f"{what}: {path} is empty or above {MAX_CREDENTIAL_BYTES} bytes")
+    return data
+
+
+def _read_toml(path: Path) -> "_Table":
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_CONFIG_BYTES + 1)
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}; BULKHEAD_CONFIG names another file") from error
+    if len(data) > MAX_CONFIG_BYTES:
+        raise ConfigError(f"{path}: above {MAX_CONFIG_BYTES} bytes")
+    try:
+        return _Table(tomllib.loads(data.decode("utf-8")), str(path))
+    except ValueError as error:  # TOMLDecodeError and UnicodeDecodeError
+        raise ConfigError(f"{path}: not TOML: {error}") from error
+
+
+class _Table:
+    """A TOML table whose keys are taken one by one; :meth:`end` refuses what is left."""
+
+    def __init__(self, values: Mapping[str, object], where: str) -> None:
+        self._left = dict(values)
+        self._where = where
+
+    def wrong(self, key: str, why: str) -> ConfigError:
+        return ConfigError(f"{self._where}: {key}: {why}")
+
+    def optional_text(self, key: str) -> str | None:
+        value = self._left.pop(key, None)
+        if value is not None and (not isinstance(value, str) or not value):
+            raise self.wrong(key, "expected a non-empty string")
+        return value
+
+    def text(self, key: str) -> str:
+        value = self.optional_text(key)
+        if value is None:
+            raise self.wrong(key, "is missing")
+        return value
+
+    def texts(self, key: str) -> tuple[str, ...]:
+        value = self._left.pop(key, [])
+        if not isinstance(value, list) or not all(isinstance(item, str) and item for item in value):
+            raise self.wrong(key, "expected a list of strings")
+        return tuple(value)
+
+    def choice(self, key: str, allowed: tuple[str, ...], *, default: str) -> str:
+        value = self._left.pop(key, default)
+        if value not in allowed:
+            raise self.wrong(key, f"expected one of {', '.join(item for item in allowed if item)}")
+        return str(value)
+
+    def flag(self, key: str) -> bool:
+        value = self._left.pop(key, False)
+        if not isinstance(value, bool):
+            raise self.wrong(key, "expected true or false")
+        return value
+
+    def optional_table(self, key: str) -> "_Table | None":
+        value = self._left.pop(key, None)
+        if value is None:
+            return None
+        if not isinstance(value, dict):
+            raise self.wrong(key, "expected a table")
+        return _Table(value, f"{self._where}: {key}")
+
+    def tables(self, key: str) -> dict[str, "_Table"]:
+        value = self._left.pop(key, {})
+        if not isinstance(value, dict) or not all(isinstance(item, dict) for item in value.values()):
+            raise self.wrong(key, f"expected tables [{key}.<name>]")
+        return {name: _Table(item, f"{self._where}: {key}.{name}") for name, item in value.items()}
+
+    def rest(self) -> Mapping[str, object]:
+        left, self._left = self._left, {}
+        return left
+
+    def end(self) -> None:
+        if self._left:
+            raise ConfigError(f"{self._where}: unknown key {min(self._left)!r}")

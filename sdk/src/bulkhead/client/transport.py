@@ -1,0 +1,290 @@
+"""gRPC channels of the SDK: TLS with own roots, bounded calls, deadlines, retries, and our errors only.
+
+Rules that hold for every call made here:
+
+* a unary call has a deadline below 30 s (gRPC core gives up on a pending call after 30 s, at random among them);
+* at most :data:`MAX_UNARY_IN_FLIGHT` unary calls are in flight on a channel, the others wait inside their deadline
+  (above about 1,000 pending, core rejects calls with CANCELLED before any handler sees them);
+* a call is repeated only if the caller calls it idempotent, and only after UNAVAILABLE or a CANCELLED that the server
+  side sent; at most :attr:`RetryPolicy.attempts` times, with full jitter, inside the same deadline;
+* a stream has an idle limit between messages as well as a total deadline: a peer that goes silent is an error;
+* an exception of grpc never leaves: :mod:`bulkhead.client.status` maps it.
+"""
+
+import asyncio
+import random
+import re
+import time
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Final, Self, TypeVar, cast
+
+import grpc
+import grpc.aio
+from google.protobuf.message import Message
+
+from bulkhead.client.status import Peer, error_from_rpc
+from bulkhead.errors import (
+    BulkheadError,
+    ConfigError,
+    ConnectionFailedError,
+    DeadlineError,
+    InvalidRequestError,
+    MessageTooLargeError,
+)
+
+__all__ = [
+    "MAX_DEADLINE_S",
+    "MAX_REQUEST_BYTES",
+    "MAX_UNARY_IN_FLIGHT",
+    "Channel",
+    "RetryPolicy",
+    "check_address",
+]
+
+MAX_UNARY_IN_FLIGHT: Final = 64
+MAX_OPENS_IN_FLIGHT: Final = 64  # streams have a gate of their own, so that a slow open never holds back a renewal
+DEFAULT_DEADLINE_S: Final = 20.0
+MAX_DEADLINE_S: Final = 29.0
+MAX_REQUEST_BYTES: Final = 4 * 1024 * 1024  # what a gRPC server takes by default; larger is refused here, unsent
+MAX_RESPONSE_BYTES: Final = 4 * 1024 * 1024
+_ADDRESS: Final = re.compile(
+    r"(?:\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9](?:[A-Za-z0-9.-]{0,252}[A-Za-z0-9])?):([0-9]{1,5})"
+)
+
+_RETRIED_STATUS: Final = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED})
+_FINAL_CODES: Final = frozenset({"WORKER_LOST", "AUDIT_LEASE_EXPIRED", "LOG_FORK"})
+"""Codes under UNAVAILABLE that repeating the same call cannot heal."""
+
+Request = TypeVar("Request", bound=Message)
+Response = TypeVar("Response", bound=Message)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetryPolicy:
+    """How often and how slowly an idempotent call is repeated.
+
+    The wait before repetition n (from 0) is drawn evenly from 0 to ``min(base_s * 2**n, cap_s)``.
+    """
+
+    attempts: int = 3
+    base_s: float = 0.1
+    cap_s: float = 1.0
+
+
+def check_address(address: str, what: str) -> str:
+    """Return ``address`` if it is ``host:port`` or ``[ipv6]:port``: no other gRPC scheme (unix:, xds:) is dialled.
+
+    Raises:
+        InvalidRequestError: it is something else.
+    """
+    match = _ADDRESS.fullmatch(address)
+    if match is None or not 0 < int(match[1]) <= 65_535:
+        raise InvalidRequestError(f"{what}: expected host:port")
+    return address
+
+
+class Channel:
+    """One TLS connection to a peer.
+
+    Args:
+        peer: whom it reaches; decides what a lost connection means.
+        address: ``host:port``.
+        roots_pem: the only certificates that may sign the server's; for a worker its own self-signed certificate.
+        server_name: name that the server's certificate must have, if it differs from the address's host; also sent as
+            TLS server name, by which a tray's ingress relays.
+        client_certificate_pem: certificate chain for mutual TLS, with ``client_key_pem``.
+        client_key_pem: PEM private key of the client certificate.
+        streams_in_flight: how many streams run at once; further ones wait inside their deadline.
+        api_key: sent as ``authorization: Bearer`` with every call; never logged.
+        retry: see :class:`RetryPolicy`.
+        clock: monotonic seconds.
+        jitter: even draw from [0, 1).
+    """
+
+    def __init__(
+        self,
+        *,
+        peer: Peer,
+        address: str,
+        roots_pem: bytes,
+        server_name: str | None = None,
+        client_certificate_pem: bytes | None = None,
+        client_key_pem: bytes | None = None,
+        api_key: str | None = None,
+        streams_in_flight: int = MAX_OPENS_IN_FLIGHT,
+        retry: RetryPolicy | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        if (client_certificate_pem is None) != (client_key_pem is None):
+            raise ConfigError("a client certificate needs its key, and a key its certificate")
+        options: list[tuple[str, str | int]] = [
+            ("grpc.max_receive_message_length", MAX_RESPONSE_BYTES),
+            ("grpc.max_send_message_length", MAX_REQUEST_BYTES),
+            ("grpc.use_local_subchannel_pool", 1),  # no connection is shared with another client of this process
+            ("grpc.service_config_disable_resolution", 1),  # DNS must not decide how calls behave
+            ("grpc.initial_reconnect_backoff_ms", 100),
+            ("grpc.min_reconnect_backoff_ms", 1_000),
+            ("grpc.max_reconnect_backoff_ms", 2_000),
+        ]
+        if server_name is not None:
+            options += [("grpc.ssl_target_name_override", server_name), ("grpc.default_authority", server_name)]
+        credentials = grpc.ssl_channel_credentials(
+            root_certificates=roots_pem, private_key=client_key_pem, certificate_chain=client_certificate_pem
+        )
+        self.raw: Final = grpc.aio.secure_channel(
+            f"dns:///{check_address(address, 'address')}", credentials, options=options
+        )
+        """For generated stubs; calls go through :meth:`unary` and :meth:`stream`."""
+        self._peer = peer
+        self._metadata: tuple[tuple[str, str], ...] = (("authorization", f"Bearer {api_key}"),) if api_key else ()
+        self._retry = retry if retry is not None else RetryPolicy()
+        self._clock = clock
+        self._jitter = jitter
+        self._unary_gate = asyncio.Semaphore(MAX_UNARY_IN_FLIGHT)
+        self._stream_gate = asyncio.Semaphore(streams_in_flight)
+        self._closed = False
+
+    async def unary(
+        self,
+        method: "grpc.aio.UnaryUnaryMultiCallable[Request, Response]",
+        request: Request,
+        *,
+        idempotent: bool,
+        deadline_s: float = DEFAULT_DEADLINE_S,
+    ) -> Response:
+        """Call a unary method.
+
+        Args:
+            method: of a generated stub made from :attr:`raw`.
+            request: its request.
+            idempotent: whether repeating it after an unknown outcome does no harm.
+            deadline_s: for everything: waiting for a slot, every attempt and the pauses between; at most 29 s.
+
+        Raises:
+            BulkheadError: the peer's error restored, or :class:`ConnectionFailedError`, :class:`DeadlineError`,
+                :class:`MessageTooLargeError`.
+        """
+        if not 0 < deadline_s <= MAX_DEADLINE_S:
+            raise InvalidRequestError(f"a unary deadline is above 0 and at most {MAX_DEADLINE_S:.0f} s")
+        self._check(request)
+        until = self._clock() + deadline_s
+        try:
+            async with asyncio.timeout(deadline_s), self._unary_gate:
+                return await self._attempts(method, request, idempotent=idempotent, until=until)
+        except TimeoutError as error:
+            raise DeadlineError(f"{self._peer.value}: no answer within {deadline_s:g} s") from error
+
+    async def stream(
+        self,
+        method: "grpc.aio.UnaryStreamMultiCallable[Request, Response]",
+        request: Request,
+        *,
+        deadline_s: float,
+        idle_s: float,
+    ) -> AsyncGenerator[Response, None]:
+        """Call a server-streaming method and yield its messages; a normal end is the server's OK status.
+
+        Closing the generator cancels the call. Never repeated here: the caller knows whether it may be.
+
+        Args:
+            method: of a generated stub made from :attr:`raw`.
+            request: its request.
+            deadline_s: for the whole stream.
+            idle_s: longest wait for one message.
+
+        Raises:
+            BulkheadError: as :meth:`unary`.
+        """
+        self._check(request)
+        try:
+            async with asyncio.timeout(deadline_s):
+                await self._stream_gate.acquire()
+        except TimeoutError as error:
+            raise DeadlineError(f"{self._peer.value}: too many calls in flight for {deadline_s:g} s") from error
+        try:
+            async with aclosing(self._messages(method, request, deadline_s=deadline_s, idle_s=idle_s)) as messages:
+                async for message in messages:
+                    yield message
+        finally:
+            self._stream_gate.release()
+
+    async def close(self) -> None:
+        """End every call and the connection. Repeating it does nothing."""
+        if not self._closed:
+            self._closed = True
+            await self.raw.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def _attempts(
+        self,
+        method: "grpc.aio.UnaryUnaryMultiCallable[Request, Response]",
+        request: Request,
+        *,
+        idempotent: bool,
+        until: float,
+    ) -> Response:
+        attempt = 0
+        while True:
+            try:
+                return await method(request, timeout=max(until - self._clock(), 0.001), metadata=self._metadata)
+            except grpc.aio.AioRpcError as error:
+                ours = error_from_rpc(error, self._peer)
+                attempt += 1
+                if not idempotent or attempt >= self._retry.attempts or not _may_repeat(error, ours):
+                    raise ours from error
+            except asyncio.CancelledError:
+                self._raise_if_closed()
+                raise
+            await asyncio.sleep(self._jitter() * min(self._retry.base_s * 2 ** (attempt - 1), self._retry.cap_s))
+
+    async def _messages(
+        self,
+        method: "grpc.aio.UnaryStreamMultiCallable[Request, Response]",
+        request: Request,
+        *,
+        deadline_s: float,
+        idle_s: float,
+    ) -> AsyncGenerator[Response, None]:
+        call = method(request, timeout=deadline_s, metadata=self._metadata)
+        try:
+            while True:
+                async with asyncio.timeout(idle_s):
+                    message = await call.read()
+                if message is grpc.aio.EOF:
+                    return
+                yield cast("Response", message)
+        except TimeoutError as error:
+            raise DeadlineError(f"{self._peer.value}: silent for {idle_s:g} s") from error
+        except grpc.aio.AioRpcError as error:
+            raise error_from_rpc(error, self._peer) from error
+        except asyncio.CancelledError:
+            self._raise_if_closed()
+            raise
+        finally:
+            call.cancel()
+
+    def _check(self, request: Message) -> None:
+        self._raise_if_closed()
+        size = request.ByteSize()
+        if size > MAX_REQUEST_BYTES:
+            raise MessageTooLargeError(f"the request has {size} bytes; at most {MAX_REQUEST_BYTES} are sent")
+
+    def _raise_if_closed(self) -> None:
+        if self._closed:
+            raise ConnectionFailedError(f"{self._peer.value}: this client has been closed")
+
+
+def _may_repeat(error: grpc.aio.AioRpcError, ours: BulkheadError) -> bool:
+    """Return whether the same call may succeed if sent again. A cancellation by this side never gets here."""
+    return error.code() in _RETRIED_STATUS and ours.code not in _FINAL_CODES
