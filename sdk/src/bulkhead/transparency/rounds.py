@@ -1,0 +1,104 @@
+"""Rounds of the platform's log: each commits to one head of every tenant's log, and shows a tenant its own only.
+
+A round's leaf is a record with action ``log.round`` and ``data`` {round, slots, root}. The root is RFC 6962's over one
+leaf per slot, ``lp(round) ‖ lp(slot) ‖ lp(salt) ‖ lp(checkpoint text)`` with round and slot as 8 bytes big-endian. A
+tenant's slot stands in leaf 0 of its log. The salt (32 bytes, secret, new for each round and slot) hides the
+neighbours' heads: a path's hashes tell nothing about what they were made from.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+from bulkhead.encoding import MAX_SAFE_INTEGER, lp_join
+from bulkhead.errors import InclusionError, RecordError
+from bulkhead.transparency.checkpoint import Checkpoint
+from bulkhead.transparency.merkle import leaf_hash, verify_inclusion
+from bulkhead.transparency.receipt import AuditReceipt, verify_receipt
+
+__all__ = ["ROUND_ACTION", "SALT_BYTES", "RoundPath", "VerifiedRound", "round_leaf", "verify_round_path"]
+
+ROUND_ACTION: Final = "log.round"
+SALT_BYTES: Final = 32
+
+
+@dataclass(frozen=True, slots=True)
+class RoundPath:
+    """What ties a tenant's log to a round of the platform's log; nothing in it is verified yet.
+
+    Attributes:
+        slot: the tenant's slot.
+        salt: 32 bytes.
+        checkpoint_text: the text (unsigned) of the tenant's checkpoint that the round commits to.
+        path: from the slot's leaf to the round's root, the leaf's sibling first.
+        receipt: the round's record in the platform's log.
+    """
+
+    slot: int
+    salt: bytes
+    checkpoint_text: str
+    path: tuple[bytes, ...]
+    receipt: AuditReceipt
+
+
+@dataclass(frozen=True, slots=True)
+class VerifiedRound:
+    """A round that commits to exactly one head of the tenant's log. Made by :func:`verify_round_path` only.
+
+    Attributes:
+        round: its number.
+        ts_us: when the platform recorded it, by its own clock.
+        checkpoint: the tenant's head in it.
+        platform_size: tree size of the platform's log that was verified.
+    """
+
+    round: int
+    ts_us: int
+    checkpoint: Checkpoint
+    platform_size: int
+
+
+def round_leaf(*, round_number: int, slot: int, salt: bytes, checkpoint_text: str) -> bytes:
+    """Return the leaf (not yet hashed) of one slot of a round."""
+    return lp_join(round_number.to_bytes(8, "big"), slot.to_bytes(8, "big"), salt, checkpoint_text.encode("utf-8"))
+
+
+def verify_round_path(
+    path: RoundPath, *, slot: int, origin: str, platform_vkey: str, platform_origin: str
+) -> VerifiedRound:
+    """Verify that a round of the platform's log commits to a head of the tenant's log ``origin``.
+
+    1. The round's record is in the platform's log under its pinned key, and is a round.
+    2. The tenant's checkpoint is of ``origin`` and stands in ``slot`` of the round.
+
+    With the caller: that ``slot`` is the one in leaf 0 of its log, and that the checkpoint is consistent with those
+    it has seen.
+
+    Raises:
+        CheckpointError: the platform's checkpoint does not hold, or the tenant's is of another log.
+        InclusionError: the record or the slot is not where it should be.
+        RecordError: the platform's record is not a round.
+    """
+    verified = verify_receipt(path.receipt, vkey=platform_vkey, origin=platform_origin)  # 1
+    data = verified.fields.data
+    number, slots, root_hex = data.get("round"), data.get("slots"), data.get("root")
+    if (
+        verified.fields.action != ROUND_ACTION
+        or type(number) is not int
+        or not 0 <= number <= MAX_SAFE_INTEGER
+        or type(slots) is not int
+        or not isinstance(root_hex, str)
+        or len(root_hex) != 64
+    ):
+        raise RecordError("the platform's record is not a round")
+    try:
+        root = bytes.fromhex(root_hex)
+    except ValueError as error:
+        raise RecordError("the round's root is not a hash") from error
+    checkpoint = Checkpoint.parse(path.checkpoint_text)  # 2
+    if checkpoint.origin != origin or path.slot != slot:
+        raise InclusionError("the round's path is of another log")
+    if len(path.salt) != SALT_BYTES:
+        raise InclusionError(f"a round's salt is {SALT_BYTES} bytes")
+    leaf = round_leaf(round_number=number, slot=slot, salt=path.salt, checkpoint_text=path.checkpoint_text)
+    verify_inclusion(index=slot, size=slots, leaf=leaf_hash(leaf), proof=path.path, root=root)
+    return VerifiedRound(number, verified.fields.ts_us, checkpoint, verified.size)
