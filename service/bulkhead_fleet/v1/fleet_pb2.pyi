@@ -110,6 +110,7 @@ class Hello(_message.Message):
     INVENTORY_FIELD_NUMBER: _builtins.int
     PARTITIONS_FIELD_NUMBER: _builtins.int
     EVIDENCE_PUBLIC_KEY_FIELD_NUMBER: _builtins.int
+    SPOOL_ID_FIELD_NUMBER: _builtins.int
     agent_id: _builtins.str
     boot_id: _builtins.str
     """Changes with every start of the agent process."""
@@ -117,6 +118,8 @@ class Hello(_message.Message):
     """Highest event sequence in the agent's spool; 0 when it is empty."""
     evidence_public_key: _builtins.bytes
     """The key that signs operator or simulated evidence: Ed25519, 32 bytes."""
+    spool_id: _builtins.str
+    """Identifies the spool that numbers the events; a spool that was lost and made anew has another one."""
     @_builtins.property
     def inventory(self) -> Global___Inventory: ...
     @_builtins.property
@@ -132,10 +135,11 @@ class Hello(_message.Message):
         inventory: Global___Inventory | None = ...,
         partitions: _abc.Iterable[Global___PartitionStatus] | None = ...,
         evidence_public_key: _builtins.bytes = ...,
+        spool_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["inventory", b"inventory"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "boot_id", b"boot_id", "evidence_public_key", b"evidence_public_key", "inventory", b"inventory", "last_event_seq", b"last_event_seq", "partitions", b"partitions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "boot_id", b"boot_id", "evidence_public_key", b"evidence_public_key", "inventory", b"inventory", "last_event_seq", b"last_event_seq", "partitions", b"partitions", "spool_id", b"spool_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -148,7 +152,7 @@ class Welcome(_message.Message):
     COMMITTED_EVENT_SEQ_FIELD_NUMBER: _builtins.int
     TICKET_ISSUERS_FIELD_NUMBER: _builtins.int
     committed_event_seq: _builtins.int
-    """Events up to and including this one are committed already."""
+    """Events of the hello's spool up to and including this one are committed already; 0 for a spool not seen before."""
     @_builtins.property
     def ticket_issuers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
         """Ed25519 public keys (32 bytes) that may sign tickets."""
@@ -680,7 +684,7 @@ Global___Failure: _TypeAlias = Failure  # noqa: Y015
 
 @_typing.final
 class Event(_message.Message):
-    """Something that must reach the audit log; numbered without gaps per boot, spooled durably first."""
+    """Something that must reach the audit log; numbered without gaps per spool from 1, spooled durably first."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
