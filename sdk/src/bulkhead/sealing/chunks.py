@@ -1,0 +1,132 @@
+"""Chunk streams: AES-256-GCM under per-direction keys with counter nonces (docs/protocol.md section 5).
+
+A chunk on the wire is one byte (1 if final, else 0), then ciphertext and tag. The nonce is the direction's 12-byte
+base XOR the counter (u96, from 0); the AAD is direction (u8), counter (u32) and final flag (u8). So a chunk opens
+only in its direction, at its place and as final as it was sealed. The states: open until the final chunk, then
+closed; the first chunk that does not open closes an opener for good.
+"""
+
+import struct
+from enum import IntEnum
+from typing import Final
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from bulkhead.errors import SealError
+from bulkhead.sealing.hpke import TAG_BYTES
+from bulkhead.sealing.padding import MAX_CHUNK_BYTES
+
+__all__ = [
+    "KEY_MATERIAL_BYTES",
+    "MAX_CHUNKS",
+    "MAX_CHUNK_WIRE_BYTES",
+    "ChunkOpener",
+    "ChunkSealer",
+    "Direction",
+]
+
+MAX_CHUNKS: Final = 2**20  # with 64 KiB each far below GCM's limits for one key (NIST SP 800-38D section 8.3)
+MAX_CHUNK_WIRE_BYTES: Final = 1 + MAX_CHUNK_BYTES + TAG_BYTES
+_KEY_BYTES: Final = 32
+_NONCE_BYTES: Final = 12
+KEY_MATERIAL_BYTES: Final = _KEY_BYTES + _NONCE_BYTES
+_MIN_WIRE_BYTES: Final = 1 + TAG_BYTES
+_AAD: Final = struct.Struct(">BIB")
+_FLAG: Final = (b"\0", b"\1")
+
+
+class Direction(IntEnum):
+    """Which way a stream runs; first byte of each chunk's AAD."""
+
+    CLIENT_TO_SERVER = 1
+    SERVER_TO_CLIENT = 2
+
+
+class _Stream:
+    __slots__ = ("_aead", "_base", "_closed", "_counter", "_direction")
+
+    def __init__(self, key_material: bytes, direction: Direction) -> None:
+        if len(key_material) != KEY_MATERIAL_BYTES:
+            raise SealError(f"chunk key material is {KEY_MATERIAL_BYTES} bytes")
+        self._aead = AESGCM(key_material[:_KEY_BYTES])
+        self._base = int.from_bytes(key_material[_KEY_BYTES:], "big")
+        self._direction = int(direction)
+        self._counter = 0
+        self._closed = False
+
+    @property
+    def closed(self) -> bool:
+        """Whether no further chunk is possible."""
+        return self._closed
+
+    @property
+    def count(self) -> int:
+        """Chunks sealed or opened so far."""
+        return self._counter
+
+
+class ChunkSealer(_Stream):
+    """Seals one direction of one request.
+
+    Args:
+        key_material: 44 bytes, AES-256 key and nonce base; used for this stream only.
+        direction: of the stream.
+    """
+
+    __slots__ = ()
+
+    def seal(self, plaintext: bytes, *, final: bool = False) -> bytes:
+        """Return the next chunk as it goes on the wire.
+
+        Args:
+            plaintext: at most 65,536 bytes, as :func:`bulkhead.sealing.padding.pad` makes them.
+            final: closes the stream.
+
+        Raises:
+            SealError: the stream is closed, has 2^20 chunks (the last must be final), or the plaintext is too long.
+        """
+        counter = self._counter
+        if self._closed or counter >= MAX_CHUNKS or (counter == MAX_CHUNKS - 1 and not final):
+            raise SealError("no further chunk fits in this stream")
+        if len(plaintext) > MAX_CHUNK_BYTES:
+            raise SealError(f"a chunk is at most {MAX_CHUNK_BYTES} bytes")
+        nonce = (self._base ^ counter).to_bytes(_NONCE_BYTES, "big")
+        sealed = self._aead.encrypt(nonce, plaintext, _AAD.pack(self._direction, counter, final))
+        self._counter = counter + 1
+        self._closed = final
+        return _FLAG[final] + sealed
+
+
+class ChunkOpener(_Stream):
+    """Opens one direction of one request.
+
+    Args:
+        key_material: 44 bytes, AES-256 key and nonce base; used for this stream only.
+        direction: of the stream.
+    """
+
+    __slots__ = ()
+
+    def open(self, chunk: bytes) -> tuple[bytes, bool]:
+        """Return plaintext and final flag of the next chunk (untrusted bytes).
+
+        Raises:
+            SealError: altered, cut, reordered, repeated, reflected, from another stream, or after the end. The
+                stream is closed then and nothing more opens.
+        """
+        counter = self._counter
+        closed, self._closed = self._closed, True
+        if closed or counter >= MAX_CHUNKS:
+            raise SealError("a chunk after the end of its stream")
+        if not _MIN_WIRE_BYTES <= len(chunk) <= MAX_CHUNK_WIRE_BYTES or chunk[0] > 1:
+            raise SealError("a chunk is malformed")
+        nonce = (self._base ^ counter).to_bytes(_NONCE_BYTES, "big")
+        final = chunk[0] == 1
+        try:
+            plaintext = self._aead.decrypt(nonce, memoryview(chunk)[1:], _AAD.pack(self._direction, counter, final))
+        except InvalidTag as error:
+            raise SealError("a chunk was altered, moved, repeated or taken from another stream") from error
+        self._counter = counter + 1
+        self._closed = final
+        return plaintext, final
