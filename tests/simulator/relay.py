@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from types import TracebackType
+from typing import Self
 
 __all__ = ["RecordingRelay"]
 
@@ -38,7 +39,7 @@ class RecordingRelay:
         """Every byte so far, in the order it was read, both directions."""
         return b"".join(self._recorded)
 
-    def __enter__(self) -> "RecordingRelay":
+    def __enter__(self) -> Self:
         self._thread.start()
         starting = asyncio.run_coroutine_threadsafe(asyncio.start_server(self._serve, "127.0.0.1", 0), self._loop)
         self._server = starting.result(_START_TIMEOUT_S)
