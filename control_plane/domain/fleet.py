@@ -1,0 +1,288 @@
+"""What node agents say and are told, as values: inventory, commands, results, events.
+
+Everything an agent sends is untrusted until it is checked here or by the service that receives it; counts are bounded
+so that one broken tray cannot fill the control plane's memory.
+"""
+
+from dataclasses import dataclass
+from typing import Final, TypeAlias
+
+from bulkhead import ids
+from bulkhead.errors import InvalidRequestError, UnsupportedError
+from control_plane.domain.tiers import Tier
+from control_plane.placement.geometry import (
+    MAX_COMPUTE_SLICES,
+    MEMORY_SLICES_PER_GPU,
+    MigProfile,
+    check_profiles,
+)
+
+__all__ = [
+    "EVIDENCE_KINDS",
+    "AttestOrder",
+    "Attested",
+    "CreateOrder",
+    "Failure",
+    "GpuInfo",
+    "Hello",
+    "Inventory",
+    "Order",
+    "Outcome",
+    "PartitionCreated",
+    "PartitionReport",
+    "PartitionStep",
+    "ReceiptReported",
+    "RefusalReported",
+    "ReleaseOrder",
+    "Released",
+    "SpooledEvent",
+]
+
+MAX_GPUS: Final = 16  # a GB300 compute tray has 4, an HGX board 8
+MAX_PROFILES: Final = 32  # NVML knows 18 GPU-instance profiles
+MAX_PARTITIONS: Final = 256  # 16 GPUs of 7 instances, and process slots
+MAX_PROCESS_SLOTS: Final = 128
+MAX_TEXT_CHARS: Final = 256
+EVIDENCE_KEY_BYTES: Final = 32  # Ed25519
+EVIDENCE_KINDS: Final = ("operator", "simulated")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GpuInfo:
+    """One GPU of a tray."""
+
+    uuid: str
+    index: int
+    product: str
+    memory_mib: int
+    memory_slices: int
+    compute_slices: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inventory:
+    """What a compute tray has, as its agent reports it.
+
+    Attributes:
+        tiers: tiers that the agent can serve; never ``confidential``, which no agent of this build can show.
+        profiles: MIG geometry of all GPUs of the tray.
+        ingress_address: host:port of the tray's ingress.
+        evidence_kind: ``operator`` or ``simulated``.
+        process_slots: largest number of ``process`` partitions.
+    """
+
+    rack: str
+    tray: int
+    region: str
+    simulated: bool
+    tiers: frozenset[Tier]
+    gpus: tuple[GpuInfo, ...]
+    profiles: tuple[MigProfile, ...]
+    ingress_address: str
+    evidence_kind: str
+    process_slots: int
+    driver_version: str
+
+    def check(self) -> None:
+        """Refuse an inventory that nothing may be planned with.
+
+        Raises:
+            InvalidRequestError: a field is out of bounds, two GPUs share a UUID or index, or simulation is hidden.
+            UnsupportedError: tier ``confidential``, or MIG geometry that is not the known one.
+        """
+        ids.check_name(self.rack, "inventory.rack")
+        ids.check_name(self.region, "inventory.region")
+        if not self.tiers or Tier.CONFIDENTIAL in self.tiers:
+            raise UnsupportedError(
+                "inventory.tiers: this build has no verifier for tier confidential, or none is named"
+            )
+        if self.evidence_kind not in EVIDENCE_KINDS or self.simulated != (self.evidence_kind == "simulated"):
+            raise InvalidRequestError("inventory.evidence_kind: simulated exactly when the tray is")
+        if not 0 <= self.process_slots <= MAX_PROCESS_SLOTS or len(self.gpus) > MAX_GPUS:
+            raise InvalidRequestError(f"inventory: at most {MAX_PROCESS_SLOTS} process slots and {MAX_GPUS} GPUs")
+        if not 0 < len(self.ingress_address) <= MAX_TEXT_CHARS or ":" not in self.ingress_address:
+            raise InvalidRequestError("inventory.ingress_address: host:port")
+        self._check_gpus()
+        if Tier.MIG in self.tiers:
+            self._check_mig()
+
+    def _check_gpus(self) -> None:
+        if (self.tiers & {Tier.MIG, Tier.GPU}) and not self.gpus:
+            raise InvalidRequestError("inventory.gpus: tiers mig and gpu need some")
+        if len({gpu.uuid for gpu in self.gpus}) != len(self.gpus) or len({g.index for g in self.gpus}) != len(
+            self.gpus
+        ):
+            raise InvalidRequestError("inventory.gpus: a UUID or index stands twice")
+        for gpu in self.gpus:
+            if not 0 < len(gpu.uuid) <= MAX_TEXT_CHARS or gpu.memory_mib <= 0 or len(gpu.product) > MAX_TEXT_CHARS:
+                raise InvalidRequestError("inventory.gpus: a UUID, a product and memory are needed")
+
+    def _check_mig(self) -> None:
+        if len(self.profiles) > MAX_PROFILES:
+            raise InvalidRequestError(f"inventory.mig_profiles: at most {MAX_PROFILES}")
+        for gpu in self.gpus:
+            if (gpu.memory_slices, gpu.compute_slices) != (MEMORY_SLICES_PER_GPU, MAX_COMPUTE_SLICES):
+                raise UnsupportedError(
+                    "inventory.gpus: MIG is planned for boards of 8 memory and 7 compute slices only"
+                )
+        check_profiles(self.profiles, gpu_memory_mib=min(gpu.memory_mib for gpu in self.gpus))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartitionReport:
+    """What an agent says of one partition that it runs. ``fence`` is the version it was created under."""
+
+    partition_id: str
+    fence: int
+    state: str
+    running_requests: int = 0
+    unacknowledged_receipts: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hello:
+    """First message of an agent's stream. The identity in it is compared with the peer certificate's."""
+
+    agent_id: str
+    boot_id: str
+    spool_id: str
+    last_event_seq: int
+    inventory: Inventory
+    partitions: tuple[PartitionReport, ...]
+    evidence_public_key: bytes
+
+    def check(self) -> None:
+        """Refuse a malformed greeting.
+
+        Raises:
+            InvalidRequestError: a field is out of bounds.
+            UnsupportedError: as :meth:`Inventory.check`.
+        """
+        ids.check_name(self.agent_id, "agent_id")
+        for name, value in (("boot_id", self.boot_id), ("spool_id", self.spool_id)):
+            if not 0 < len(value) <= ids.MAX_ID_LENGTH:
+                raise InvalidRequestError(f"{name}: 1 to {ids.MAX_ID_LENGTH} characters")
+        if len(self.evidence_public_key) != EVIDENCE_KEY_BYTES:
+            raise InvalidRequestError(f"evidence_public_key: an Ed25519 public key of {EVIDENCE_KEY_BYTES} bytes")
+        if len(self.partitions) > MAX_PARTITIONS:
+            raise InvalidRequestError(f"partitions: at most {MAX_PARTITIONS}")
+        self.inventory.check()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CreateOrder:
+    """Start a worker on a place."""
+
+    tenant_id: str
+    tier: Tier
+    gpu_uuids: tuple[str, ...]
+    mig_profile_id: int
+    memory_slice_start: int
+    memory_slices: int
+    model_name: str
+    model_path: str
+    model_digest: bytes
+    memory_mib: int
+    max_output_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttestOrder:
+    """Fresh evidence for one open, no longer valid than ``not_after_unix_s``."""
+
+    nonce: bytes
+    session_context: bytes
+    not_after_unix_s: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReleaseOrder:
+    """End the worker, scrub, give the place back. Running requests may finish until ``drain_until_unix_ms``."""
+
+    reason: str
+    drain_until_unix_ms: int
+
+
+Order: TypeAlias = CreateOrder | AttestOrder | ReleaseOrder
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartitionCreated:
+    """The worker runs; its keys are unproven until evidence is appraised."""
+
+    authority: str
+    worker_certificate: bytes
+    keyset: bytes
+    context_length: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attested:
+    """Evidence, to be appraised."""
+
+    evidence: bytes
+    keyset: bytes
+    worker_certificate: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Released:
+    """The worker is gone; ``scrubbed`` says whether its memory is proven clean."""
+
+    scrubbed: bool
+    detail: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """The agent could not; ``code`` is of the error tree."""
+
+    code: str
+    message: str
+
+
+Outcome: TypeAlias = PartitionCreated | Attested | Released | Failure
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReceiptReported:
+    """Digest and counts of one served request."""
+
+    session_id: str
+    tenant_id: str
+    request_id: str
+    receipt_digest: bytes
+    prompt_tokens: int
+    completion_tokens: int
+    status: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartitionStep:
+    """A step of the life cycle that the agent took or saw by itself."""
+
+    tenant_id: str
+    from_state: str
+    to_state: str
+    reason: str
+    fence: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RefusalReported:
+    """A request that a worker refused. Session and tenant are empty where the ticket was not readable."""
+
+    code: str
+    session_id: str
+    tenant_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpooledEvent:
+    """One numbered event of an agent's spool; it is acknowledged once it is in the audit log."""
+
+    spool_id: str
+    seq: int
+    partition_id: str
+    ts_us: int
+    event: ReceiptReported | PartitionStep | RefusalReported
