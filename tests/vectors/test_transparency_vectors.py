@@ -3,7 +3,6 @@
 import base64
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,10 +19,9 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def _cases(kind: str) -> Iterator[object]:
+def _cases(kind: str) -> list[object]:
     base = _VECTORS / "merkle-rfc6962" / "testdata" / kind
-    for path in sorted(base.rglob("*.json")):
-        yield pytest.param(path, id=str(path.relative_to(base)))
+    return [pytest.param(path, id=str(path.relative_to(base))) for path in sorted(base.rglob("*.json"))]
 
 
 def _note_vectors() -> dict:

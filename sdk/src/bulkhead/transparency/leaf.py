@@ -17,7 +17,7 @@ from bulkhead.encoding import MAX_SAFE_INTEGER, Json, parse_canonical
 from bulkhead.errors import InvalidRequestError, MalformedRequestError, RecordError
 from bulkhead.ids import RECORD, check_id
 
-__all__ = ["MAX_LEAF_BYTES", "SCHEMA_VERSION", "Cause", "LeafFields", "Resource", "parse_leaf"]
+__all__ = ["MAX_LEAF_BYTES", "SCHEMA_VERSION", "Cause", "LeafFields", "Resource", "parse_leaf", "read_fields"]
 
 SCHEMA_VERSION: Final = 1
 MAX_LEAF_BYTES: Final = 16 * 1024  # a tile bundle's entry length is 16 bits; a quarter of it keeps bundles readable
@@ -117,7 +117,16 @@ def parse_leaf(leaf: bytes) -> LeafFields:
         raw = parse_canonical(leaf, max_bytes=MAX_LEAF_BYTES, what="record")
     except MalformedRequestError as error:
         raise RecordError(error.message) from error
-    return _Reader(raw).fields()
+    return read_fields(raw)
+
+
+def read_fields(raw: Mapping[str, Json]) -> LeafFields:
+    """Read the fields of a record that is parsed already; a writer checks what it is about to encode with it.
+
+    Raises:
+        RecordError: see :func:`parse_leaf`; encoding and size are not looked at here.
+    """
+    return _Reader(dict(raw)).fields()
 
 
 class _Reader:

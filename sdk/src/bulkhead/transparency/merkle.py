@@ -192,12 +192,12 @@ def verify_consistency(
     """
     if not 0 < old_size <= new_size <= MAX_TREE_SIZE:
         raise ConsistencyError(f"sizes {old_size} and {new_size} cannot be compared")
-    if any(len(item) != HASH_BYTES for item in (old_root, new_root, *proof)):
-        raise ConsistencyError("a hash is 32 bytes")
     if old_size == new_size:
         if proof or old_root != new_root:
             raise ConsistencyError(f"two roots for size {old_size}: the log has forked")
         return
+    if any(len(item) != HASH_BYTES for item in (old_root, new_root, *proof)):
+        raise ConsistencyError("a hash is 32 bytes")
     shift = (old_size & -old_size).bit_length() - 1
     inner = ((old_size - 1) ^ (new_size - 1)).bit_length() - shift
     border = ((old_size - 1) >> (inner + shift)).bit_count()
