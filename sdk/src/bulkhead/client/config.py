@@ -13,7 +13,7 @@
     client_key_file = "acme-key.pem"        # mode 0600
     role = "developer"                      # developer, officer or admin; for early errors only
     log_vkey = "audit.example/t/…+…"        # verifier key of the tenant's audit log
-    ticket_issuer = "base64"                # Ed25519 public key, or ticket_issuer_fingerprint = "SHA-256, hexadecimal"
+    ticket_issuer = "base64url"             # Ed25519 public key, or ticket_issuer_fingerprint = "SHA-256, hexadecimal"
     trust_policy_file = "trust.toml"        # or the table [profile.acme.trust]
     development_mode = false                # true accepts simulated evidence, and says so every time
 
@@ -37,9 +37,10 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-from bulkhead.encoding import b64decode
+from bulkhead.attestation.policy import TrustPolicy, load_trust_policy, parse_trust_policy
+from bulkhead.encoding import b64url_decode
 from bulkhead.errors import BulkheadError, ConfigError, EvidencePolicyError
 
 __all__ = ["Profile", "SessionDefaults", "TicketIssuerPin", "config_path", "list_profiles", "load_profile"]
@@ -96,7 +97,7 @@ class Profile:
         role: `developer`, `officer` or `admin`.
         log_vkey: C2SP verifier key of the tenant's audit log; None where nothing is to be verified (admins).
         ticket_issuer: None where no session is opened.
-        trust: the trust policy's table, as :mod:`bulkhead.attestation` reads it.
+        trust: which evidence is accepted; without a table only hardware evidence of tier `confidential`.
         development_mode: whether simulated evidence is accepted.
         defaults: what sessions ask for.
     """
@@ -112,7 +113,7 @@ class Profile:
     role: str = "developer"
     log_vkey: str | None = None
     ticket_issuer: TicketIssuerPin | None = None
-    trust: Mapping[str, object] = field(default_factory=dict)
+    trust: TrustPolicy = field(default_factory=TrustPolicy)
     development_mode: bool = False
     defaults: SessionDefaults = field(default_factory=SessionDefaults)
 
@@ -199,9 +200,9 @@ def _ticket_issuer(table: "_Table") -> TicketIssuerPin | None:
         raise table.wrong("ticket_issuer", "give the key or its fingerprint, not both")
     if key is not None:
         try:
-            raw = b64decode(key, what="ticket_issuer")
+            raw = b64url_decode(key, what="ticket_issuer")
         except BulkheadError as error:
-            raise table.wrong("ticket_issuer", "expected base64") from error
+            raise table.wrong("ticket_issuer", "expected base64url") from error
         if len(raw) != 32:
             raise table.wrong("ticket_issuer", "expected the 32 bytes of an Ed25519 public key")
         return TicketIssuerPin(fingerprint=hashlib.sha256(raw).digest())
@@ -212,13 +213,13 @@ def _ticket_issuer(table: "_Table") -> TicketIssuerPin | None:
     return TicketIssuerPin(fingerprint=bytes.fromhex(fingerprint))
 
 
-def _trust(table: "_Table", folder: Path) -> Mapping[str, object]:
+def _trust(table: "_Table", folder: Path) -> TrustPolicy:
     inline, file = table.optional_table("trust"), table.optional_text("trust_policy_file")
     if inline is not None and file is not None:
         raise table.wrong("trust_policy_file", "there is a [trust] table too; keep one of them")
     if file is not None:
-        return _read_toml(folder / file).rest()
-    return {} if inline is None else inline.rest()
+        return load_trust_policy(folder / file)
+    return TrustPolicy() if inline is None else parse_trust_policy(inline.rest(), what=inline.where)
 
 
 def _defaults(table: "_Table") -> SessionDefaults:
@@ -277,10 +278,10 @@ class _Table:
 
     def __init__(self, values: Mapping[str, object], where: str) -> None:
         self._left = dict(values)
-        self._where = where
+        self.where = where
 
     def wrong(self, key: str, why: str) -> ConfigError:
-        return ConfigError(f"{self._where}: {key}: {why}")
+        return ConfigError(f"{self.where}: {key}: {why}")
 
     def optional_text(self, key: str) -> str | None:
         value = self._left.pop(key, None)
@@ -318,18 +319,18 @@ class _Table:
             return None
         if not isinstance(value, dict):
             raise self.wrong(key, "expected a table")
-        return _Table(value, f"{self._where}: {key}")
+        return _Table(value, f"{self.where}: {key}")
 
     def tables(self, key: str) -> dict[str, "_Table"]:
         value = self._left.pop(key, {})
         if not isinstance(value, dict) or not all(isinstance(item, dict) for item in value.values()):
             raise self.wrong(key, f"expected tables [{key}.<name>]")
-        return {name: _Table(item, f"{self._where}: {key}.{name}") for name, item in value.items()}
+        return {name: _Table(item, f"{self.where}: {key}.{name}") for name, item in value.items()}
 
-    def rest(self) -> Mapping[str, object]:
+    def rest(self) -> dict[str, Any]:
         left, self._left = self._left, {}
         return left
 
     def end(self) -> None:
         if self._left:
-            raise ConfigError(f"{self._where}: unknown key {min(self._left)!r}")
+            raise ConfigError(f"{self.where}: unknown key {min(self._left)!r}")

@@ -1,0 +1,158 @@
+"""Reads an audit log over gRPC: records, proofs, checkpoints, exports. Needs role officer (a developer: own proofs).
+
+What is listed is a server's word. :meth:`AuditLog.prove` verifies a record against a log key that the caller pins;
+an export is verified offline, by :mod:`bulkhead.transparency`.
+"""
+
+from collections.abc import AsyncGenerator, Iterable
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Final
+
+from bulkhead.client import convert
+from bulkhead.client.paging import pages
+from bulkhead.client.transport import Channel
+from bulkhead.errors import RecordError
+from bulkhead.ids import RECORD, check_id
+from bulkhead.transparency import AuditReceipt, LeafFields, VerifiedLeaf, parse_leaf, verify_receipt
+from bulkhead.transparency.note import NoteVerifier
+from bulkhead.v1 import audit_pb2, audit_pb2_grpc, common_pb2
+
+__all__ = ["AuditLog", "AuditRecord", "RecordFilter"]
+
+EXPORT_DEADLINE_S: Final = 3_600.0  # a log of millions of records at tens of thousands a second
+EXPORT_IDLE_S: Final = 30.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordFilter:
+    """Which records; empty fields match everything that the caller may see.
+
+    Attributes:
+        tenant_id: whose log; `platform` for the platform log; empty for the caller's own.
+        action: dotted name, e.g. `session.open`.
+        decision: `allow`, `deny` or `error`.
+        session_id: a session.
+        subject: a subject id (pseudonym).
+        from_us: not before, microseconds since the epoch.
+        until_us: before.
+    """
+
+    tenant_id: str = ""
+    action: str = ""
+    decision: str = ""
+    session_id: str = ""
+    subject: str = ""
+    from_us: int = 0
+    until_us: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditRecord:
+    """A record as listed: parsed, not proven.
+
+    Attributes:
+        origin: name of the log.
+        index: place in the log, from 0.
+        leaf: the exact stored bytes.
+        fields: what they say.
+    """
+
+    origin: str
+    index: int
+    leaf: bytes = field(repr=False)
+    fields: LeafFields
+
+
+class AuditLog:
+    """The audit log as the caller's role may read it.
+
+    Args:
+        channel: to the control plane.
+    """
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self._stub = audit_pb2_grpc.AuditServiceStub(channel.raw)
+
+    def records(self, wanted: RecordFilter | None = None) -> AsyncGenerator[AuditRecord, None]:
+        """Yield matching records in the server's order.
+
+        Raises:
+            RecordError: the server sent something that is not a record.
+            BulkheadError: see :meth:`Channel.unary`.
+        """
+        chosen = wanted if wanted is not None else RecordFilter()
+        message = audit_pb2.RecordFilter(
+            tenant_id=chosen.tenant_id,
+            action=chosen.action,
+            decision=chosen.decision,
+            session_id=chosen.session_id,
+            subject=chosen.subject,
+            from_us=chosen.from_us,
+            until_us=chosen.until_us,
+        )
+
+        async def fetch(page: common_pb2.PageRequest) -> tuple[Iterable[AuditRecord], str]:
+            request = audit_pb2.ListRecordsRequest(filter=message, page=page)
+            reply = await self._channel.unary(self._stub.ListRecords, request, idempotent=True)
+            return [_record(item) for item in reply.records], reply.next_page_token
+
+        return pages(fetch)
+
+    async def receipt(self, record: str | int, *, tenant_id: str = "") -> AuditReceipt:
+        """Return a record by id or index with its inclusion proof, unverified.
+
+        Raises:
+            NotFoundError: no such record, or not the caller's.
+            InvalidRequestError: not a record id.
+        """
+        request = audit_pb2.GetRecordRequest(tenant_id=tenant_id)
+        if isinstance(record, int):
+            request.index = record
+        else:
+            request.record_id = check_id(record, RECORD)
+        reply = await self._channel.unary(self._stub.GetRecord, request, idempotent=True)
+        return convert.audit_receipt(reply.receipt)
+
+    async def prove(self, record: str | int, *, vkey: str, tenant_id: str = "") -> VerifiedLeaf:
+        """Return a record that the log with the pinned key has committed to.
+
+        1. The receipt verifies under ``vkey``, whose name is the log's origin.
+        2. The record is the one that was asked for.
+
+        Raises:
+            ProofError: the receipt does not verify, or it is another record's.
+            BulkheadError: as :meth:`receipt`.
+        """
+        receipt = await self.receipt(record, tenant_id=tenant_id)
+        proven = verify_receipt(receipt, vkey=vkey, origin=NoteVerifier.from_vkey(vkey).name)  # 1
+        if record not in (proven.index, proven.fields.record_id):  # 2
+            raise RecordError("the server proved another record than the one asked for")
+        return proven
+
+    async def checkpoint(self, *, tenant_id: str = "") -> tuple[str, str]:
+        """Return the log's current checkpoint (a signed note) and its verifier key, neither verified."""
+        request = audit_pb2.GetCheckpointRequest(tenant_id=tenant_id)
+        reply = await self._channel.unary(self._stub.GetCheckpoint, request, idempotent=True)
+        return reply.checkpoint, reply.vkey
+
+    async def export(self, *, tenant_id: str = "") -> AsyncGenerator[bytes, None]:
+        """Yield the bytes of a self-contained export, in order, at most 64 KiB each.
+
+        Raises:
+            BulkheadError: the transfer failed; what was yielded so far is no export.
+        """
+        stream = self._channel.stream(
+            self._stub.ExportLog,
+            audit_pb2.ExportLogRequest(tenant_id=tenant_id),
+            deadline_s=EXPORT_DEADLINE_S,
+            idle_s=EXPORT_IDLE_S,
+        )
+        async with aclosing(stream) as chunks:
+            async for chunk in chunks:
+                yield chunk.data
+
+
+def _record(message: audit_pb2.Record) -> AuditRecord:
+    return AuditRecord(origin=message.origin, index=message.index, leaf=message.leaf, fields=parse_leaf(message.leaf))
