@@ -34,10 +34,10 @@ __all__ = [
     "idempotent_requests",
     "metadata",
     "models",
+    "partition_slots",
     "partitions",
     "policy_bundles",
     "principals",
-    "receipts",
     "sessions",
     "tenants",
 ]
@@ -205,11 +205,22 @@ partitions: Final = Table(
     Column("worker_certificate", LargeBinary, nullable=True),
     Column("keyset", LargeBinary, nullable=True),
     Column("reason", String(255), nullable=False),  # of the last transition
+    Column("idle_since_us", BigInteger, nullable=True),  # since when no session uses it
     Column("created_us", BigInteger, nullable=False),
     Column("updated_us", BigInteger, nullable=False),
     Index("ix_partitions_state", "state"),
     Index("ix_partitions_tenant", "tenant_id", "state"),
     Index("ix_partitions_agent", "agent_id", "state"),
+)
+
+# The places that partitions hold: a row for each memory slice of a GPU, or for a process slot of an agent. The primary
+# key is what keeps two partitions of two replicas apart; the rows go when the partition is free.
+partition_slots: Final = Table(
+    "partition_slots",
+    metadata,
+    Column("device", String(255), primary_key=True),  # GPU UUID, or `process:<agent id>`
+    Column("slot", Integer, primary_key=True),
+    Column("partition_id", _ID, ForeignKey("partitions.partition_id"), nullable=False, index=True),
 )
 
 sessions: Final = Table(
@@ -225,20 +236,22 @@ sessions: Final = Table(
     Column("state", String(16), nullable=False),  # opening, open, lost, closed, denied
     Column("model", _NAME, nullable=False),
     Column("model_digest", _DIGEST, nullable=False),
-    Column("tier", String(16), nullable=False),
-    Column("region", _NAME, nullable=False),
+    Column("tier", String(16), nullable=False),  # of its partition; empty until it was open once
+    Column("tier_floor", String(16), nullable=False),  # highest that a decision demanded so far; empty before the first
+    Column("minimum_tier", String(16), nullable=False),  # as asked for; empty leaves it to policy
+    Column("region", _NAME, nullable=False),  # as asked for; empty leaves it to policy
     Column("simulated", Boolean, nullable=False),
     Column("partition_id", _ID, ForeignKey("partitions.partition_id"), nullable=True, index=True),
     Column("purpose", _NAME, nullable=False),
     Column("data_classes", JSON, nullable=False),
-    Column("max_output_tokens", Integer, nullable=False),
+    Column("max_output_tokens", BigInteger, nullable=False),  # as asked for; 0 leaves it to tenant and model
     Column("padding", String(16), nullable=False),
-    Column("obligations", JSON, nullable=False),
     Column("session_public_key", _DIGEST, nullable=False),
-    Column("policy_digest", _DIGEST, nullable=False),
+    # Of the last decision; the first one's are written as soon as it is committed, before anything is placed.
+    Column("obligations", JSON, nullable=False),
+    Column("policy_digest", String(64), nullable=False),
     Column("decision_record_id", _ID, nullable=False),
-    Column("decision_index", BigInteger, nullable=False),
-    Column("decision_leaf_sha256", _DIGEST, nullable=False),
+    Column("pair_id", _ID, nullable=False),  # joins the session's audit records
     Column("tenant_revision", BigInteger, nullable=False),
     Column("reason", String(255), nullable=False),  # of the last transition
     Column("created_us", BigInteger, nullable=False),
@@ -248,23 +261,4 @@ sessions: Final = Table(
     Index("ix_sessions_tenant_state", "tenant_id", "state"),
     Index("ix_sessions_credential", "credential_id", "state"),
     Index("ix_sessions_state_expires", "state", "expires_us"),
-)
-
-# Receipts that agents reported, until a leaf of the tenant's log covers them (``leaf_index``).
-receipts: Final = Table(
-    "receipts",
-    metadata,
-    Column("agent_id", _NAME, primary_key=True),
-    Column("spool_id", _ID, primary_key=True),
-    Column("seq", BigInteger, primary_key=True),
-    Column("session_id", _ID, nullable=False),
-    Column("tenant_id", _ID, nullable=False),
-    Column("request_id", _ID, nullable=False),
-    Column("receipt_sha256", _DIGEST, nullable=False),
-    Column("prompt_tokens", Integer, nullable=False),
-    Column("completion_tokens", Integer, nullable=False),
-    Column("status", String(16), nullable=False),
-    Column("ts_us", BigInteger, nullable=False),
-    Column("leaf_index", BigInteger, nullable=True),
-    Index("ix_receipts_pending", "session_id", "leaf_index"),
 )
