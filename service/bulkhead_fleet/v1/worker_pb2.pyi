@@ -125,7 +125,7 @@ class WorkerStart(_message.Message):
     MAX_RUNNING_REQUESTS_FIELD_NUMBER: _builtins.int
     MAX_QUEUED_REQUESTS_FIELD_NUMBER: _builtins.int
     KV_CACHE_MIB_FIELD_NUMBER: _builtins.int
-    EVIDENCE_DIGEST_FIELD_NUMBER: _builtins.int
+    WEIGHTS_FIELD_NUMBER: _builtins.int
     partition_id: _builtins.str
     tenant_id: _builtins.str
     tier: _builtins.str
@@ -140,7 +140,8 @@ class WorkerStart(_message.Message):
     max_running_requests: _builtins.int
     max_queued_requests: _builtins.int
     kv_cache_mib: _builtins.int
-    evidence_digest: _builtins.str
+    weights: _builtins.str
+    """Number format of the weights in memory: `fp32` or `bf16`."""
     @_builtins.property
     def ticket_issuers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]: ...
     def __init__(
@@ -161,11 +162,11 @@ class WorkerStart(_message.Message):
         max_running_requests: _builtins.int = ...,
         max_queued_requests: _builtins.int = ...,
         kv_cache_mib: _builtins.int = ...,
-        evidence_digest: _builtins.str = ...,
+        weights: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["authority", b"authority", "evidence_digest", b"evidence_digest", "kv_cache_mib", b"kv_cache_mib", "max_output_tokens", b"max_output_tokens", "max_queued_requests", b"max_queued_requests", "max_running_requests", b"max_running_requests", "model_digest", b"model_digest", "model_directory", b"model_directory", "model_name", b"model_name", "partition_id", b"partition_id", "simulated", b"simulated", "socket_path", b"socket_path", "tenant_id", b"tenant_id", "threads", b"threads", "ticket_issuers", b"ticket_issuers", "tier", b"tier"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["authority", b"authority", "kv_cache_mib", b"kv_cache_mib", "max_output_tokens", b"max_output_tokens", "max_queued_requests", b"max_queued_requests", "max_running_requests", b"max_running_requests", "model_digest", b"model_digest", "model_directory", b"model_directory", "model_name", b"model_name", "partition_id", b"partition_id", "simulated", b"simulated", "socket_path", b"socket_path", "tenant_id", b"tenant_id", "threads", b"threads", "ticket_issuers", b"ticket_issuers", "tier", b"tier", "weights", b"weights"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -272,10 +273,15 @@ class WorkerReady(_message.Message):
     CERTIFICATE_FIELD_NUMBER: _builtins.int
     MODEL_DIGEST_FIELD_NUMBER: _builtins.int
     CONTEXT_LENGTH_FIELD_NUMBER: _builtins.int
+    SANDBOX_FIELD_NUMBER: _builtins.int
     keyset: _builtins.bytes
     certificate: _builtins.bytes
     model_digest: _builtins.bytes
     context_length: _builtins.int
+    @_builtins.property
+    def sandbox(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names of the confinements that hold for the worker process."""
+
     def __init__(
         self,
         *,
@@ -283,10 +289,11 @@ class WorkerReady(_message.Message):
         certificate: _builtins.bytes = ...,
         model_digest: _builtins.bytes = ...,
         context_length: _builtins.int = ...,
+        sandbox: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate", b"certificate", "context_length", b"context_length", "keyset", b"keyset", "model_digest", b"model_digest"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate", b"certificate", "context_length", b"context_length", "keyset", b"keyset", "model_digest", b"model_digest", "sandbox", b"sandbox"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,179 @@
+"""What an agent and its worker say to each other over the inherited socket pair.
+
+The agent trusts its worker with nothing but the worker's own tenant: whatever a worker says is bounded, and names only
+its own sessions. The worker trusts its agent, which made it.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
+
+__all__ = [
+    "AgentLink",
+    "Drain",
+    "FromWorker",
+    "LeaseGrant",
+    "ReceiptDurable",
+    "ReceiptReady",
+    "StartWorker",
+    "ToWorker",
+    "WorkerFailed",
+    "WorkerLoad",
+    "WorkerLoading",
+    "WorkerReady",
+    "WorkerRefused",
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StartWorker:
+    """First message: what to serve, for whom, and within which limits.
+
+    Attributes:
+        tier: name of the isolation tier.
+        model_directory: absolute path, readable to the worker.
+        model_digest: 32 bytes; another digest of the directory is a failure.
+        socket_path: where to listen.
+        authority: the worker's name at the ingress, and the audience of its tickets.
+        ticket_issuers: raw Ed25519 public keys.
+        threads: intra-operation threads of the engine.
+        max_output_tokens: most tokens of one answer; 0 leaves it to the model.
+        weights: number format of the weights in memory, ``fp32`` or ``bf16``.
+    """
+
+    partition_id: str
+    tenant_id: str
+    tier: str
+    simulated: bool
+    model_name: str
+    model_directory: str
+    model_digest: bytes
+    socket_path: str
+    authority: str
+    ticket_issuers: tuple[bytes, ...]
+    threads: int
+    max_output_tokens: int
+    max_running_requests: int
+    max_queued_requests: int
+    kv_cache_mib: int
+    weights: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseGrant:
+    """Replaces the grant before it.
+
+    Attributes:
+        valid_until_ms: Unix milliseconds; no request begins afterwards.
+        revoked_sessions: ids of sessions that are served no more.
+        evidence_digests: lower-case hexadecimal digests of the evidence that tickets may name.
+        unacknowledged_receipts: in the agent's spool.
+    """
+
+    valid_until_ms: int
+    revoked_sessions: frozenset[str]
+    evidence_digests: frozenset[str]
+    unacknowledged_receipts: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drain:
+    """Take nothing new, end what runs by ``until_ms`` (Unix milliseconds), destroy the keys, exit."""
+
+    until_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReceiptDurable:
+    """Answer to :class:`ReceiptReady`: whether the receipt's event is durable; if not the request fails."""
+
+    receipt_number: int
+    durable: bool
+
+
+ToWorker: TypeAlias = StartWorker | LeaseGrant | Drain | ReceiptDurable
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerLoading:
+    """Progress in words, for the caller who waits for a session."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerReady:
+    """The worker listens.
+
+    Attributes:
+        keyset: RFC 8785 bytes.
+        certificate: TLS certificate, PEM.
+        model_digest: 32 bytes, as computed by the worker.
+        context_length: tokens of prompt and answer together.
+        sandbox: names of the confinements that hold.
+    """
+
+    keyset: bytes
+    certificate: bytes
+    model_digest: bytes
+    context_length: int
+    sandbox: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerFailed:
+    """The worker cannot serve; ``code`` is of the error tree. It exits afterwards."""
+
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReceiptReady:
+    """A receipt whose final chunk waits for :class:`ReceiptDurable`; numbered by the worker from 1."""
+
+    receipt_number: int
+    session_id: str
+    request_id: str
+    receipt_digest: bytes
+    prompt_tokens: int
+    completion_tokens: int
+    status: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerLoad:
+    """How busy the worker is; sent every second."""
+
+    running_requests: int
+    queued_requests: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerRefused:
+    """A request was refused; ``session_id`` is empty unless an authentic ticket named it."""
+
+    code: str
+    session_id: str
+
+
+FromWorker: TypeAlias = WorkerLoading | WorkerReady | WorkerFailed | ReceiptReady | WorkerLoad | WorkerRefused
+
+
+class AgentLink(Protocol):
+    """The worker's end of the socket pair, and in tests a recording of it."""
+
+    async def send(self, message: FromWorker) -> None:
+        """Send one message.
+
+        Raises:
+            AgentUnavailableError: the agent is gone or does not read.
+        """
+        ...
+
+    async def receive(self) -> ToWorker | None:
+        """Return the next message, or None when the agent is gone.
+
+        Raises:
+            MalformedRequestError: a frame that is none.
+        """
+        ...
