@@ -8,6 +8,8 @@
    is cancelled and ends as DEADLINE_EXCEEDED.
 4. **The handler**: a :class:`~bulkhead.errors.BulkheadError`, wherever it was raised above or here, becomes its status
    with ErrorInfo. Anything else is a defect: INTERNAL, with a request id to quote, and no word of the stack.
+5. **Refusals** are told to the server's ``on_refusal`` before the status goes out, so that a record can be made. It
+   must not raise: the refusal stands whether or not it could be recorded.
 
 Handlers are coroutine functions or async generators; those that take a stream of requests read it by iteration.
 """
@@ -15,6 +17,7 @@ Handlers are coroutine functions or async generators; those that take a stream o
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import grpc
@@ -31,7 +34,7 @@ from bulkhead.ids import REQUEST, check_id, new_id
 from service.errors_rpc import abort_with
 from service.logging import bind_call
 
-__all__ = ["Admit", "CallInterceptor"]
+__all__ = ["Admit", "CallInterceptor", "OnRefusal", "current_request_id"]
 
 if TYPE_CHECKING:  # the classes are generic in the stubs only
     Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
@@ -44,6 +47,11 @@ Admit: TypeAlias = Callable[[str, Context], Awaitable[None]]
 """Authenticates a call: takes the full method name (``/package.Service/Method``) and the context, raises a
 BulkheadError to refuse. It runs in the handler's task, so context variables that it sets are the handler's."""
 
+OnRefusal: TypeAlias = Callable[[str, BulkheadError], Awaitable[None]]
+"""Told of each refused call: full method name and the error. Runs in the handler's task."""
+
+_REQUEST_ID: Final[ContextVar[str]] = ContextVar("request_id", default="")
+
 log = structlog.get_logger(__name__)
 
 
@@ -54,8 +62,17 @@ class _Malformed:
 _MALFORMED: Final = _Malformed()
 
 
+def current_request_id() -> str:
+    """Return the request id of the current call: the caller's where the message has one, else made here."""
+    return _REQUEST_ID.get()
+
+
 async def _admit_all(_method: str, _context: Context) -> None:
     """Admit every call: for ports whose peers are identified elsewhere."""
+
+
+async def _tell_nobody(_method: str, _error: BulkheadError) -> None:
+    """Record nothing."""
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):
@@ -65,14 +82,21 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         max_call_s: longest a call may take, in seconds.
         unlimited: full method names without a maximum (streams that live as long as their connection).
         admit: see :data:`Admit`; absent, every call is admitted.
+        on_refusal: see :data:`OnRefusal`.
     """
 
     def __init__(
-        self, *, max_call_s: float, unlimited: frozenset[str] = frozenset(), admit: Admit = _admit_all
+        self,
+        *,
+        max_call_s: float,
+        unlimited: frozenset[str] = frozenset(),
+        admit: Admit = _admit_all,
+        on_refusal: OnRefusal = _tell_nobody,
     ) -> None:
         self._max_call_s = max_call_s
         self._unlimited = unlimited
         self._admit = admit
+        self._on_refusal = on_refusal
 
     async def intercept_service(
         self,
@@ -121,11 +145,13 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     @contextlib.asynccontextmanager
     async def _boundary(self, method: str, request: Any, context: Context) -> AsyncIterator[None]:
         request_id = _request_id(request)
+        _REQUEST_ID.set(request_id)
         bind_call(request_id=request_id, method=method)
         try:
             yield
         except BulkheadError as error:
             log.info("rpc.refused", code=error.code)
+            await self._on_refusal(method, error)
             await abort_with(context, error)
         except (grpc.aio.AbortError, grpc.RpcError):
             raise

@@ -11,7 +11,7 @@ from grpc_health.v1.health import SERVICE_NAME as HEALTH_SERVICE
 from grpc_health.v1.health import aio as health_aio
 from grpc_reflection.v1alpha import reflection
 
-from service.interceptors import Admit, CallInterceptor
+from service.interceptors import Admit, CallInterceptor, OnRefusal
 
 __all__ = ["OPEN_METHODS", "UNLIMITED_METHODS", "Health", "add_health", "add_reflection", "new_server"]
 
@@ -36,6 +36,7 @@ def new_server(
     *,
     max_call_s: float,
     admit: Admit | None = None,
+    on_refusal: OnRefusal | None = None,
     unlimited: frozenset[str] = frozenset(),
     max_message_bytes: int = MAX_MESSAGE_BYTES,
     max_concurrent_calls: int = MAX_CONCURRENT_CALLS,
@@ -45,12 +46,17 @@ def new_server(
     Args:
         max_call_s: longest a call may take; a call without a deadline gets this one.
         admit: authenticates calls; see :data:`service.interceptors.Admit`.
+        on_refusal: told of refused calls; see :data:`service.interceptors.OnRefusal`.
         unlimited: full names of methods without a longest time.
         max_message_bytes: larger messages are RESOURCE_EXHAUSTED, said by core.
         max_concurrent_calls: more calls at once are RESOURCE_EXHAUSTED, said by core.
     """
-    limits = {"max_call_s": max_call_s, "unlimited": unlimited | UNLIMITED_METHODS}
-    interceptor = CallInterceptor(**limits) if admit is None else CallInterceptor(**limits, admit=admit)  # type: ignore[arg-type]
+    hooks: dict[str, Any] = {"admit": admit, "on_refusal": on_refusal}
+    interceptor = CallInterceptor(
+        max_call_s=max_call_s,
+        unlimited=unlimited | UNLIMITED_METHODS,
+        **{name: hook for name, hook in hooks.items() if hook is not None},
+    )
     return grpc.aio.server(
         interceptors=[interceptor],
         options=[

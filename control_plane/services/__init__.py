@@ -1,0 +1,1 @@
+"""What the control plane does: use cases over storage, policy and the audit log, without transport."""
