@@ -8,6 +8,7 @@ the message, is the contract: it travels as ``google.rpc.ErrorInfo.reason`` and 
     BulkheadError
     ├── InvalidRequestError            the caller's input is wrong; sending it again will not help
     │   ├── MalformedRequestError      the message could not be decoded
+    │   ├── BundleError                a policy bundle does not hold: sources, digest or signature
     │   ├── ContextLengthError         prompt and limits exceed the model's context
     │   └── MessageTooLargeError       a message above the transport's limit
     ├── ConfigError                    a process's configuration file is wrong (local only)
@@ -77,6 +78,7 @@ __all__ = [
     "AuditLeaseError",
     "AuditUnavailableError",
     "BulkheadError",
+    "BundleError",
     "CancelledError",
     "CapacityError",
     "CheckpointError",
@@ -163,6 +165,12 @@ class MalformedRequestError(InvalidRequestError):
     """The message could not be decoded."""
 
     code = "MALFORMED_REQUEST"
+
+
+class BundleError(InvalidRequestError):
+    """A policy bundle does not hold: its sources, digest or signature."""
+
+    code = "BUNDLE_INVALID"
 
 
 class ContextLengthError(InvalidRequestError):
@@ -505,6 +513,7 @@ CODE_TO_STATUS: Final[Mapping[str, str]] = MappingProxyType(
     {
         "INVALID_REQUEST": "INVALID_ARGUMENT",
         "MALFORMED_REQUEST": "INVALID_ARGUMENT",
+        "BUNDLE_INVALID": "INVALID_ARGUMENT",
         "CONTEXT_LENGTH": "INVALID_ARGUMENT",
         "MESSAGE_TOO_LARGE": "RESOURCE_EXHAUSTED",
         "CONFIG": "FAILED_PRECONDITION",
