@@ -34,7 +34,7 @@ from bulkhead.ids import REQUEST, check_id, new_id
 from service.errors_rpc import abort_with
 from service.logging import bind_call
 
-__all__ = ["Admit", "CallInterceptor", "OnRefusal", "current_request_id"]
+__all__ = ["Admit", "CallInterceptor", "Context", "OnRefusal", "current_request_id"]
 
 if TYPE_CHECKING:  # the classes are generic in the stubs only
     Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]

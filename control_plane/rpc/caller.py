@@ -10,7 +10,7 @@ from typing import Final
 from bulkhead.errors import CredentialMissingError
 from control_plane.domain.roles import Caller
 
-__all__ = ["current_agent", "current_caller", "set_agent", "set_caller"]
+__all__ = ["caller_if_any", "current_agent", "current_caller", "set_agent", "set_caller"]
 
 _CALLER: Final[ContextVar[Caller | None]] = ContextVar("caller", default=None)
 _AGENT: Final[ContextVar[str | None]] = ContextVar("agent", default=None)
@@ -31,6 +31,11 @@ def current_caller() -> Caller:
     if caller is None:
         raise CredentialMissingError("the call carries no credential")
     return caller
+
+
+def caller_if_any() -> Caller | None:
+    """Return the caller where admission named one: for what runs around refused calls too."""
+    return _CALLER.get()
 
 
 def set_agent(agent_id: str) -> None:
