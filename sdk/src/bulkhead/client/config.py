@@ -11,11 +11,15 @@
     api_key_file = "acme.key"               # mode 0600; or the next two
     client_certificate_file = "acme.pem"
     client_key_file = "acme-key.pem"        # mode 0600
+    tenant = "tenant_01h…"                  # own tenant id; needed to open sessions
     role = "developer"                      # developer, officer or admin; for early errors only
     log_vkey = "audit.example/t/…+…"        # verifier key of the tenant's audit log
     ticket_issuer = "base64url"             # Ed25519 public key, or ticket_issuer_fingerprint = "SHA-256, hexadecimal"
     trust_policy_file = "trust.toml"        # or the table [profile.acme.trust]
     development_mode = false                # true accepts simulated evidence, and says so every time
+
+    [profile.acme.model_digests]            # optional pins: model name = SHA-256 of its manifest, hexadecimal
+    "smollm2-135m-instruct" = "…"
 
     [profile.acme.defaults]
     model = "smollm2-135m-instruct"
@@ -42,6 +46,7 @@ from typing import Any, Final
 from bulkhead.attestation.policy import TrustPolicy, load_trust_policy, parse_trust_policy
 from bulkhead.encoding import b64url_decode
 from bulkhead.errors import BulkheadError, ConfigError, EvidencePolicyError
+from bulkhead.ids import TENANT, check_id
 
 __all__ = ["Profile", "SessionDefaults", "TicketIssuerPin", "config_path", "list_profiles", "load_profile"]
 
@@ -94,11 +99,13 @@ class Profile:
         api_key: secret; excluded from ``repr``.
         client_certificate_pem: certificate chain for mutual TLS.
         client_key_pem: its private key; excluded from ``repr``.
+        tenant_id: own tenant; None for admins and platform officers.
         role: `developer`, `officer` or `admin`.
         log_vkey: C2SP verifier key of the tenant's audit log; None where nothing is to be verified (admins).
         ticket_issuer: None where no session is opened.
         trust: which evidence is accepted; without a table only hardware evidence of tier `confidential`.
         development_mode: whether simulated evidence is accepted.
+        model_digests: pinned manifests' digests (32 bytes) by model name.
         defaults: what sessions ask for.
     """
 
@@ -110,11 +117,13 @@ class Profile:
     api_key: str | None = field(default=None, repr=False)
     client_certificate_pem: bytes | None = None
     client_key_pem: bytes | None = field(default=None, repr=False)
+    tenant_id: str | None = None
     role: str = "developer"
     log_vkey: str | None = None
     ticket_issuer: TicketIssuerPin | None = None
     trust: TrustPolicy = field(default_factory=TrustPolicy)
     development_mode: bool = False
+    model_digests: Mapping[str, bytes] = field(default_factory=dict)
     defaults: SessionDefaults = field(default_factory=SessionDefaults)
 
 
@@ -183,15 +192,36 @@ def _profile(name: str, table: "_Table", where: Path) -> Profile:
         api_key=None if api_key_file is None else _api_key(folder / api_key_file),
         client_certificate_pem=None if certificate is None else _read(folder / certificate, what="client certificate"),
         client_key_pem=None if key is None else _read(folder / key, what="client key", secret=True),
+        tenant_id=_tenant_id(table),
         role=table.choice("role", ROLES, default="developer"),
         log_vkey=table.optional_text("log_vkey"),
         ticket_issuer=_ticket_issuer(table),
         trust=_trust(table, folder),
         development_mode=table.flag("development_mode"),
+        model_digests=_model_digests(table),
         defaults=_defaults(table),
     )
     table.end()
     return profile
+
+
+def _tenant_id(table: "_Table") -> str | None:
+    value = table.optional_text("tenant")
+    try:
+        return None if value is None else check_id(value, TENANT)
+    except BulkheadError as error:
+        raise table.wrong("tenant", "expected tenant_<26 characters>") from error
+
+
+def _model_digests(table: "_Table") -> Mapping[str, bytes]:
+    inner = table.optional_table("model_digests")
+    if inner is None:
+        return {}
+    pins = inner.rest()
+    for name, digest in pins.items():
+        if not isinstance(digest, str) or not _HEX_32.fullmatch(digest):
+            raise inner.wrong(name, "expected 64 lower-case hexadecimal digits")
+    return {name: bytes.fromhex(digest) for name, digest in pins.items()}
 
 
 def _ticket_issuer(table: "_Table") -> TicketIssuerPin | None:

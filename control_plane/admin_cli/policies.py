@@ -1,0 +1,110 @@
+"""`bulkhead-admin policy`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from bulkhead.cli.console import emit, emit_rows, example, json_option, on_channel, time_text
+from bulkhead.errors import InvalidRequestError, MessageTooLargeError
+
+if TYPE_CHECKING:
+    from bulkhead.client.transport import Channel
+    from bulkhead.client.views import PolicyBundleView
+
+__all__ = ["policy"]
+
+SUFFIXES: Final = frozenset({".rego", ".json"})
+MAX_FILES: Final = 2_000
+MAX_TOTAL_BYTES: Final = 3 * 1024 * 1024  # the request stays below gRPC's 4 MiB
+
+_DIRECTORY: Final = click.Path(path_type=Path, exists=True, file_okay=False)
+
+
+@click.group()
+def policy() -> None:
+    """Policy bundles: one person publishes, another activates."""
+
+
+@policy.command("publish", epilog=example("bulkhead-admin policy publish policies"))
+@click.argument("directory", type=_DIRECTORY)
+@json_option
+@click.pass_context
+def publish(ctx: click.Context, directory: Path, *, as_json: bool) -> None:
+    """Send the sources in DIRECTORY: the control plane checks, tests, signs and stores them as a candidate."""
+    from bulkhead.client.policies import PolicyAdmin
+
+    files = _sources(directory)
+    made = on_channel(ctx, lambda channel: PolicyAdmin(channel).publish(files))
+    text = f"published {made.bundle_id} (digest {made.digest}); another admin activates it with:\n"
+    emit(made, as_json=as_json, text=f"{text}  bulkhead-admin policy activate {made.bundle_id}")
+
+
+@policy.command("activate", epilog=example("bulkhead-admin policy activate bndl_01h…"))
+@click.argument("bundle_id")
+@json_option
+@click.pass_context
+def activate(ctx: click.Context, bundle_id: str, *, as_json: bool) -> None:
+    """Let the candidate BUNDLE_ID, which another person published, decide from now on."""
+    from bulkhead.client.policies import PolicyAdmin
+
+    changed = on_channel(ctx, lambda channel: PolicyAdmin(channel).activate(bundle_id))
+    emit(changed, as_json=as_json, text=f"{changed.bundle_id} is {changed.status}: revision {changed.revision}")
+
+
+@policy.command("rollback", epilog=example("bulkhead-admin policy rollback"))
+@json_option
+@click.pass_context
+def rollback(ctx: click.Context, *, as_json: bool) -> None:
+    """Let the bundle decide that was active before the present one."""
+    from bulkhead.client.policies import PolicyAdmin
+
+    changed = on_channel(ctx, lambda channel: PolicyAdmin(channel).rollback())
+    emit(changed, as_json=as_json, text=f"{changed.bundle_id} is {changed.status}: revision {changed.revision}")
+
+
+@policy.command("list", epilog=example("bulkhead-admin policy list"))
+@json_option
+@click.pass_context
+def list_bundles(ctx: click.Context, *, as_json: bool) -> None:
+    """List bundles and who published and activated them."""
+    from bulkhead.client.policies import PolicyAdmin
+
+    async def work(channel: "Channel") -> list["PolicyBundleView"]:
+        return [item async for item in PolicyAdmin(channel).bundles()]
+
+    emit_rows(
+        on_channel(ctx, work),
+        as_json=as_json,
+        columns={
+            "bundle": lambda item: item.bundle_id,
+            "status": lambda item: item.status,
+            "revision": lambda item: item.revision,
+            "published": lambda item: time_text(item.created_unix_s),
+            "by": lambda item: item.published_by,
+            "activated": lambda item: time_text(item.activated_unix_s),
+            "activated by": lambda item: item.activated_by,
+            "digest": lambda item: item.digest[:16],
+        },
+        empty="no bundles",
+    )
+
+
+def _sources(directory: Path) -> dict[str, bytes]:
+    """Return the Rego and JSON files below ``directory`` by their path relative to it; hidden ones are left out."""
+    files: dict[str, bytes] = {}
+    total = 0
+    for path in sorted(directory.rglob("*")):
+        name = path.relative_to(directory)
+        if path.suffix not in SUFFIXES or not path.is_file() or any(part.startswith(".") for part in name.parts):
+            continue
+        try:
+            files[name.as_posix()] = path.read_bytes()
+        except OSError as error:
+            raise InvalidRequestError(f"cannot read {path}: {error.strerror}") from error
+        total += len(files[name.as_posix()])
+        if total > MAX_TOTAL_BYTES or len(files) > MAX_FILES:
+            raise MessageTooLargeError(f"{directory}: above {MAX_FILES} files or {MAX_TOTAL_BYTES} bytes")
+    if not files:
+        raise InvalidRequestError(f"{directory}: no .rego or .json file")
+    return files

@@ -1,0 +1,1 @@
+"""The `bulkhead` command: chat, sessions, evidence, the audit log and profiles."""
