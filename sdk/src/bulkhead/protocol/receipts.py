@@ -16,7 +16,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from bulkhead.attestation import Tier
-from bulkhead.encoding import Json, b64url_encode, canonical_json, lp
+from bulkhead.encoding import Json, b64url_encode, canonical_json, lp, lp_join
 from bulkhead.errors import ReceiptError, SignatureError
 from bulkhead.fields import Fields
 from bulkhead.protocol.context import Method
@@ -29,6 +29,7 @@ __all__ = [
     "Receipt",
     "ReceiptStatus",
     "SignedReceipt",
+    "receipt_fetch_message",
     "sign_receipt",
     "verify_signed_receipt",
 ]
@@ -38,6 +39,7 @@ MAX_RECEIPT_BYTES: Final = 8_192  # a receipt has about 1,700; names within are 
 SIGNATURE_BYTES: Final = 64
 MAX_CODE_CHARS: Final = 64
 _LABEL: Final = b"bulkhead/v1 receipt"
+_FETCH_LABEL: Final = b"bulkhead/v1 fetch receipt"
 
 
 class ReceiptStatus(StrEnum):
@@ -185,6 +187,11 @@ class SignedReceipt:
                 receipt=canonical_json(fields.value("receipt")),
                 signature=fields.binary("signature", max_bytes=SIGNATURE_BYTES, size=SIGNATURE_BYTES),
             )
+
+
+def receipt_fetch_message(*, tenant: str, session: str, request_id: str) -> bytes:
+    """Return what the session key signs to fetch a receipt (docs/protocol.md section 7)."""
+    return _FETCH_LABEL + lp_join(tenant.encode(), session.encode(), request_id.encode())
 
 
 def sign_receipt(receipt: Receipt, *, sign: Callable[[bytes], bytes]) -> SignedReceipt:
