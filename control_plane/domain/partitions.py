@@ -43,6 +43,7 @@ __all__ = [
     "authority_of",
 ]
 
+MAX_REASON_CHARS: Final = 255
 _AUTHORITY_SUFFIX: Final = ".worker.bulkhead.internal"
 
 
@@ -91,9 +92,8 @@ HOLDING: Final = frozenset(PartitionState) - {_S.FREE}
 
 @dataclass(frozen=True, slots=True)
 class WorkerEndpoint:
-    """Where a worker is reached and what it showed first. The keys are vouched for by evidence, not by this record."""
+    """What a worker showed when it came up. The keys are vouched for by evidence, not by this record."""
 
-    address: str
     authority: str
     certificate: bytes
     keyset: bytes
@@ -103,7 +103,8 @@ class WorkerEndpoint:
 class Partition:
     """A partition as the control plane knows it.
 
-    ``share_key`` is equal for sessions that may share the partition; ``version`` counts the steps and is the fence.
+    ``share_key`` is equal for sessions that may share the partition; ``version`` counts the steps and is the fence;
+    ``reason`` says why the last step was taken; ``idle_since_us`` since when no session uses it.
     """
 
     partition_id: str
@@ -111,13 +112,17 @@ class Partition:
     model: str
     model_digest: bytes
     placement: Placement
+    region: str
     simulated: bool
     share_key: str
+    exclusive: bool
+    memory_mib: int
     max_output_tokens: int
     state: PartitionState
     version: int
     created_us: int
     changed_us: int
+    reason: str = ""
     idle_since_us: int | None = None
     endpoint: WorkerEndpoint | None = None
 
@@ -131,7 +136,17 @@ class Partition:
         """The agent that runs it."""
         return self.placement.agent_id
 
-    def advance(self, state: PartitionState, *, now_us: int) -> "Partition":
+    @property
+    def slots(self) -> tuple[tuple[str, int], ...]:
+        """The (device, slot) pairs that it holds: memory slices of GPUs; a process slot is numbered by the store."""
+        first = self.placement.memory_slice_start
+        return tuple(
+            (gpu, slot)
+            for gpu in self.placement.gpu_uuids
+            for slot in range(first, first + self.placement.memory_slices)
+        )
+
+    def advance(self, state: PartitionState, *, now_us: int, reason: str) -> "Partition":
         """Return the partition after one step.
 
         Raises:
@@ -139,7 +154,7 @@ class Partition:
         """
         if state not in TRANSITIONS[self.state]:
             raise ConflictError(f"a partition that is {self.state.value} cannot become {state.value}")
-        return replace(self, state=state, version=self.version + 1, changed_us=now_us)
+        return replace(self, state=state, version=self.version + 1, changed_us=now_us, reason=reason[:MAX_REASON_CHARS])
 
 
 def authority_of(partition_id: str) -> str:

@@ -13,13 +13,13 @@ session id; `closed` is final. A step that is not in :data:`TRANSITIONS` raises.
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
 from typing import Final
 
 from bulkhead import ids
-from bulkhead.encoding import Json, b64url_encode, canonical_json
+from bulkhead.encoding import b64url_encode, canonical_json
 from bulkhead.errors import ConflictError, InvalidRequestError
 from control_plane.authz.vocabulary import check_word
 from control_plane.domain.tiers import Tier
@@ -166,24 +166,27 @@ class Session:
     """A session as SQL keeps it.
 
     Attributes:
-        request_digest: :meth:`OpenRequest.digest` of the request that made it.
+        request_sha256: :meth:`OpenRequest.digest` of the request that made it.
         subject_id: pseudonym of who opened it.
+        region: as asked for, or empty; so are ``minimum_tier``, ``purpose`` and ``max_output_tokens`` (0).
+        pair_id: joins the audit records of its open.
         tier: tier of its partition; None until it was open once.
-        tier_floor: least tier that a decision demanded of it so far; renewal never goes below.
+        tier_floor: highest tier that a decision demanded of it so far; renewal never goes below.
         partition_id: empty until it is placed.
-        obligations: of the last decision, as policy wrote them.
-        bundle_digest: digest of the policy bundle of the last decision, hexadecimal, or empty.
-        decision_record: record id of the last decision, or empty.
+        obligations: of the last decision, RFC 8785 text each.
+        policy_digest: of the bundle of the last decision, hexadecimal, or empty.
+        decision_record_id: audit record of the last decision, or empty.
         expires_us: end of its last ticket, in microseconds since the epoch; 0 until it was open once.
-        changed_us: time of the last step.
+        reason: of the last step.
     """
 
     session_id: str
     tenant_id: str
-    request_id: str
-    request_digest: bytes
-    subject_id: str
+    principal_id: str
     credential_id: str
+    subject_id: str
+    request_id: str
+    request_sha256: bytes
     model: str
     model_digest: bytes
     session_public_key: bytes
@@ -194,13 +197,15 @@ class Session:
     max_output_tokens: int
     padding: str
     state: SessionState
+    pair_id: str
     created_us: int
-    changed_us: int
+    tenant_revision: int
     tier: Tier | None = None
     tier_floor: Tier | None = None
     simulated: bool = False
     partition_id: str = ""
-    obligations: tuple[Mapping[str, Json], ...] = field(default=())
-    bundle_digest: str = ""
-    decision_record: str = ""
+    obligations: tuple[str, ...] = ()
+    policy_digest: str = ""
+    decision_record_id: str = ""
     expires_us: int = 0
+    reason: str = ""

@@ -247,11 +247,11 @@ sessions: Final = Table(
     Column("max_output_tokens", BigInteger, nullable=False),  # as asked for; 0 leaves it to tenant and model
     Column("padding", String(16), nullable=False),
     Column("session_public_key", _DIGEST, nullable=False),
-    # Of the last decision; the first one's are written as soon as it is committed, before anything is placed.
+    # Of the last decision; empty until the session was open once.
     Column("obligations", JSON, nullable=False),
     Column("policy_digest", String(64), nullable=False),
     Column("decision_record_id", _ID, nullable=False),
-    Column("pair_id", _ID, nullable=False),  # joins the session's audit records
+    Column("pair_id", _ID, nullable=False),  # joins the audit records of its open; made with the reservation
     Column("tenant_revision", BigInteger, nullable=False),
     Column("reason", String(255), nullable=False),  # of the last transition
     Column("created_us", BigInteger, nullable=False),
