@@ -1,0 +1,249 @@
+"""Frames between a node agent and its worker, over an inherited socket pair.
+
+A frame is a u32 big-endian length and one protobuf message of that many bytes. A frame above :data:`MAX_FRAME_BYTES`,
+one that does not decode or one that says nothing ends the channel: both ends come from the same build, so that is a
+defect or a worker that was taken over.
+"""
+
+import asyncio
+import socket
+import struct
+from typing import Final
+
+from google.protobuf.message import DecodeError
+
+from bulkhead.errors import AgentUnavailableError, MalformedRequestError, WorkerLostError
+from data_plane.session.messages import (
+    Drain,
+    FromWorker,
+    LeaseGrant,
+    ReceiptDurable,
+    ReceiptReady,
+    StartWorker,
+    ToWorker,
+    WorkerFailed,
+    WorkerLoad,
+    WorkerLoading,
+    WorkerReady,
+    WorkerRefused,
+)
+from service.bulkhead_fleet.v1 import worker_pb2 as pb
+
+__all__ = ["AgentChannel", "WorkerChannel"]
+
+MAX_FRAME_BYTES: Final = 4 << 20  # a lease that names 65,536 evidence digests is the largest message
+SEND_TIMEOUT_S: Final = 10.0  # a peer that does not read for so long hangs
+_LENGTH: Final = struct.Struct(">I")
+
+
+class _Frames:
+    """Reads and writes whole frames."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+        self._writing = asyncio.Lock()
+
+    async def write(self, data: bytes) -> None:
+        """Raise OSError or TimeoutError when the peer is gone or does not read."""
+        if len(data) > MAX_FRAME_BYTES:
+            raise MalformedRequestError(f"a frame has at most {MAX_FRAME_BYTES} bytes")
+        async with self._writing, asyncio.timeout(SEND_TIMEOUT_S):
+            self._writer.write(_LENGTH.pack(len(data)) + data)
+            await self._writer.drain()
+
+    async def read(self) -> bytes | None:
+        """Return the next frame, or None at the end of the channel."""
+        try:
+            (length,) = _LENGTH.unpack(await self._reader.readexactly(_LENGTH.size))
+            if length > MAX_FRAME_BYTES:
+                raise MalformedRequestError("a frame on the worker channel is too long")
+            return await self._reader.readexactly(length)
+        except (asyncio.IncompleteReadError, OSError):
+            return None
+
+    def close(self) -> None:
+        self._writer.transport.abort()
+
+
+async def _frames(end: socket.socket) -> _Frames:
+    end.setblocking(False)
+    reader, writer = await asyncio.open_unix_connection(sock=end, limit=2 * MAX_FRAME_BYTES)
+    return _Frames(reader, writer)
+
+
+class WorkerChannel:
+    """The agent's end."""
+
+    def __init__(self, frames: _Frames) -> None:
+        self._frames = frames
+
+    @classmethod
+    async def open(cls, end: socket.socket) -> "WorkerChannel":
+        """Take over ``end`` of the socket pair."""
+        return cls(await _frames(end))
+
+    async def send(self, message: ToWorker) -> None:
+        """Send one message.
+
+        Raises:
+            WorkerLostError: the worker is gone or does not read.
+        """
+        try:
+            await self._frames.write(_encode_to_worker(message).SerializeToString())
+        except (OSError, TimeoutError) as error:
+            raise WorkerLostError("the worker does not take messages") from error
+
+    async def receive(self) -> FromWorker | None:
+        """Return the next message, or None when the worker is gone.
+
+        Raises:
+            MalformedRequestError: a frame that is none.
+        """
+        data = await self._frames.read()
+        return None if data is None else _decode_from_worker(data)
+
+    def close(self) -> None:
+        """Close this end; the worker sees the end of the channel."""
+        self._frames.close()
+
+
+class AgentChannel:
+    """The worker's end; an :class:`~data_plane.session.messages.AgentLink`."""
+
+    def __init__(self, frames: _Frames) -> None:
+        self._frames = frames
+
+    @classmethod
+    async def open(cls, end: socket.socket) -> "AgentChannel":
+        """Take over the inherited end of the socket pair."""
+        return cls(await _frames(end))
+
+    async def send(self, message: FromWorker) -> None:
+        """Send one message.
+
+        Raises:
+            AgentUnavailableError: the agent is gone or does not read.
+        """
+        try:
+            await self._frames.write(_encode_from_worker(message).SerializeToString())
+        except (OSError, TimeoutError) as error:
+            raise AgentUnavailableError("the node agent does not take messages") from error
+
+    async def receive(self) -> ToWorker | None:
+        """Return the next message, or None when the agent is gone.
+
+        Raises:
+            MalformedRequestError: a frame that is none.
+        """
+        data = await self._frames.read()
+        return None if data is None else _decode_to_worker(data)
+
+    def close(self) -> None:
+        """Close this end."""
+        self._frames.close()
+
+
+def _encode_to_worker(message: ToWorker) -> pb.WorkerCommand:
+    if isinstance(message, StartWorker):
+        fields = {name: getattr(message, name) for name in StartWorker.__slots__}
+        return pb.WorkerCommand(start=pb.WorkerStart(**fields))
+    if isinstance(message, LeaseGrant):
+        return pb.WorkerCommand(
+            lease=pb.WorkerLease(
+                valid_until_unix_ms=message.valid_until_ms,
+                revoked_sessions=sorted(message.revoked_sessions),
+                evidence_digests=sorted(message.evidence_digests),
+                unacknowledged_receipts=message.unacknowledged_receipts,
+            )
+        )
+    if isinstance(message, Drain):
+        return pb.WorkerCommand(drain=pb.WorkerDrain(until_unix_ms=message.until_ms))
+    return pb.WorkerCommand(
+        receipt_spooled=pb.ReceiptSpooled(receipt_number=message.receipt_number, durable=message.durable)
+    )
+
+
+def _decode_to_worker(data: bytes) -> ToWorker:
+    message = pb.WorkerCommand()
+    _parse(message, data)
+    match message.WhichOneof("command"):
+        case "start":
+            start = message.start
+            fields = {name: getattr(start, name) for name in StartWorker.__slots__ if name != "ticket_issuers"}
+            return StartWorker(ticket_issuers=tuple(start.ticket_issuers), **fields)
+        case "lease":
+            return LeaseGrant(
+                valid_until_ms=message.lease.valid_until_unix_ms,
+                revoked_sessions=frozenset(message.lease.revoked_sessions),
+                evidence_digests=frozenset(message.lease.evidence_digests),
+                unacknowledged_receipts=message.lease.unacknowledged_receipts,
+            )
+        case "drain":
+            return Drain(until_ms=message.drain.until_unix_ms)
+        case "receipt_spooled":
+            spooled = message.receipt_spooled
+            return ReceiptDurable(receipt_number=spooled.receipt_number, durable=spooled.durable)
+        case _:
+            raise MalformedRequestError("a frame on the worker channel says nothing")
+
+
+def _encode_from_worker(message: FromWorker) -> pb.WorkerMessage:
+    if isinstance(message, WorkerReady):
+        return pb.WorkerMessage(
+            ready=pb.WorkerReady(
+                keyset=message.keyset,
+                certificate=message.certificate,
+                model_digest=message.model_digest,
+                context_length=message.context_length,
+                sandbox=message.sandbox,
+            )
+        )
+    if isinstance(message, ReceiptReady):
+        return pb.WorkerMessage(
+            receipt=pb.WorkerReceipt(**{name: getattr(message, name) for name in ReceiptReady.__slots__})
+        )
+    if isinstance(message, WorkerLoad):
+        return pb.WorkerMessage(
+            status=pb.WorkerStatus(running_requests=message.running_requests, queued_requests=message.queued_requests)
+        )
+    if isinstance(message, WorkerRefused):
+        return pb.WorkerMessage(refusal=pb.WorkerRefusal(code=message.code, session_id=message.session_id))
+    if isinstance(message, WorkerFailed):
+        return pb.WorkerMessage(failed=pb.WorkerFailed(code=message.code, message=message.message))
+    return pb.WorkerMessage(loading=pb.WorkerLoading(text=message.text))
+
+
+def _decode_from_worker(data: bytes) -> FromWorker:
+    message = pb.WorkerMessage()
+    _parse(message, data)
+    match message.WhichOneof("message"):
+        case "ready":
+            ready = message.ready
+            return WorkerReady(
+                keyset=ready.keyset,
+                certificate=ready.certificate,
+                model_digest=ready.model_digest,
+                context_length=ready.context_length,
+                sandbox=tuple(ready.sandbox),
+            )
+        case "receipt":
+            return ReceiptReady(**{name: getattr(message.receipt, name) for name in ReceiptReady.__slots__})
+        case "status":
+            status = message.status
+            return WorkerLoad(running_requests=status.running_requests, queued_requests=status.queued_requests)
+        case "refusal":
+            return WorkerRefused(code=message.refusal.code, session_id=message.refusal.session_id)
+        case "failed":
+            return WorkerFailed(code=message.failed.code, message=message.failed.message)
+        case "loading":
+            return WorkerLoading(text=message.loading.text)
+        case _:
+            raise MalformedRequestError("a frame on the worker channel says nothing")
+
+
+def _parse(message: pb.WorkerCommand | pb.WorkerMessage, data: bytes) -> None:
+    try:
+        message.ParseFromString(data)
+    except DecodeError as error:
+        raise MalformedRequestError("a frame on the worker channel does not decode") from error
