@@ -49,6 +49,7 @@ class World:
         kind: of evidence.
         tier: of the partition.
         padding: in the ticket.
+        now_s: Unix seconds at which everything is made; real TLS needs the real time.
     """
 
     seed: int = 0
@@ -56,6 +57,7 @@ class World:
     tier: Tier = Tier.GPU
     padding: PaddingMode = PaddingMode.DEFAULT
     tenant: str = ""
+    now_s: int = NOW_S
     revoked: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
@@ -68,12 +70,12 @@ class World:
         self.log = NoteSigner.from_seed(ORIGIN, self.random.randbytes(32))
         self.nonce = self.random.randbytes(32)
         self.authority = "part-1.tray-1.example"
-        self.keys = WorkerKeys.generate(authority=self.authority, now_s=NOW_S, random_bytes=self.random.randbytes)
+        self.keys = WorkerKeys.generate(authority=self.authority, now_s=self.now_s, random_bytes=self.random.randbytes)
         self.server = self.make_server()
 
     def ids(self, prefix: str) -> str:
         """Return a fresh TypeID."""
-        return new_id(prefix, now_ms=lambda: NOW_S * 1000, random_bytes=self.random.randbytes)
+        return new_id(prefix, now_ms=lambda: self.now_s * 1000, random_bytes=self.random.randbytes)
 
     def key(self) -> Ed25519PrivateKey:
         """Return a fresh key."""
@@ -131,7 +133,7 @@ class World:
             "bundle": POLICY_DIGEST.hex(),
             "policy_input": {},
         }
-        return decision(Stamp(self.ids(RECORD), NOW_S * 10**6, 0, "writer-1"), **(arguments | changes)).leaf
+        return decision(Stamp(self.ids(RECORD), self.now_s * 10**6, 0, "writer-1"), **(arguments | changes)).leaf
 
     def audit_receipt(self, leaf: bytes) -> AuditReceipt:
         """Return a receipt for ``leaf`` in a log of three records."""
@@ -158,8 +160,8 @@ class World:
             keyset_digest=self.keys.key_id,
             evidence_digest=evidence_digest,
             decision_leaf_hash=decision_leaf_hash,
-            issued_at_s=NOW_S,
-            expires_at_s=NOW_S + 300,
+            issued_at_s=self.now_s,
+            expires_at_s=self.now_s + 300,
         )
 
     def evidence(self, leaf: bytes, descriptor: PartitionDescriptor | None = None) -> bytes:
@@ -179,7 +181,7 @@ class World:
             ],
             keyset=self.keys.keyset.encoded,
             descriptor=descriptor or self.descriptor(),
-            not_after_s=NOW_S + 3600,
+            not_after_s=self.now_s + 3600,
         )[1]
 
     def offer(
@@ -236,7 +238,7 @@ class World:
             self.offer(**claim_changes),
             expectation=self.expectation(),
             anchors=self.anchors(),
-            now_s=NOW_S,
+            now_s=self.now_s,
         )
 
     def client(self, grant: VerifiedGrant | None = None) -> ClientSession:
