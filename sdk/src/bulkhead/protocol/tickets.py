@@ -187,7 +187,7 @@ class TicketVerifier:
             TicketRevokedError: obligation 5.
             TicketError: any other.
         """
-        claims = self._authenticate(token)
+        claims = self.authenticate(token)
         if claims.audience != audience:  # 3
             raise TicketError("the ticket is for another worker")
         _check_life(claims)  # 4
@@ -221,7 +221,14 @@ class TicketVerifier:
             raise TicketError("the ticket's issuer is not trusted")
         return kid
 
-    def _authenticate(self, token: str) -> TicketClaims:
+    def authenticate(self, token: str) -> TicketClaims:
+        """Return the claims that a trusted issuer signed: obligations 1 to 3 without the audience.
+
+        Says nothing of whether the ticket holds here and now; for reporting whose ticket was refused.
+
+        Raises:
+            TicketError: not a ticket, or not signed by a trusted issuer.
+        """
         kid = self._issuer(token)  # 1
         try:
             # 2; time, audience and required claims are checked here, against the injected clock.
