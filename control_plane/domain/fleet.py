@@ -19,13 +19,21 @@ from control_plane.placement.geometry import (
 
 __all__ = [
     "EVIDENCE_KINDS",
+    "AgentReport",
     "AttestOrder",
     "Attested",
+    "Command",
+    "CommandProgress",
+    "CommandResult",
+    "ControlNotice",
     "CreateOrder",
+    "EventAck",
     "Failure",
     "GpuInfo",
+    "Heartbeat",
     "Hello",
     "Inventory",
+    "LeaseGrant",
     "Order",
     "Outcome",
     "PartitionCreated",
@@ -36,6 +44,7 @@ __all__ = [
     "ReleaseOrder",
     "Released",
     "SpooledEvent",
+    "Welcome",
 ]
 
 MAX_GPUS: Final = 16  # a GB300 compute tray has 4, an HGX board 8
@@ -286,3 +295,68 @@ class SpooledEvent:
     partition_id: str
     ts_us: int
     event: ReceiptReported | PartitionStep | RefusalReported
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Heartbeat:
+    """The agent lives, and what it runs."""
+
+    partitions: tuple[PartitionReport, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommandResult:
+    """How a command ended."""
+
+    command_id: str
+    outcome: Outcome
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommandProgress:
+    """How far a command is: ``creating`` or ``loading``, and a sentence for the person who waits."""
+
+    command_id: str
+    phase: str
+    text: str
+
+
+AgentReport: TypeAlias = Hello | Heartbeat | CommandResult | CommandProgress | SpooledEvent
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Welcome:
+    """Answer to a hello: what of its spool is committed, and whose tickets its workers may take."""
+
+    committed_event_seq: int
+    ticket_issuers: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Command:
+    """An order with its identity, fence and deadline. Sent again after a reconnect; the agent answers from memory."""
+
+    command_id: str
+    partition_id: str
+    fence: int
+    deadline_unix_ms: int
+    order: Order
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EventAck:
+    """Every event up to and including ``seq`` is in the audit log."""
+
+    seq: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseGrant:
+    """The control plane vouches for its acknowledgements and this revocation list until ``valid_until_unix_ms``."""
+
+    valid_until_unix_ms: int
+    committed_event_seq: int
+    revoked_sessions: tuple[str, ...]
+
+
+ControlNotice: TypeAlias = Welcome | Command | EventAck | LeaseGrant

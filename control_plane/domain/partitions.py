@@ -104,7 +104,7 @@ class Partition:
     """A partition as the control plane knows it.
 
     ``share_key`` is equal for sessions that may share the partition; ``version`` counts the steps and is the fence;
-    ``reason`` says why the last step was taken; ``idle_since_us`` since when no session uses it.
+    ``reason`` says why the last step was taken.
     """
 
     partition_id: str
@@ -123,7 +123,6 @@ class Partition:
     created_us: int
     changed_us: int
     reason: str = ""
-    idle_since_us: int | None = None
     endpoint: WorkerEndpoint | None = None
 
     @property

@@ -148,6 +148,13 @@ class Partitions:
         )
         return {partition_id: int(count) for partition_id, count in rows}
 
+    def shared(self, share_key: str) -> Partition | None:
+        """Return a partition with that share key whose worker runs, if there is one."""
+        running = [PartitionState.ATTESTING.value, PartitionState.READY.value]
+        query = select(partitions).where(partitions.c.sharing_key == share_key, partitions.c.state.in_(running))
+        row = self._connection.execute(query.order_by(partitions.c.partition_id)).mappings().first()
+        return None if row is None else _partition(row)
+
     def reserve(self, partition: Partition, *, process_slots: int) -> None:
         """Store a new partition together with its place.
 
@@ -219,7 +226,6 @@ def _columns(partition: Partition) -> dict[str, Any]:
         "worker_certificate": endpoint.certificate if endpoint else None,
         "keyset": endpoint.keyset if endpoint else None,
         "reason": partition.reason,
-        "idle_since_us": partition.idle_since_us,
         "created_us": partition.created_us,
         "updated_us": partition.changed_us,
     }
@@ -255,6 +261,5 @@ def _partition(row: RowMapping) -> Partition:
         created_us=row["created_us"],
         changed_us=row["updated_us"],
         reason=row["reason"],
-        idle_since_us=row["idle_since_us"],
         endpoint=endpoint,
     )

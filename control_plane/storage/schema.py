@@ -205,7 +205,6 @@ partitions: Final = Table(
     Column("worker_certificate", LargeBinary, nullable=True),
     Column("keyset", LargeBinary, nullable=True),
     Column("reason", String(255), nullable=False),  # of the last transition
-    Column("idle_since_us", BigInteger, nullable=True),  # since when no session uses it
     Column("created_us", BigInteger, nullable=False),
     Column("updated_us", BigInteger, nullable=False),
     Index("ix_partitions_state", "state"),
