@@ -11,7 +11,6 @@ from typing import Final
 
 import structlog
 
-from audit.log import AuditLog
 from audit.records import PlatformReason, Subject, access_denied, authentication_failed, platform_cause, tenant_cause
 from bulkhead.errors import (
     BulkheadError,
@@ -24,6 +23,7 @@ from bulkhead.errors import (
 )
 from bulkhead.transparency.leaf import Cause
 from control_plane.domain.roles import Caller
+from control_plane.services.journal import Journal
 
 __all__ = ["RateLimiter", "RefusalRecorder", "cause_of", "subject_of"]
 
@@ -73,12 +73,12 @@ class RefusalRecorder:
     """Writes the records of refused calls.
 
     Args:
-        audit: the log.
+        journal: the audit log.
         monotonic_s: clock in seconds, for the limits.
     """
 
-    def __init__(self, *, audit: AuditLog, monotonic_s: Callable[[], float]) -> None:
-        self._audit = audit
+    def __init__(self, *, journal: Journal, monotonic_s: Callable[[], float]) -> None:
+        self._journal = journal
         self._sources = RateLimiter(burst=BURST, per_s=PER_SOURCE_PER_S, max_keys=MAX_SOURCES, monotonic_s=monotonic_s)
         self._overall = RateLimiter(burst=OVERALL_BURST, per_s=OVERALL_PER_S, max_keys=1, monotonic_s=monotonic_s)
         self._suppressed = 0
@@ -97,9 +97,9 @@ class RefusalRecorder:
         if not self._may_record(source if caller is None else caller.credential_id):
             return
         try:
-            await self._audit.write(
+            await self._journal.write(
                 authentication_failed(
-                    self._audit.stamp(),
+                    self._journal.stamp(),
                     method=method,
                     code=error.code,
                     tenant=None if caller is None else caller.tenant_id or None,
@@ -116,9 +116,9 @@ class RefusalRecorder:
         if not self._may_record(caller.principal_id):
             return
         try:
-            await self._audit.write(
+            await self._journal.write(
                 access_denied(
-                    self._audit.stamp(),
+                    self._journal.stamp(),
                     tenant=caller.tenant_id or None,
                     subject=subject_of(caller),
                     cause=cause_of(caller, request_id),
