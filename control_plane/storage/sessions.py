@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import Connection, RowMapping, Select, delete, func, insert, select, update
 
 from bulkhead.errors import AlreadyExistsError, NotFoundError, SessionClosedError, UnknownModelError
-from control_plane.domain.sessions import HOLDING, OpenRequest, Session, SessionState, check_step
+from control_plane.domain.sessions import HOLDING, TRANSITIONS, OpenRequest, Session, SessionState, check_step
 from control_plane.domain.tiers import Tier, tier_from_label
 from control_plane.storage.schema import models, partitions, policy_bundles, sessions, tenants
 
@@ -244,9 +244,8 @@ class Sessions:
         if row is None:
             return None
         session = _session(row)
-        if session.state is state:
+        if state not in TRANSITIONS[session.state]:
             return None
-        check_step(session.state, state)
         after = _changed(session, {"state": state, "reason": reason})
         self._store(after, closed_us=now_us)
         return after
