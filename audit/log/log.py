@@ -1,12 +1,31 @@
-"""The audit log: append, prove, list, export. Being built: methods that raise UnsupportedError are not there yet."""
+"""The audit log as the control plane uses it: append, prove, list, export.
 
-from typing import BinaryIO
+One instance per process, used from the event loop that opened it. Writing is the commit thread's; reading and proving
+run on a few threads of their own, so that the loop never waits for the database. Sizes and roots that are handed out
+are those that database and lock store agreed on.
+"""
+
+import asyncio
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import BinaryIO, Final, Self, TypeVar
 
 from audit.config import AuditConfig
+from audit.keys import LogKeys
+from audit.lockstore import FileLockStore
+from audit.log.listing import list_records
+from audit.log.opening import Opened, open_parts, platform_log, tenant_log
+from audit.log.prover import Prover
+from audit.log.rounds import PreparedRound, RoundMaker
+from audit.log.serving import Serving
+from audit.log.writer import CommitThread
 from audit.model import (
     Appended,
     AuditHealth,
     Failpoint,
+    Head,
     LogInfo,
     Page,
     Progress,
@@ -14,51 +33,152 @@ from audit.model import (
     RecordPage,
     no_failpoint,
 )
-from audit.records import Record, Stamp
-from bulkhead.errors import UnsupportedError
-from bulkhead.transparency import AuditReceipt, RoundPath
+from audit.records import Record, Stamp, Stamper, log_opened
+from audit.store import AuditStore, Committed, NewLeaf, Placed
+from bulkhead.errors import (
+    AuditUnavailableError,
+    BulkheadError,
+    ConflictError,
+    InvalidRequestError,
+    NotFoundError,
+)
+from bulkhead.transparency.merkle import leaf_hash
+from bulkhead.transparency.receipt import AuditReceipt
+from bulkhead.transparency.rounds import RoundPath
 
 __all__ = ["AuditLog"]
 
+_READ_THREADS: Final = 2
+_OPENING_TRIES: Final = 3
+_T = TypeVar("_T")
+
 
 class AuditLog:
-    """One writing process's audit log, used from the event loop that opened it."""
+    """One writing process's audit log. Make it with :meth:`open`, end it with :meth:`close`."""
+
+    def __init__(self, *, config: AuditConfig, parts: Opened, stamper: Stamper, failpoint: Failpoint) -> None:
+        self._config = config
+        self._store: AuditStore = parts.store
+        self._lock: FileLockStore = parts.lock
+        self._keys: LogKeys = parts.keys
+        self._stamper = stamper
+        self._prover = Prover(parts.store)
+        self._logs: dict[int, LogInfo] = {}
+        self._by_tenant: dict[str | None, LogInfo] = {}
+        self._heads: dict[int, Head] = {}  # acknowledged: database and lock store agree on them
+        self._rounds = RoundMaker(keys=parts.keys, next_round=parts.next_round)
+        self._opening = asyncio.Lock()
+        self._readers = ThreadPoolExecutor(_READ_THREADS, thread_name_prefix="audit-read")
+        self._round_task: asyncio.Task[None] | None = None
+        self._writer = CommitThread(
+            store=parts.store,
+            lock=parts.lock,
+            locked=parts.locked,
+            loop=asyncio.get_running_loop(),
+            acknowledged=self._acknowledged,
+            failpoint=failpoint,
+        )
+        self._serving = Serving(
+            store=parts.store, keys=parts.keys, prover=self._prover, keep=self._writer.keep_checkpoint
+        )
+        self._learn(parts.logs, parts.heads)
 
     @classmethod
-    async def open(cls, config: AuditConfig, *, failpoint: Failpoint = no_failpoint) -> "AuditLog":
+    async def open(
+        cls,
+        config: AuditConfig,
+        *,
+        wall_ns: Callable[[], int] = time.time_ns,
+        monotonic_ns: Callable[[], int] = time.monotonic_ns,
+        random_bytes: Callable[[int], bytes] = secrets.token_bytes,
+        failpoint: Failpoint = no_failpoint,
+    ) -> Self:
         """Open (and, the first time, create) the log; the platform's own log is there afterwards.
+
+        Args:
+            config: where and how.
+            wall_ns: wall clock, nanoseconds since the epoch.
+            monotonic_ns: monotonic clock, nanoseconds.
+            random_bytes: randomness for keys, ids and names.
+            failpoint: called at each step of a commit.
 
         Raises:
             AuditUnavailableError: the database cannot be opened, or another process writes to it.
             LogForkError: database and lock store disagree; nothing may be written.
-            ConfigError: the key directory is not private to this user.
+            ConfigError: the key file is malformed or not private to this user.
         """
-        raise UnsupportedError("not built yet")
+        parts = await asyncio.to_thread(open_parts, config, random_bytes=random_bytes, failpoint=failpoint)
+        stamper = Stamper(
+            writer=random_bytes(8).hex(),
+            wall_ns=wall_ns,
+            monotonic_ns=monotonic_ns,
+            started_ns=monotonic_ns(),
+            random_bytes=random_bytes,
+        )
+        log = cls(config=config, parts=parts, stamper=stamper, failpoint=failpoint)
+        await log._start()
+        return log
 
     async def close(self) -> None:
-        """Finish what is queued and release the database."""
-        raise UnsupportedError("not built yet")
+        """Finish what is queued and release the database. Appends fail afterwards."""
+        if self._round_task is not None:
+            self._round_task.cancel()
+            await asyncio.gather(self._round_task, return_exceptions=True)
+            self._round_task = None
+        await self._writer.close()
+        self._readers.shutdown(wait=False)
+        await asyncio.to_thread(self._store.close)
+        self._lock.close()
 
     def stamp(self) -> Stamp:
         """Return identity and time for one record."""
-        raise UnsupportedError("not built yet")
+        return self._stamper.stamp()
 
     @property
     def platform_log(self) -> LogInfo:
         """The platform's own log."""
-        raise UnsupportedError("not built yet")
+        return self._by_tenant[None]
 
     def logs(self) -> tuple[LogInfo, ...]:
         """Return every log, the platform's first."""
-        raise UnsupportedError("not built yet")
+        return tuple(self._logs[log_id] for log_id in sorted(self._logs))
+
+    def size(self, log_id: int) -> int:
+        """Return how many records of a log are acknowledged.
+
+        Raises:
+            NotFoundError: no such log.
+        """
+        self._info(log_id)
+        return self._heads[log_id].size
 
     async def ensure_log(self, tenant_id: str) -> LogInfo:
         """Return the tenant's log, creating it with its leaf 0 at first.
 
         Raises:
             AuditUnavailableError: it could not be created.
+            LogForkError: database and lock store disagree.
         """
-        raise UnsupportedError("not built yet")
+        known = self._by_tenant.get(tenant_id)
+        if known is not None:
+            return known
+        async with self._opening:
+            for _ in range(_OPENING_TRIES):
+                known = self._by_tenant.get(tenant_id)
+                if known is not None:
+                    return known
+                info = tenant_log(
+                    self._config.domain,
+                    tenant=tenant_id,
+                    log_id=max(self._logs) + 1,
+                    slot=sum(log.slot is not None for log in self._logs.values()),
+                    random_bytes=self._stamper.random_bytes,
+                )
+                try:
+                    return await self._open_log(info)
+                except ConflictError:  # an earlier try was recorded after all: learn of it
+                    self._learn(*await self._read(lambda: (self._store.logs(), self._store.heads())))
+        raise AuditUnavailableError("the tenant's audit log could not be opened")
 
     async def append(self, log_id: int, record: Record) -> Appended:
         """Append a record and return when it is durable in database and lock store.
@@ -73,65 +193,201 @@ class AuditLog:
             ConflictError: another record has its id.
             NotFoundError: no such log.
         """
-        raise UnsupportedError("not built yet")
+        info = self._info(log_id)
+        if record.fields.tenant != info.tenant:
+            raise InvalidRequestError(
+                f"record {record.record_id} belongs into another log", details={"record": record.record_id}
+            )
+        return await self._submit(NewLeaf(log_id, record.record_id, record.leaf, leaf_hash(record.leaf)))
 
     async def write(self, record: Record) -> Appended:
         """Append a record to the log of its tenant (created at need), or to the platform's log if it has none.
 
         Raises:
-            As :meth:`append`.
+            AuditUnavailableError, LogForkError, ConflictError: as :meth:`append`.
         """
-        raise UnsupportedError("not built yet")
+        tenant = record.fields.tenant
+        log = self.platform_log if tenant is None else await self.ensure_log(tenant)
+        return await self.append(log.log_id, record)
 
     def vkey(self, log_id: int) -> str:
-        """Return the log's public key as a C2SP vkey, to be pinned by tenants."""
-        raise UnsupportedError("not built yet")
+        """Return the log's public key as a C2SP vkey, to be pinned by tenants.
+
+        Raises:
+            NotFoundError: no such log.
+        """
+        return self._keys.signer(self._info(log_id).origin).vkey
 
     async def checkpoint(self, log_id: int) -> str:
-        """Return the log's signed checkpoint of its acknowledged size."""
-        raise UnsupportedError("not built yet")
+        """Return the log's signed checkpoint of its acknowledged size.
+
+        Raises:
+            NotFoundError: no such log.
+        """
+        info, head = self._info(log_id), self._heads[log_id]
+        return await self._read(lambda: self._serving.note(info, head.frontier))
 
     async def receipt(self, log_id: int, index: int) -> AuditReceipt:
         """Return a record with its inclusion proof under the current checkpoint.
 
+        What is returned was verified here: a damaged database gives an error, not a proof that fails elsewhere.
+
         Raises:
-            NotFoundError: no such record is acknowledged.
+            NotFoundError: no such log, or no such record is acknowledged.
+            RecordError: the stored record is not the one in the tree.
             AuditUnavailableError: the database cannot be read.
         """
-        raise UnsupportedError("not built yet")
+        info, head = self._info(log_id), self._heads[log_id]
+        if not 0 <= index < head.size:
+            raise NotFoundError(f"there is no record {index} in this log")
+        return await self._read(lambda: self._serving.receipt(info, head.frontier, index))
 
     async def consistency(self, log_id: int, old_size: int, new_size: int) -> tuple[bytes, ...]:
         """Return the consistency proof between two acknowledged sizes.
 
         Raises:
+            NotFoundError: no such log.
             InvalidRequestError: not ``0 <= old_size <= new_size <= size``.
             AuditUnavailableError: the database cannot be read.
         """
-        raise UnsupportedError("not built yet")
+        info = self._info(log_id)
+        if not 0 <= old_size <= new_size <= self._heads[log_id].size:
+            raise InvalidRequestError("the sizes are not those of this log")
+        return await self._read(lambda: self._serving.consistency(info, old_size, new_size))
 
     async def round_path(self, log_id: int) -> RoundPath | None:
-        """Return what ties a tenant's log to the platform's latest round; None before its first round."""
-        raise UnsupportedError("not built yet")
+        """Return what ties a tenant's log to the platform's latest round.
+
+        None for the platform's own log, and before the log is in a round of this process (a second or two).
+
+        Raises:
+            NotFoundError: no such log.
+            AuditUnavailableError: the database cannot be read.
+        """
+        slot = self._info(log_id).slot
+        last = None if slot is None else self._rounds.last(slot)
+        if slot is None or last is None:
+            return None
+        index, part = last
+        receipt = await self.receipt(self.platform_log.log_id, index)
+        return RoundPath(slot, part.salt, part.checkpoint_text, part.path, receipt)
 
     async def records(self, query: RecordFilter, page: Page) -> RecordPage:
         """List records through the index; each is compared with its leaf before it is returned.
 
-        Raises:
-            InvalidRequestError: a bad limit, page token or filter.
-            RecordError: the index or a leaf has been tampered with; names the record.
-            AuditUnavailableError: the database cannot be read.
-        """
-        raise UnsupportedError("not built yet")
-
-    async def export(self, log_id: int, stream: BinaryIO, *, progress: Progress | None = None) -> int:
-        """Write the log as a self-contained export (JSONL); return how many records it holds.
+        The caller has checked that whoever asks may read ``query.log_id`` (or all logs, if None).
 
         Raises:
-            RecordError: a stored leaf does not hold; names it.
+            InvalidRequestError: a bad limit or page token.
+            RecordError: the index or a leaf was tampered with; names the record.
             AuditUnavailableError: the database cannot be read.
         """
-        raise UnsupportedError("not built yet")
+        return await self._read(lambda: list_records(self._store, query, page))
+
+    async def export(self, log_ids: Sequence[int], stream: BinaryIO, *, progress: Progress | None = None) -> int:
+        """Write logs as one self-contained export (JSON lines); return how many records it holds.
+
+        ``stream`` and ``progress`` are used on another thread.
+
+        Raises:
+            NotFoundError: no such log.
+            RecordError: a stored record does not hold; names it.
+            AuditUnavailableError: the database cannot be read.
+        """
+        parts = [(self._info(log_id), self._heads[log_id]) for log_id in log_ids]
+        return await asyncio.to_thread(self._serving.export, parts, stream, progress)
 
     def health(self) -> AuditHealth:
-        """Return whether the log can be written."""
-        raise UnsupportedError("not built yet")
+        """Return whether the log can be written, and how far behind its index is."""
+        failure = self._writer.failure
+        reason = failure or self._writer.housekeeping_failure
+        return AuditHealth(
+            writable=failure is None,
+            forked=self._writer.fork is not None,
+            reason="" if reason is None else reason.message,
+            queued=self._writer.queued,
+            unindexed=self._writer.unindexed,
+        )
+
+    async def _start(self) -> None:
+        self._writer.start()
+        try:
+            if None not in self._by_tenant:
+                await self._open_log(platform_log(self._config.domain))
+        except BaseException:
+            await self.close()
+            raise
+        self._round_task = asyncio.create_task(self._make_rounds(), name="audit-rounds")
+
+    def _info(self, log_id: int) -> LogInfo:
+        info = self._logs.get(log_id)
+        if info is None:
+            raise NotFoundError(f"there is no log {log_id}")
+        return info
+
+    def _learn(self, logs: Sequence[LogInfo], heads: Sequence[Head]) -> None:
+        """Take in logs that were not known; heads of known logs are left to acknowledgements."""
+        found = {head.log_id: head for head in heads}
+        for log in logs:
+            if log.log_id not in self._logs and log.log_id in found:
+                self._logs[log.log_id] = self._by_tenant[log.tenant] = log
+                self._heads[log.log_id] = found[log.log_id]
+
+    async def _open_log(self, info: LogInfo) -> LogInfo:
+        record = log_opened(self.stamp(), tenant=info.tenant, origin=info.origin, epoch=info.epoch, slot=info.slot)
+        await self._submit(NewLeaf(info.log_id, record.record_id, record.leaf, leaf_hash(record.leaf), opens=info))
+        return self._logs[info.log_id]
+
+    async def _submit(self, leaf: NewLeaf) -> Appended:
+        future = self._writer.submit(leaf)
+        try:
+            async with asyncio.timeout(self._config.append_timeout_s):
+                placed = await future
+        except TimeoutError as error:
+            raise AuditUnavailableError(
+                f"record {leaf.record_id} was not durable within {self._config.append_timeout_s:g} s",
+                details={"record": leaf.record_id},
+            ) from error
+        return Appended(placed.log_id, placed.index, leaf.leaf_hash, leaf.record_id, leaf.leaf)
+
+    def _acknowledged(self, committed: Committed, placed: Sequence[tuple[NewLeaf, Placed]]) -> None:
+        """Take note of a batch that database and lock store have; called before its callers are told."""
+        for leaf, place in placed:
+            self._prover.remember(place.log_id, place.index, leaf.leaf_hash)
+            if leaf.opens is not None:
+                self._logs[place.log_id] = self._by_tenant[leaf.opens.tenant] = leaf.opens
+        for head in committed.heads:
+            known = self._heads.get(head.log_id)
+            if known is None or known.size < head.size:
+                self._heads[head.log_id] = head
+
+    async def _read(self, work: Callable[[], _T]) -> _T:
+        return await asyncio.get_running_loop().run_in_executor(self._readers, work)
+
+    async def _make_rounds(self) -> None:
+        """Make a round whenever one is due; a failed append is tried again with the same bytes."""
+        prepared: PreparedRound | None = None
+        quiet_since_ns = self._stamper.monotonic_ns()
+        while self._writer.fork is None:
+            await asyncio.sleep(self._config.round_interval_s)
+            now_ns = self._stamper.monotonic_ns()
+            quiet = now_ns - quiet_since_ns >= self._config.quiet_round_interval_s * 1e9
+            if prepared is None and not quiet and not self._rounds.due(self._heads, self._logs.values()):
+                continue
+            try:
+                if prepared is None:
+                    heads, logs = dict(self._heads), self.logs()
+                    prepared = await self._read(lambda: self._rounds.prepare(self.stamp, heads, logs))  # noqa: B023 - awaited here
+                record = prepared.record
+                leaf = NewLeaf(
+                    self.platform_log.log_id,
+                    record.record_id,
+                    record.leaf,
+                    leaf_hash(record.leaf),
+                    round_heads=prepared.changed,
+                )
+                appended = await self._submit(leaf)
+            except BulkheadError:  # health() tells; the next turn tries again
+                continue
+            self._rounds.committed(prepared, appended.index)
+            prepared, quiet_since_ns = None, now_ns

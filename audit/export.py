@@ -1,0 +1,92 @@
+"""Writes a log as a self-contained export (the format: :mod:`bulkhead.transparency.export`)."""
+
+from typing import Final
+
+from audit.model import LogInfo, Progress, StoredLeaf
+from audit.store import AuditStore
+from bulkhead.errors import RecordError
+from bulkhead.transparency.checkpoint import Checkpoint
+from bulkhead.transparency.export import ExportWriter
+from bulkhead.transparency.leaf import parse_leaf
+from bulkhead.transparency.merkle import Frontier, leaf_hash
+
+__all__ = ["check_leaf", "export_log"]
+
+_CHUNK: Final = 1_000  # leaves in one read of the database
+
+
+def export_log(
+    store: AuditStore,
+    writer: ExportWriter,
+    *,
+    info: LogInfo,
+    vkey: str,
+    size: int,
+    note: str,
+    progress: Progress | None = None,
+) -> int:
+    """Write the first ``size`` records of a log, its kept checkpoints among them; return their number.
+
+    What is written is checked on the way, so that a damaged database does not make an export that looks whole.
+
+    Args:
+        store: reading side.
+        writer: where to.
+        info: the log.
+        vkey: its public key.
+        size: the checkpoint's size.
+        note: the signed checkpoint of that size.
+        progress: told how far it is.
+
+    Raises:
+        RecordError: a leaf is missing, damaged or not what the tree was built from; names it.
+        AuditUnavailableError: the database cannot be read.
+    """
+    origin = info.origin
+    writer.begin_log(origin=origin, tenant=info.tenant, vkey=vkey)
+    frontier = Frontier()
+    while frontier.size < size:
+        start = frontier.size
+        stop = min(start + _CHUNK, size)
+        leaves = store.leaves(info.log_id, start, stop)
+        notes = dict(store.checkpoints(info.log_id, start + 1, stop + 1))
+        for index, stored in zip(range(start, stop), leaves, strict=False):
+            check_leaf(origin, index, stored)
+            writer.record(index, stored.leaf, stored.leaf_hash)
+            if index + 1 in notes and index + 1 < size:
+                writer.checkpoint(notes[index + 1])
+        if len(leaves) != stop - start:
+            raise RecordError(f"{origin}: record {start + len(leaves)} is missing from the database")
+        frontier = frontier.extend(stored.leaf_hash for stored in leaves)
+        if progress is not None:
+            progress(stop, size)
+    if frontier.root() != Checkpoint.parse(note.partition("\n\n")[0] + "\n").root:
+        raise RecordError(f"{origin}: the records in the database are not those of the signed checkpoint")
+    writer.end_log(note)
+    return size
+
+
+def check_leaf(origin: str, index: int, stored: StoredLeaf) -> None:
+    """Check that a stored leaf stands at ``index`` and is what its columns say.
+
+    Raises:
+        RecordError: it is not; names the record.
+    """
+    problem = ""
+    if stored.index != index:
+        problem = f"record {stored.index} stands in its place"
+    elif leaf_hash(stored.leaf) != stored.leaf_hash:
+        problem = "its bytes do not have the stored hash"
+    else:
+        try:
+            fields = parse_leaf(stored.leaf)
+        except RecordError as error:
+            problem = error.message
+        else:
+            if fields.record_id != stored.record_id:
+                problem = f"its id is {fields.record_id}"
+    if problem:
+        raise RecordError(
+            f"{origin}: record {index} ({stored.record_id}): {problem}",
+            details={"origin": origin, "index": str(index), "record": stored.record_id},
+        )

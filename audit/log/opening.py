@@ -1,0 +1,92 @@
+"""Opens database, lock store and keys together, and checks that they belong together.
+
+1. No other process writes to the database.
+2. The lock store's commit is in this database: it is not an older copy, nor another one. A database ahead of the lock
+   store is what a crash leaves between commit and move: it is kept, and the lock store follows.
+3. A database with commits whose lock store is missing is refused.
+"""
+
+import base64
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from audit.chain import GENESIS, LockState
+from audit.config import AuditConfig
+from audit.keys import LogKeys
+from audit.lockstore import FileLockStore
+from audit.model import Failpoint, Head, LogInfo
+from audit.sql import open_sqlite
+from audit.store import AuditStore
+from bulkhead.errors import LogForkError
+
+__all__ = ["Opened", "open_parts", "platform_log", "tenant_log"]
+
+_OPAQUE_BYTES: Final = 15  # 24 characters of base32, 120 bits: unguessable and unrelated to the tenant
+PLATFORM_LOG_ID: Final = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opened:
+    """What :class:`~audit.log.AuditLog` works with."""
+
+    store: AuditStore
+    lock: FileLockStore
+    locked: LockState
+    keys: LogKeys
+    logs: tuple[LogInfo, ...]
+    heads: tuple[Head, ...]
+    next_round: int
+
+
+def open_parts(config: AuditConfig, *, random_bytes: Callable[[int], bytes], failpoint: Failpoint) -> Opened:
+    """Open everything; blocking.
+
+    Raises:
+        AuditUnavailableError: 1 fails, or a file cannot be opened.
+        LogForkError: 2 or 3 fails; nothing may be written.
+        ConfigError: the key file is not private or malformed.
+    """
+    keys = LogKeys.load_or_create(config.keys_dir, random_bytes=random_bytes)
+    store = open_sqlite(config.database, busy_timeout_s=config.busy_timeout_s, failpoint=failpoint)  # 1
+    lock = FileLockStore(config.lock, failpoint=failpoint)
+    try:
+        last = store.last_commit()
+        lock.open(create=last == GENESIS)  # 3
+        locked = lock.read()
+        _check_locked(store, locked)  # 2
+        if last != locked:
+            lock.move(locked, last)
+        last_round = store.last_round()
+        return Opened(
+            store=store,
+            lock=lock,
+            locked=last,
+            keys=keys,
+            logs=store.logs(),
+            heads=store.heads(),
+            next_round=1 if last_round is None else last_round + 1,
+        )
+    except BaseException:
+        lock.close()
+        store.close()
+        raise
+
+
+def platform_log(domain: str) -> LogInfo:
+    """Return the platform's log as it is first opened."""
+    return LogInfo(log_id=PLATFORM_LOG_ID, origin=f"audit.{domain}/platform/1", tenant=None, epoch=1, slot=None)
+
+
+def tenant_log(domain: str, *, tenant: str, log_id: int, slot: int, random_bytes: Callable[[int], bytes]) -> LogInfo:
+    """Return a tenant's log as it is first opened; its name says nothing about the tenant."""
+    opaque = base64.b32encode(random_bytes(_OPAQUE_BYTES)).decode("ascii").lower()
+    return LogInfo(log_id=log_id, origin=f"audit.{domain}/t/{opaque}/1", tenant=tenant, epoch=1, slot=slot)
+
+
+def _check_locked(store: AuditStore, locked: LockState) -> None:
+    if store.chain_at(locked.seq) != locked.chain:
+        raise LogForkError(
+            f"the lock store holds commit {locked.seq}, which is not in the audit database: the database was restored "
+            "from a backup, replaced or edited; writing is refused"
+        )

@@ -1,0 +1,99 @@
+"""Makes the rounds of the platform's log (the format and its reasons: :mod:`bulkhead.transparency.rounds`).
+
+A round is made when a tenant's log has grown, at most once per interval, and once in a longer interval in any case.
+A round whose fate is not known (the database failed while it was committed) is sent again, the same bytes, until it
+is known; only then is the next one made.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+from audit.keys import LogKeys
+from audit.model import Head, LogInfo, RoundHead
+from audit.records import Record, Stamp, log_round
+from bulkhead.transparency.checkpoint import Checkpoint
+from bulkhead.transparency.merkle import inclusion_proof, leaf_hash, tree_root
+from bulkhead.transparency.rounds import round_leaf
+
+__all__ = ["PreparedRound", "RoundMaker", "SlotPath"]
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedRound:
+    """A round that is ready to be appended to the platform's log.
+
+    Attributes:
+        number: the round's number.
+        record: its record.
+        changed: heads that differ from the round before.
+        sizes: size of every tenant's log in it, by log id.
+        texts: checkpoint text of each slot, by slot.
+        hashes: leaf hash of each slot, by slot.
+    """
+
+    number: int
+    record: Record
+    changed: tuple[RoundHead, ...]
+    sizes: Mapping[int, int]
+    texts: tuple[str, ...]
+    hashes: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SlotPath:
+    """One slot's part of a round."""
+
+    salt: bytes
+    checkpoint_text: str
+    path: tuple[bytes, ...]
+
+
+class RoundMaker:
+    """Prepares rounds and remembers the last one that was committed."""
+
+    def __init__(self, *, keys: LogKeys, next_round: int) -> None:
+        self._keys = keys
+        self._next = next_round
+        self._committed: PreparedRound | None = None
+        self._index = -1
+
+    def due(self, heads: Mapping[int, Head], logs: Iterable[LogInfo]) -> bool:
+        """Whether a tenant's log is larger than in the last committed round (or there was none yet)."""
+        sizes = {} if self._committed is None else self._committed.sizes
+        return any(log.slot is not None and heads[log.log_id].size != sizes.get(log.log_id) for log in logs)
+
+    def prepare(self, stamp: Callable[[], Stamp], heads: Mapping[int, Head], logs: Iterable[LogInfo]) -> PreparedRound:
+        """Build the next round over the tenants' acknowledged heads."""
+        tenants = sorted(((log.slot, log) for log in logs if log.slot is not None), key=lambda pair: pair[0])
+        number = self._next
+        previous = {} if self._committed is None else self._committed.sizes
+        texts: list[str] = []
+        hashes: list[bytes] = []
+        for slot, log in tenants:
+            head = heads[log.log_id]
+            texts.append(Checkpoint(log.origin, head.size, head.frontier.root()).text())
+            salt = self._keys.salt(number, slot)
+            hashes.append(leaf_hash(round_leaf(round_number=number, slot=slot, salt=salt, checkpoint_text=texts[-1])))
+        sizes = {log.log_id: heads[log.log_id].size for _, log in tenants}
+        return PreparedRound(
+            number,
+            log_round(stamp(), round_number=number, slots=len(tenants), root=tree_root(hashes)),
+            tuple(RoundHead(number, log_id, size) for log_id, size in sizes.items() if previous.get(log_id) != size),
+            sizes,
+            tuple(texts),
+            tuple(hashes),
+        )
+
+    def committed(self, prepared: PreparedRound, index: int) -> None:
+        """Take note that a round stands at ``index`` of the platform's log."""
+        self._committed, self._index = prepared, index
+        self._next = prepared.number + 1
+
+    def last(self, slot: int) -> tuple[int, SlotPath] | None:
+        """Return where the last round stands and a slot's part of it, or None if the slot is not in one yet."""
+        done = self._committed
+        if done is None or slot >= len(done.hashes):
+            return None
+        hashes = done.hashes
+        path = inclusion_proof(slot, len(hashes), lambda level, at: tree_root(hashes[at << level : (at + 1) << level]))
+        return self._index, SlotPath(self._keys.salt(done.number, slot), done.texts[slot], path)

@@ -1,0 +1,108 @@
+"""The reading half of the log: checkpoints, receipts, exports. Blocking; called on reading threads."""
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import BinaryIO, Final
+
+from audit.export import check_leaf, export_log
+from audit.keys import LogKeys
+from audit.log.prover import Prover
+from audit.model import Head, LogInfo, Progress
+from audit.store import AuditStore
+from bulkhead.errors import InclusionError, RecordError
+from bulkhead.transparency.checkpoint import Checkpoint, sign_checkpoint
+from bulkhead.transparency.export import ExportWriter
+from bulkhead.transparency.merkle import Frontier, consistency_proof, inclusion_proof, verify_inclusion
+from bulkhead.transparency.receipt import AuditReceipt
+
+__all__ = ["Serving"]
+
+_MAX_NOTES: Final = 4_096  # signed checkpoints kept in memory, a few hundred bytes each
+
+
+class Serving:
+    """Answers from the store about heads that the caller knows to be acknowledged."""
+
+    def __init__(
+        self, *, store: AuditStore, keys: LogKeys, prover: Prover, keep: Callable[[int, int, str], None]
+    ) -> None:
+        """Take the parts.
+
+        Args:
+            store: its reading side.
+            keys: the log keys.
+            prover: reads tree nodes.
+            keep: stores a checkpoint (log id, size, note) some time soon.
+        """
+        self._store = store
+        self._keys = keys
+        self._prover = prover
+        self._keep = keep
+        self._notes: OrderedDict[tuple[int, int], str] = OrderedDict()
+
+    def note(self, info: LogInfo, frontier: Frontier) -> str:
+        """Return the signed checkpoint of an acknowledged size; signed once, kept in memory and database."""
+        key = (info.log_id, frontier.size)
+        note = self._notes.get(key)
+        if note is None:
+            checkpoint = Checkpoint(info.origin, frontier.size, frontier.root())
+            note = self._notes[key] = sign_checkpoint(checkpoint, self._keys.signer(info.origin))
+            self._keep(info.log_id, frontier.size, note)
+            while len(self._notes) > _MAX_NOTES:
+                self._notes.popitem(last=False)
+        return note
+
+    def receipt(self, info: LogInfo, frontier: Frontier, index: int) -> AuditReceipt:
+        """Return a record with its inclusion proof, verified.
+
+        Raises:
+            RecordError: the stored record is not the one in the tree.
+            AuditUnavailableError: the database cannot be read.
+        """
+        found = self._store.leaves(info.log_id, index, index + 1)
+        if not found:
+            raise RecordError(f"{info.origin}: record {index} is missing from the database")
+        check_leaf(info.origin, index, found[0])
+        proof = inclusion_proof(index, frontier.size, self._prover.nodes(info.log_id))
+        digest = found[0].leaf_hash
+        try:
+            verify_inclusion(index=index, size=frontier.size, leaf=digest, proof=proof, root=frontier.root())
+        except InclusionError as error:
+            raise RecordError(f"{info.origin}: record {index} in the database is not the one in the tree") from error
+        return AuditReceipt(found[0].leaf, index, proof, self.note(info, frontier))
+
+    def consistency(self, info: LogInfo, old_size: int, new_size: int) -> tuple[bytes, ...]:
+        """Return the consistency proof between two sizes.
+
+        Raises:
+            AuditUnavailableError: the database cannot be read.
+        """
+        return consistency_proof(old_size, new_size, self._prover.nodes(info.log_id))
+
+    def export(self, parts: Sequence[tuple[LogInfo, Head]], stream: BinaryIO, progress: Progress | None) -> int:
+        """Write logs up to the given heads as one export; return how many records it holds.
+
+        Raises:
+            RecordError: a stored record does not hold; names it.
+            AuditUnavailableError: the database cannot be read.
+        """
+        writer = ExportWriter(stream)
+        total = sum(head.size for _, head in parts)
+        before = 0
+        for info, head in parts:
+            export_log(
+                self._store,
+                writer,
+                info=info,
+                vkey=self._keys.signer(info.origin).vkey,
+                size=head.size,
+                note=self.note(info, head.frontier),
+                progress=None if progress is None else _shifted(progress, before, total),
+            )
+            before += head.size
+        writer.end()
+        return total
+
+
+def _shifted(progress: Progress, before: int, total: int) -> Progress:
+    return lambda done, _: progress(before + done, total)

@@ -1,0 +1,264 @@
+"""The thread that commits: takes what is queued, commits it at once, moves the lock store, acknowledges.
+
+There is no timer: while one batch is being written the next gathers. A batch is acknowledged only when the database
+has committed it and the lock store holds its chain. When anything fails, the whole batch fails with
+AuditUnavailableError and the next batch simply tries again; a fork (LogForkError) ends writing for good. When nobody
+has waited for a moment, the thread indexes, keeps checkpoints and lets the database tidy up.
+"""
+
+import asyncio
+import queue
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from audit.chain import LockState
+from audit.lockstore import FileLockStore
+from audit.model import Failpoint
+from audit.store import AuditStore, Committed, NewLeaf, Placed
+from bulkhead.errors import (
+    AuditUnavailableError,
+    BulkheadError,
+    InternalError,
+    LogForkError,
+    ShuttingDownError,
+)
+
+__all__ = ["CommitThread"]
+
+MAX_BATCH_RECORDS: Final = 256  # docs/audit.md section 3: larger batches gain nothing and hold the lock longer
+MAX_BATCH_BYTES: Final = 1024 * 1024
+MAX_QUEUED: Final = 16_384  # at a thousand commits a second nothing waits longer than the append's time-out allows
+_IDLE_S: Final = 0.02  # nobody has waited for this long: time for housekeeping
+_RETRY_S: Final = 0.5  # between two tries of housekeeping that fails, and of a database that does
+_INDEX_CHUNK: Final = 512
+_INDEX_LAG_LIMIT: Final = 4_096  # the index catches up under load, too, when it is this far behind
+_COMMITS_PER_MAINTENANCE: Final = 256
+
+
+@dataclass(slots=True, eq=False)
+class _Waiting:
+    leaf: NewLeaf
+    future: "asyncio.Future[Placed]"
+
+
+class CommitThread:
+    """Owns the store's writing side and the lock store. Methods without a note are called on the event loop."""
+
+    def __init__(
+        self,
+        *,
+        store: AuditStore,
+        lock: FileLockStore,
+        locked: LockState,
+        loop: asyncio.AbstractEventLoop,
+        acknowledged: Callable[[Committed, Sequence[tuple[NewLeaf, Placed]]], None],
+        failpoint: Failpoint,
+    ) -> None:
+        """Take over a store whose lock state has been checked.
+
+        Args:
+            store: its writing side.
+            lock: the lock store.
+            locked: what the lock store holds.
+            loop: the event loop of the callers.
+            acknowledged: called on the loop for each batch before its callers are told.
+            failpoint: see :data:`~audit.model.Failpoint`.
+        """
+        self._store = store
+        self._lock = lock
+        self._locked = locked
+        self._loop = loop
+        self._acknowledged = acknowledged
+        self._failpoint = failpoint
+        self._queue: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
+        self._notes: dict[tuple[int, int], str] = {}
+        self._notes_guard = threading.Lock()
+        self._thread = threading.Thread(target=self._run, name="audit-commit", daemon=True)
+        self._closed = False
+        self._unindexed = store.unindexed()
+        self._since_maintenance = 0
+        self._reread_lock = False
+        self.housekeeping_failure: BulkheadError | None = None
+        self.failure: BulkheadError | None = None
+        self.fork: LogForkError | None = None
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    @property
+    def queued(self) -> int:
+        """Records that wait for a commit."""
+        return self._queue.qsize()
+
+    @property
+    def unindexed(self) -> int:
+        """Records behind which the index is."""
+        return self._unindexed
+
+    def submit(self, leaf: NewLeaf) -> "asyncio.Future[Placed]":
+        """Queue a leaf; the future ends when it is acknowledged or has failed. Cancelling it gives up waiting.
+
+        Raises:
+            LogForkError: writing has stopped for good.
+            ShuttingDownError: the log is closed.
+            AuditUnavailableError: too many wait already.
+        """
+        if self.fork is not None:
+            raise LogForkError(self.fork.message)
+        if self._closed:
+            raise ShuttingDownError("the audit log is closed")
+        if self._queue.qsize() >= MAX_QUEUED:
+            raise AuditUnavailableError(f"{MAX_QUEUED} records wait for the audit database already")
+        waiting = _Waiting(leaf, self._loop.create_future())
+        self._queue.put(waiting)
+        return waiting.future
+
+    def keep_checkpoint(self, log_id: int, size: int, note: str) -> None:
+        """Keep a signed checkpoint in the database, some time soon. Any thread."""
+        with self._notes_guard:
+            self._notes[log_id, size] = note
+
+    async def close(self) -> None:
+        """Commit what is queued and end the thread."""
+        if not self._closed:
+            self._closed = True
+            self._queue.put(None)
+        await asyncio.to_thread(self._thread.join)
+
+    # On the thread.
+
+    def _run(self) -> None:
+        while True:
+            batch, ending = self._take()
+            if batch:
+                self._commit(batch)
+            if ending:
+                self._housekeeping(idle=True)
+                return
+            if not batch:
+                self._housekeeping(idle=True)
+            elif self._unindexed > _INDEX_LAG_LIMIT or self._since_maintenance > _COMMITS_PER_MAINTENANCE:
+                self._housekeeping(idle=False)
+
+    def _take(self) -> tuple[list[_Waiting], bool]:
+        """Wait for the first record, then take what is there; an empty batch means that nobody waits."""
+        batch: list[_Waiting] = []
+        size = 0
+        try:
+            item = self._queue.get(timeout=self._patience_s())
+            while item is not None:
+                if not item.future.cancelled():  # whoever gave up waiting was told that nothing was recorded
+                    batch.append(item)
+                    size += len(item.leaf.leaf)
+                if len(batch) >= MAX_BATCH_RECORDS or size >= MAX_BATCH_BYTES:
+                    return batch, False
+                item = self._queue.get_nowait()
+        except queue.Empty:
+            return batch, False
+        return batch, True
+
+    def _patience_s(self) -> float | None:
+        """Return how long to wait for a record before housekeeping; None if there is nothing to do."""
+        if self.failure is not None or self.housekeeping_failure is not None:
+            return _RETRY_S
+        return _IDLE_S if self._unindexed or self._notes or self._since_maintenance else None
+
+    def _commit(self, batch: list[_Waiting]) -> None:
+        error: BulkheadError
+        try:
+            committed = self._commit_and_lock([item.leaf for item in batch])
+        except LogForkError as fork:
+            self.fork = self.failure = error = fork
+        except AuditUnavailableError as failure:
+            self.failure = error = failure
+        except Exception as defect:  # noqa: BLE001 - the thread's boundary: a defect fails its callers, it never hangs them
+            self.failure = error = InternalError(f"the audit log failed: {type(defect).__name__}: {defect}")
+        else:
+            self.failure = None
+            self._unindexed += sum(isinstance(place, Placed) for place in committed.places)
+            self._since_maintenance += 1
+            self._call(self._acknowledge, batch, committed)
+            return
+        self._call(self._fail, batch, error)
+
+    def _commit_and_lock(self, leaves: list[NewLeaf]) -> Committed:
+        self._failpoint("batch.taken")
+        if self._reread_lock:  # a move of it failed: whether it was written is not known
+            self._locked = self._lock.read()
+            self._reread_lock = False
+        committed = self._store.commit(leaves, self._locked)
+        if committed.last != self._locked:
+            self._failpoint("lock.moving")
+            self._reread_lock = True
+            self._lock.move(self._locked, committed.last)
+            self._reread_lock = False
+            self._failpoint("lock.moved")
+            self._locked = committed.last
+        return committed
+
+    def _housekeeping(self, *, idle: bool) -> None:
+        try:
+            if self.failure is not None and self.fork is None:
+                self._commit_and_lock([])  # finds out whether the database can be written again
+                self.failure = None
+            with self._notes_guard:
+                notes, self._notes = self._notes, {}
+            self._put_notes(notes)
+            while self._unindexed and (idle or self._unindexed > _INDEX_LAG_LIMIT):
+                done = self._store.project(_INDEX_CHUNK)
+                self._unindexed = max(self._unindexed - done, 0) if done == _INDEX_CHUNK else 0
+                if not self._queue.empty() and self._unindexed <= _INDEX_LAG_LIMIT:
+                    return
+            self._store.maintain(idle=idle)
+            self._since_maintenance = 0
+            self.housekeeping_failure = None
+        except LogForkError as fork:
+            self.fork = self.failure = fork
+        except AuditUnavailableError as failure:
+            self.housekeeping_failure = failure
+        except Exception as defect:  # noqa: BLE001 - the thread's boundary: housekeeping must not end commits
+            self.housekeeping_failure = InternalError(f"housekeeping failed: {type(defect).__name__}: {defect}")
+
+    def _put_notes(self, notes: Mapping[tuple[int, int], str]) -> None:
+        if not notes:
+            return
+        try:
+            self._store.put_checkpoints(notes)
+        except AuditUnavailableError:
+            with self._notes_guard:
+                self._notes = {**notes, **self._notes}
+            raise
+
+    def _call(self, function: Callable[..., None], *args: object) -> None:
+        try:
+            self._loop.call_soon_threadsafe(function, *args)
+        except RuntimeError:  # the loop is closed: nobody waits any more
+            return
+
+    # Back on the event loop.
+
+    def _acknowledge(self, batch: list[_Waiting], committed: Committed) -> None:
+        self._acknowledged(
+            committed,
+            [
+                (item.leaf, place)
+                for item, place in zip(batch, committed.places, strict=True)
+                if isinstance(place, Placed)
+            ],
+        )
+        self._failpoint("batch.acknowledged")
+        for item, place in zip(batch, committed.places, strict=True):
+            if item.future.cancelled():
+                continue
+            if isinstance(place, BulkheadError):
+                item.future.set_exception(place)
+            else:
+                item.future.set_result(place)
+
+    def _fail(self, batch: list[_Waiting], error: BulkheadError) -> None:
+        for item in batch:
+            if not item.future.cancelled():
+                item.future.set_exception(type(error)(error.message, details=error.details))

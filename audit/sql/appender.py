@@ -1,0 +1,309 @@
+"""One commit's work inside an open write transaction.
+
+Under the writer lock: the lock store's state is found in this database; each leaf gets the next index of its log;
+leaves, full tiles, heads and the chain are written. Nothing is remembered between commits that the database could
+contradict: heads are read each time.
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from sqlalchemy import Connection, bindparam, insert, select, update
+
+from audit.chain import GENESIS, LockState, next_chain
+from audit.model import Failpoint, Head
+from audit.sql.tables import audit_commit, audit_head, audit_leaf, audit_log, audit_round, audit_tile, audit_writer
+from audit.store import Committed, NewLeaf, Placed
+from audit.tiles import TILE_WIDTH, completed_tiles, join_tile, split_tile
+from bulkhead.errors import BulkheadError, ConflictError, InternalError, LogForkError, NotFoundError
+from bulkhead.transparency.merkle import Frontier, tree_root
+
+__all__ = ["Appender", "read_last_commit"]
+
+_MAX_ROOTS: Final = 1 << 16  # tile roots kept for the next level: 256 of them are one tile of the level above
+
+_LAST: Final = (
+    select(audit_commit.c.seq, audit_commit.c.chain, audit_commit.c.pos).order_by(audit_commit.c.seq.desc()).limit(1)
+)
+_CHAIN_AT: Final = select(audit_commit.c.chain).where(audit_commit.c.seq == bindparam("at"))
+_HEADS: Final = select(audit_head.c.log_id, audit_head.c.size, audit_head.c.frontier, audit_log.c.origin).join_from(
+    audit_head, audit_log, audit_head.c.log_id == audit_log.c.log_id
+)
+_HEADS_OF: Final = _HEADS.where(audit_head.c.log_id.in_(bindparam("ids", expanding=True)))
+_PLACES_OF: Final = select(audit_leaf.c.record_id, audit_leaf.c.log_id, audit_leaf.c.idx, audit_leaf.c.leaf_hash).where(
+    audit_leaf.c.record_id.in_(bindparam("ids", expanding=True))
+)
+_HASHES: Final = (
+    select(audit_leaf.c.leaf_hash)
+    .where(
+        audit_leaf.c.log_id == bindparam("log"),
+        audit_leaf.c.idx >= bindparam("low"),
+        audit_leaf.c.idx < bindparam("high"),
+    )
+    .order_by(audit_leaf.c.idx)
+)
+_TILE: Final = select(audit_tile.c.hashes).where(
+    audit_tile.c.log_id == bindparam("log"), audit_tile.c.level == bindparam("lev"), audit_tile.c.n == bindparam("num")
+)
+_SET_HEAD: Final = (
+    update(audit_head)
+    .where(audit_head.c.log_id == bindparam("log"))
+    .values(size=bindparam("new_size"), frontier=bindparam("new_frontier"))
+)
+
+
+@dataclass(slots=True)
+class _Growth:
+    """A log in this commit: where it stood and what it gains."""
+
+    origin: str
+    base: Frontier
+    opened: bool = False
+    hashes: list[bytes] = field(default_factory=list)
+
+
+def read_last_commit(connection: Connection) -> tuple[LockState, int]:
+    """Return the last commit and the position of its last leaf."""
+    row = connection.execute(_LAST).first()
+    return (GENESIS, 0) if row is None else (LockState(row.seq, row.chain), row.pos)
+
+
+class Appender:
+    """Does commits on connections that the store hands in; keeps tile roots between them."""
+
+    def __init__(self, *, failpoint: Failpoint) -> None:
+        self._failpoint = failpoint
+        self._roots: OrderedDict[tuple[int, int, int], bytes] = OrderedDict()
+        self._seq = -1  # the commit after which `_fronts` was true
+        self._fronts: dict[int, Frontier] = {}
+
+    def forget(self) -> None:
+        """Drop what was kept; call it when a transaction was not committed."""
+        self._roots.clear()
+        self._fronts.clear()
+        self._seq = -1
+
+    def append(
+        self, connection: Connection, batch: Sequence[NewLeaf], locked: LockState, *, look_up: bool
+    ) -> Committed:
+        """Do one commit's work; the caller commits the transaction.
+
+        Args:
+            connection: in a transaction that no other writer can share.
+            batch: leaves in order.
+            locked: the lock store's state.
+            look_up: look for the record ids first. Without it a record that is there already is an IntegrityError.
+
+        Raises:
+            LogForkError: ``locked`` is not in this database.
+        """
+        if connection.dialect.name != "sqlite":  # there BEGIN IMMEDIATE is the lock
+            connection.execute(select(audit_writer.c.id).with_for_update())
+        last, pos = read_last_commit(connection)
+        _check_locked(connection, last, locked)
+        self._failpoint("commit.begun")
+        growing = _heads(connection, {leaf.log_id for leaf in batch})
+        self._check_heads(last, growing)
+        known = _known(connection, batch) if look_up else {}
+        places, taken = self._assign(connection, batch, growing, known, look_up=look_up)
+        if not taken:
+            return Committed(last, places, _result_heads(growing))
+        new, heads = self._write(connection, taken, growing, last, pos)
+        return Committed(new, places, heads)
+
+    def _assign(
+        self,
+        connection: Connection,
+        batch: Sequence[NewLeaf],
+        growing: dict[int, _Growth],
+        known: dict[str, tuple[int, int, bytes]],
+        *,
+        look_up: bool,
+    ) -> tuple[tuple[Placed | BulkheadError, ...], list[tuple[NewLeaf, int]]]:
+        """Give each leaf its index; return the places in order, and the leaves that are new."""
+        places: list[Placed | BulkheadError] = []
+        taken: list[tuple[NewLeaf, int]] = []
+        for leaf in batch:
+            if (there := known.get(leaf.record_id)) is not None:
+                places.append(_again(leaf, there))
+                continue
+            growth = growing.get(leaf.log_id)
+            if leaf.opens is not None and (growth is not None or (look_up and not _may_open(connection, leaf))):
+                places.append(ConflictError(f"the log {leaf.opens.origin}, or its slot, is taken"))
+                continue
+            if leaf.opens is not None:
+                growth = growing[leaf.log_id] = _Growth(leaf.opens.origin, Frontier(), opened=True)
+                connection.execute(
+                    insert(audit_log),
+                    {
+                        "log_id": leaf.log_id,
+                        "origin": leaf.opens.origin,
+                        "tenant": leaf.opens.tenant,
+                        "epoch": leaf.opens.epoch,
+                        "slot": leaf.opens.slot,
+                    },
+                )
+            if growth is None:
+                places.append(NotFoundError(f"there is no log {leaf.log_id}"))
+                continue
+            index = growth.base.size + len(growth.hashes)
+            growth.hashes.append(leaf.leaf_hash)
+            known[leaf.record_id] = (leaf.log_id, index, leaf.leaf_hash)
+            places.append(Placed(leaf.log_id, index))
+            taken.append((leaf, index))
+        return tuple(places), taken
+
+    def _write(
+        self,
+        connection: Connection,
+        taken: list[tuple[NewLeaf, int]],
+        growing: dict[int, _Growth],
+        last: LockState,
+        pos: int,
+    ) -> tuple[LockState, tuple[Head, ...]]:
+        connection.execute(
+            insert(audit_leaf),
+            [
+                {
+                    "pos": pos + offset,
+                    "log_id": leaf.log_id,
+                    "idx": index,
+                    "record_id": leaf.record_id,
+                    "leaf": leaf.leaf,
+                    "leaf_hash": leaf.leaf_hash,
+                }
+                for offset, (leaf, index) in enumerate(taken, start=1)
+            ],
+        )
+        self._failpoint("commit.leaves")
+        rounds = [
+            {"round": head.round, "log_id": head.log_id, "size": head.size}
+            for leaf, _ in taken
+            for head in leaf.round_heads
+        ]
+        if rounds:
+            connection.execute(insert(audit_round), rounds)
+        grown = {log_id: growth for log_id, growth in growing.items() if growth.hashes}
+        frontiers = {log_id: growth.base.extend(growth.hashes) for log_id, growth in grown.items()}
+        self._write_tiles(connection, grown)
+        self._failpoint("commit.tiles")
+        _write_heads(connection, grown, frontiers)
+        self._failpoint("commit.heads")
+        chain = next_chain(last.chain, ((grown[log_id].origin, frontiers[log_id]) for log_id in grown))
+        new = LockState(last.seq + 1, chain)
+        connection.execute(insert(audit_commit), {"seq": new.seq, "pos": pos + len(taken), "chain": chain})
+        self._failpoint("commit.chained")
+        heads = {log_id: frontiers.get(log_id, growth.base) for log_id, growth in growing.items()}
+        self._seq = new.seq
+        self._fronts.update(heads)
+        return new, tuple(Head(log_id, frontier) for log_id, frontier in heads.items())
+
+    def _check_heads(self, last: LockState, growing: Mapping[int, _Growth]) -> None:
+        """Check that nobody edited a head since this process wrote it."""
+        if last.seq != self._seq:
+            self._fronts.clear()  # another writer was here, or the outcome of the last commit was not known
+            return
+        for log_id, growth in growing.items():
+            if self._fronts.get(log_id, growth.base) != growth.base:
+                raise LogForkError(f"the head of log {growth.origin} was edited in the database; writing has stopped")
+
+    def _write_tiles(self, connection: Connection, grown: Mapping[int, _Growth]) -> None:
+        for log_id, growth in grown.items():
+            old_size = growth.base.size
+            for level, number in completed_tiles(old_size, old_size + len(growth.hashes)):
+                if level == 0:
+                    hashes = self._leaf_tile(connection, log_id, number, growth)
+                else:
+                    below = range(number * TILE_WIDTH, (number + 1) * TILE_WIDTH)
+                    hashes = [self._root(connection, log_id, level - 1, child) for child in below]
+                row = {"log_id": log_id, "level": level, "n": number, "hashes": join_tile(hashes)}
+                connection.execute(insert(audit_tile), row)
+                self._remember((log_id, level, number), tree_root(hashes))
+
+    def _leaf_tile(self, connection: Connection, log_id: int, number: int, growth: _Growth) -> list[bytes]:
+        low, high, old_size = number * TILE_WIDTH, (number + 1) * TILE_WIDTH, growth.base.size
+        hashes: list[bytes] = []
+        if low < old_size:  # the tile's first leaves are from earlier commits
+            hashes = list(connection.execute(_HASHES, {"log": log_id, "low": low, "high": old_size}).scalars())
+        return hashes + growth.hashes[max(low - old_size, 0) : high - old_size]
+
+    def _root(self, connection: Connection, log_id: int, level: int, number: int) -> bytes:
+        root = self._roots.get((log_id, level, number))
+        if root is None:
+            data = connection.execute(_TILE, {"log": log_id, "lev": level, "num": number}).scalar()
+            if data is None:
+                raise InternalError(f"log {log_id} has no tile {level}/{number}")
+            root = tree_root(split_tile(data))
+            self._remember((log_id, level, number), root)
+        return root
+
+    def _remember(self, key: tuple[int, int, int], root: bytes) -> None:
+        # A root of a transaction that is rolled back is overwritten when the tile is made again.
+        self._roots[key] = root
+        if len(self._roots) > _MAX_ROOTS:
+            self._roots.popitem(last=False)
+
+
+def _check_locked(connection: Connection, last: LockState, locked: LockState) -> None:
+    if last == locked:
+        return
+    if locked.seq < last.seq:
+        chain = GENESIS.chain if locked.seq == 0 else connection.execute(_CHAIN_AT, {"at": locked.seq}).scalar()
+        if chain == locked.chain:
+            return  # commits that were never acknowledged: an ordinary crash
+    raise LogForkError(
+        f"the audit database does not hold commit {locked.seq} of the lock store: it was restored from a backup, "
+        "replaced or edited; writing has stopped"
+    )
+
+
+def _heads(connection: Connection, ids: Iterable[int]) -> dict[int, _Growth]:
+    rows = connection.execute(_HEADS_OF, {"ids": sorted(ids)})
+    return {row.log_id: _Growth(row.origin, Frontier.decode(row.size, row.frontier)) for row in rows}
+
+
+def _write_heads(connection: Connection, grown: Mapping[int, _Growth], frontiers: Mapping[int, Frontier]) -> None:
+    opened = [
+        {"log_id": log_id, "size": frontiers[log_id].size, "frontier": frontiers[log_id].encode()}
+        for log_id, growth in grown.items()
+        if growth.opened
+    ]
+    moved = [
+        {"log": log_id, "new_size": frontiers[log_id].size, "new_frontier": frontiers[log_id].encode()}
+        for log_id, growth in grown.items()
+        if not growth.opened
+    ]
+    if opened:
+        connection.execute(insert(audit_head), opened)
+    if moved:
+        connection.execute(_SET_HEAD, moved)
+
+
+def _known(connection: Connection, batch: Sequence[NewLeaf]) -> dict[str, tuple[int, int, bytes]]:
+    rows = connection.execute(_PLACES_OF, {"ids": [leaf.record_id for leaf in batch]})
+    return {row.record_id: (row.log_id, row.idx, row.leaf_hash) for row in rows}
+
+
+def _again(leaf: NewLeaf, there: tuple[int, int, bytes]) -> Placed | BulkheadError:
+    log_id, index, digest = there
+    if (log_id, digest) != (leaf.log_id, leaf.leaf_hash):
+        return ConflictError(f"record {leaf.record_id} is there already with other content")
+    return Placed(log_id, index)
+
+
+def _may_open(connection: Connection, leaf: NewLeaf) -> bool:
+    opens = leaf.opens
+    rows = connection.execute(select(audit_log))
+    return opens is not None and not any(
+        row.log_id == opens.log_id
+        or row.origin == opens.origin
+        or (opens.slot is not None and (row.slot, row.epoch) == (opens.slot, opens.epoch))
+        or (opens.tenant is not None and (row.tenant, row.epoch) == (opens.tenant, opens.epoch))
+        for row in rows
+    )
+
+
+def _result_heads(growing: Mapping[int, _Growth]) -> tuple[Head, ...]:
+    return tuple(Head(log_id, growth.base) for log_id, growth in growing.items())

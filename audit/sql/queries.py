@@ -1,0 +1,110 @@
+"""Pages of the index: filters and keyset paging, by place within a log or by commit order across logs."""
+
+import re
+from typing import Any, Final
+
+from sqlalchemy import ColumnElement, Connection, Row, func, select
+
+from audit.model import MAX_PAGE, IndexRow, Order, Page, RecordFilter, StoredLeaf
+from audit.sql.tables import audit_head, audit_index, audit_leaf
+from audit.store import IndexedLeaf, IndexedLeaves
+from bulkhead.errors import InvalidRequestError
+
+__all__ = ["index_row", "run_query", "stored_leaf"]
+
+_TOKEN: Final = re.compile(r"([ip])(0|[1-9][0-9]{0,17})")
+_INDEX: Final = audit_index.c
+_LEAF: Final = audit_leaf.c
+_PAGE: Final = select(
+    audit_index,
+    _LEAF.pos.label("leaf_pos"),
+    _LEAF.log_id.label("leaf_log_id"),
+    _LEAF.idx.label("leaf_idx"),
+    _LEAF.record_id,
+    _LEAF.leaf,
+    _LEAF.leaf_hash,
+).join_from(audit_index, audit_leaf, _INDEX.pos == _LEAF.pos, isouter=True)
+
+
+def run_query(connection: Connection, query: RecordFilter, page: Page) -> IndexedLeaves:
+    """Return a page.
+
+    Raises:
+        InvalidRequestError: a limit out of range, or a token of another list.
+    """
+    if not 1 <= page.limit <= MAX_PAGE:
+        raise InvalidRequestError(f"a page holds 1 to {MAX_PAGE} records")
+    key = _INDEX.pos if query.log_id is None else _INDEX.idx
+    conditions = _conditions(query)
+    newest = page.order is Order.NEWEST_FIRST
+    after = _after(query, page)
+    if after is not None:
+        conditions.append(key < after if newest else key > after)
+    found = connection.execute(
+        _PAGE.where(*conditions).order_by(key.desc() if newest else key.asc()).limit(page.limit + 1)
+    ).all()
+    rows = tuple(IndexedLeaf(index_row(row), _leaf_beside(row)) for row in found[: page.limit])
+    token = ""
+    if len(found) > page.limit:
+        last = rows[-1].row
+        token = f"p{last.pos}" if query.log_id is None else f"i{last.index}"
+    return IndexedLeaves(rows, token, *_sizes(connection, query.log_id))
+
+
+def index_row(row: Row[Any]) -> IndexRow:
+    """Return a row of ``audit_index`` as a value."""
+    return IndexRow(
+        row.pos, row.log_id, row.idx, row.ts_us, row.action, row.decision, row.subject, row.session, row.pair_id
+    )
+
+
+def stored_leaf(row: Row[Any]) -> StoredLeaf:
+    """Return a row of ``audit_leaf`` as a value."""
+    return StoredLeaf(row.pos, row.log_id, row.idx, row.record_id, row.leaf, row.leaf_hash)
+
+
+def _leaf_beside(row: Row[Any]) -> StoredLeaf | None:
+    if row.leaf_pos is None:
+        return None
+    return StoredLeaf(row.leaf_pos, row.leaf_log_id, row.leaf_idx, row.record_id, row.leaf, row.leaf_hash)
+
+
+def _conditions(query: RecordFilter) -> list[ColumnElement[bool]]:
+    conditions: list[ColumnElement[bool]] = []
+    if query.log_id is not None:
+        conditions.append(_INDEX.log_id == query.log_id)
+    if query.action.endswith("."):  # "partition." up to "partition/": '/' follows '.' in ASCII
+        conditions += [_INDEX.action >= query.action, _INDEX.action < f"{query.action[:-1]}/"]
+    elif query.action:
+        conditions.append(_INDEX.action == query.action)
+    exact = (
+        (_INDEX.decision, query.decision),
+        (_INDEX.subject, query.subject),
+        (_INDEX.session, query.session),
+        (_INDEX.pair_id, query.pair_id),
+    )
+    conditions += [column == value for column, value in exact if value]
+    if query.since_us is not None:
+        conditions.append(_INDEX.ts_us >= query.since_us)
+    if query.until_us is not None:
+        conditions.append(_INDEX.ts_us < query.until_us)
+    return conditions
+
+
+def _after(query: RecordFilter, page: Page) -> int | None:
+    if not page.after:
+        return None
+    match = _TOKEN.fullmatch(page.after)
+    if match is None or match[1] != ("p" if query.log_id is None else "i"):
+        raise InvalidRequestError("the page token is not one of this list")
+    return int(match[2])
+
+
+def _sizes(connection: Connection, log_id: int | None) -> tuple[int, int]:
+    """Return how many records are indexed and committed, of one log or of all."""
+    if log_id is None:
+        indexed = connection.execute(select(func.max(_INDEX.pos))).scalar() or 0
+        return indexed, connection.execute(select(func.max(_LEAF.pos))).scalar() or 0
+    last = connection.execute(select(func.max(_INDEX.idx)).where(_INDEX.log_id == log_id)).scalar()
+    size = connection.execute(select(audit_head.c.size).where(audit_head.c.log_id == log_id)).scalar()
+    return (0 if last is None else last + 1), size or 0

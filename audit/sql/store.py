@@ -1,0 +1,286 @@
+"""The audit store in SQL: one writing connection, pooled readers, errors of the driver turned into ours."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Final
+
+from sqlalchemy import Connection, Engine, func, insert, select
+from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+
+from audit.chain import GENESIS, LockState
+from audit.model import Failpoint, Head, IndexRow, LogInfo, Page, RecordFilter, StoredLeaf
+from audit.sql.appender import Appender, read_last_commit
+from audit.sql.queries import run_query, stored_leaf
+from audit.sql.tables import (
+    audit_checkpoint,
+    audit_commit,
+    audit_head,
+    audit_index,
+    audit_leaf,
+    audit_log,
+    audit_round,
+    audit_tile,
+)
+from audit.store import Committed, IndexedLeaves, NewLeaf
+from bulkhead.errors import AuditUnavailableError, ProofError, RecordError
+from bulkhead.transparency.leaf import parse_leaf
+from bulkhead.transparency.merkle import Frontier
+
+__all__ = ["SqlAuditReader", "SqlAuditStore", "read_errors"]
+
+_MAX_ROWS: Final = 4096  # leaves in one read: 64 MiB at the most, well inside a second
+
+
+@contextmanager
+def read_errors() -> Iterator[None]:
+    """Turn the database's errors into ours.
+
+    Raises:
+        AuditUnavailableError: the database cannot be used.
+    """
+    try:
+        yield
+    except (SQLAlchemyError, ProofError) as error:
+        raise unavailable(error) from error
+
+
+def unavailable(error: SQLAlchemyError | ProofError) -> AuditUnavailableError:
+    """Return our error for the database's."""
+    if isinstance(error, ProofError):
+        return AuditUnavailableError(f"the audit database is damaged: {error.message}")
+    return AuditUnavailableError(f"the audit database cannot be used: {getattr(error, 'orig', None) or error}")
+
+
+class SqlAuditReader:
+    """The reading side: any thread; each call is one short transaction."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def close(self) -> None:
+        """Release the connections."""
+        self._engine.dispose()
+
+    @contextmanager
+    def reading(self) -> Iterator[Connection]:
+        """Open a read transaction.
+
+        Raises:
+            AuditUnavailableError: the database cannot be read.
+        """
+        with read_errors(), self._engine.connect() as connection, connection.begin():
+            yield connection
+
+    def last_commit(self) -> LockState:
+        """Return the last commit, or genesis."""
+        with self.reading() as connection:
+            return read_last_commit(connection)[0]
+
+    def chain_at(self, seq: int) -> bytes | None:
+        """Return a commit's chain value."""
+        if seq == 0:
+            return GENESIS.chain
+        with self.reading() as connection:
+            return connection.execute(select(audit_commit.c.chain).where(audit_commit.c.seq == seq)).scalar()
+
+    def logs(self) -> tuple[LogInfo, ...]:
+        """Return every log by id."""
+        with self.reading() as connection:
+            return tuple(
+                LogInfo(log_id=row.log_id, origin=row.origin, tenant=row.tenant, epoch=row.epoch, slot=row.slot)
+                for row in connection.execute(select(audit_log).order_by(audit_log.c.log_id))
+            )
+
+    def heads(self) -> tuple[Head, ...]:
+        """Return every head."""
+        with self.reading() as connection:
+            rows = connection.execute(select(audit_head)).all()
+            return tuple(Head(row.log_id, Frontier.decode(row.size, row.frontier)) for row in rows)
+
+    def leaves(self, log_id: int, start: int, stop: int) -> tuple[StoredLeaf, ...]:
+        """Return leaves of a log in order; at most 4,096 at a time."""
+        wanted = (
+            select(audit_leaf)
+            .where(audit_leaf.c.log_id == log_id, audit_leaf.c.idx >= start, audit_leaf.c.idx < stop)
+            .order_by(audit_leaf.c.idx)
+            .limit(_MAX_ROWS)
+        )
+        with self.reading() as connection:
+            return tuple(stored_leaf(row) for row in connection.execute(wanted))
+
+    def leaf_hashes(self, log_id: int, start: int, stop: int) -> tuple[bytes, ...]:
+        """Return leaf hashes of a log in order; at most 4,096 at a time."""
+        wanted = (
+            select(audit_leaf.c.leaf_hash)
+            .where(audit_leaf.c.log_id == log_id, audit_leaf.c.idx >= start, audit_leaf.c.idx < stop)
+            .order_by(audit_leaf.c.idx)
+            .limit(_MAX_ROWS)
+        )
+        with self.reading() as connection:
+            return tuple(connection.execute(wanted).scalars())
+
+    def tile(self, log_id: int, level: int, number: int) -> bytes | None:
+        """Return a full tile."""
+        wanted = select(audit_tile.c.hashes).where(
+            audit_tile.c.log_id == log_id, audit_tile.c.level == level, audit_tile.c.n == number
+        )
+        with self.reading() as connection:
+            return connection.execute(wanted).scalar()
+
+    def checkpoints(self, log_id: int, start: int, stop: int) -> tuple[tuple[int, str], ...]:
+        """Return kept checkpoints in order; at most 4,096 at a time."""
+        table = audit_checkpoint.c
+        wanted = (
+            select(table.size, table.note)
+            .where(table.log_id == log_id, table.size >= start, table.size < stop)
+            .order_by(table.size)
+            .limit(_MAX_ROWS)
+        )
+        with self.reading() as connection:
+            return tuple((row.size, row.note) for row in connection.execute(wanted))
+
+    def last_round(self) -> int | None:
+        """Return the last round's number."""
+        with self.reading() as connection:
+            return connection.execute(select(func.max(audit_round.c.round))).scalar()
+
+    def unindexed(self) -> int:
+        """Return how far the index is behind."""
+        with self.reading() as connection:
+            last = connection.execute(select(func.max(audit_leaf.c.pos))).scalar() or 0
+            return last - (connection.execute(select(func.max(audit_index.c.pos))).scalar() or 0)
+
+    def query(self, query: RecordFilter, page: Page) -> IndexedLeaves:
+        """Return a page of the index."""
+        with self.reading() as connection:
+            return run_query(connection, query, page)
+
+
+class SqlAuditStore(SqlAuditReader):
+    """The whole store. Its writing side belongs to one thread at a time."""
+
+    def __init__(
+        self,
+        *,
+        writer: Engine,
+        reader: Engine,
+        check_file: Callable[[], None],
+        maintain: Callable[[DBAPIConnection, bool], None],
+        release: Callable[[], None],
+        failpoint: Failpoint,
+    ) -> None:
+        super().__init__(reader)
+        self._writer = writer
+        self._check_file = check_file
+        self._maintain = maintain
+        self._release = release
+        self._failpoint = failpoint
+        self._appender = Appender(failpoint=failpoint)
+
+    def commit(self, batch: Sequence[NewLeaf], locked: LockState) -> Committed:
+        """Append leaves in one durable transaction; see :meth:`audit.store.AuditStore.commit`.
+
+        Raises:
+            LogForkError: the lock store's state is not in this database, or the file was replaced.
+            AuditUnavailableError: the database cannot be written; the outcome is unknown.
+        """
+        self._check_file()
+        try:
+            committed = self._attempt(batch, locked, look_up=False)
+        except IntegrityError:  # a leaf sent again: find out where it stands
+            committed = self._attempt(batch, locked, look_up=True)
+        self._check_file()  # what went into a file that is no longer ours must not be acknowledged
+        self._failpoint("commit.done")
+        return committed
+
+    def _attempt(self, batch: Sequence[NewLeaf], locked: LockState, *, look_up: bool) -> Committed:
+        try:
+            with self._writer.begin() as connection:
+                return self._appender.append(connection, batch, locked, look_up=look_up)
+        except IntegrityError as error:
+            self._appender.forget()
+            if look_up:
+                raise AuditUnavailableError(f"the audit database refused the records: {error.orig}") from error
+            raise
+        except (SQLAlchemyError, ProofError) as error:
+            self._reset()
+            raise unavailable(error) from error
+        except BaseException:
+            self._appender.forget()
+            raise
+
+    def put_checkpoints(self, notes: Mapping[tuple[int, int], str]) -> None:
+        """Keep checkpoints; one that is there stays."""
+        table = audit_checkpoint
+        with self._writing() as connection:
+            for (log_id, size), note in notes.items():
+                there = select(table.c.size).where(table.c.log_id == log_id, table.c.size == size)
+                if connection.execute(there).scalar() is None:
+                    connection.execute(insert(table), {"log_id": log_id, "size": size, "note": note})
+
+    def project(self, limit: int) -> int:
+        """Index up to ``limit`` further leaves.
+
+        Raises:
+            AuditUnavailableError: the database cannot be written, or a leaf is damaged: it names the record.
+        """
+        with self._writing() as connection:
+            done = connection.execute(select(func.max(audit_index.c.pos))).scalar() or 0
+            wanted = select(audit_leaf).where(audit_leaf.c.pos > done).order_by(audit_leaf.c.pos).limit(limit)
+            rows = [_index_row(stored_leaf(row)) for row in connection.execute(wanted)]
+            if rows:
+                connection.execute(insert(audit_index), rows)
+            return len(rows)
+
+    def rebuild_index(self) -> None:
+        """Empty the index; :meth:`project` fills it again."""
+        with self._writing() as connection:
+            connection.execute(audit_index.delete())
+
+    def maintain(self, *, idle: bool) -> None:
+        """Checkpoint the database's write-ahead log when it is worth it."""
+        with read_errors(), self._writer.connect() as connection:
+            dbapi_connection = connection.connection.dbapi_connection
+            if dbapi_connection is not None:
+                self._maintain(dbapi_connection, idle)
+
+    def close(self) -> None:
+        """Release the database to another writer."""
+        super().close()
+        self._writer.dispose()
+        self._release()
+
+    @contextmanager
+    def _writing(self) -> Iterator[Connection]:
+        try:
+            with read_errors(), self._writer.begin() as connection:
+                yield connection
+        except AuditUnavailableError:
+            self._reset()
+            raise
+
+    def _reset(self) -> None:
+        """Forget the connection: after a failure its state is not known."""
+        self._appender.forget()
+        self._writer.dispose()
+
+
+def _index_row(stored: StoredLeaf) -> dict[str, int | str]:
+    try:
+        row = IndexRow.of(stored.pos, stored.log_id, stored.index, parse_leaf(stored.leaf))
+    except RecordError as error:
+        raise AuditUnavailableError(
+            f"leaf {stored.index} of log {stored.log_id} ({stored.record_id}): {error}"
+        ) from error
+    return {
+        "pos": row.pos,
+        "log_id": row.log_id,
+        "idx": row.index,
+        "ts_us": row.ts_us,
+        "action": row.action,
+        "decision": row.decision,
+        "subject": row.subject,
+        "session": row.session,
+        "pair_id": row.pair_id,
+    }

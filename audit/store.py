@@ -1,0 +1,170 @@
+"""The port between the log and its database.
+
+A store has a writing side, used by one thread at a time, and a reading side, used by any thread. Every method blocks
+for a bounded time. A database that cannot be reached, is locked, read-only, full or damaged is an
+:class:`~bulkhead.errors.AuditUnavailableError`; nothing is known then about the fate of a commit in progress, and
+sending the same leaves again finds out.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from audit.chain import LockState
+from audit.model import Head, IndexRow, LogInfo, Page, RecordFilter, RoundHead, StoredLeaf
+from bulkhead.errors import BulkheadError
+
+__all__ = ["AuditStore", "Committed", "IndexedLeaf", "IndexedLeaves", "NewLeaf", "Placed"]
+
+
+@dataclass(frozen=True, slots=True)
+class NewLeaf:
+    """A leaf to be committed.
+
+    Attributes:
+        log_id: the log.
+        record_id: the record's TypeID.
+        leaf: exact bytes.
+        leaf_hash: their RFC 6962 leaf hash.
+        opens: for leaf 0: the log that it opens, registered in the same commit.
+        round_heads: for a round: the heads that changed, stored in the same commit.
+    """
+
+    log_id: int
+    record_id: str
+    leaf: bytes
+    leaf_hash: bytes
+    opens: LogInfo | None = None
+    round_heads: tuple[RoundHead, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """Where a leaf stands, whether new or sent again."""
+
+    log_id: int
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """A commit's result.
+
+    Attributes:
+        last: the database's last commit, which the lock store must reach before anything is acknowledged.
+        places: for each leaf, in order, its place or the error that concerns it alone.
+        heads: of the logs named in the batch.
+    """
+
+    last: LockState
+    places: tuple[Placed | BulkheadError, ...]
+    heads: tuple[Head, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class IndexedLeaf:
+    """A row of the index and the leaf that it points to; None if there is no such leaf. Not compared yet."""
+
+    row: IndexRow
+    stored: StoredLeaf | None
+
+
+@dataclass(frozen=True, slots=True)
+class IndexedLeaves:
+    """A page from the index.
+
+    Attributes:
+        rows: in the order asked for.
+        next: token of the next page, or empty.
+        indexed: records of the log (of all logs) that the index holds.
+        size: records of the log (of all logs) in the database.
+    """
+
+    rows: tuple[IndexedLeaf, ...]
+    next: str
+    indexed: int
+    size: int
+
+
+class AuditStore(Protocol):
+    """A database of logs. Indexes, sizes and rounds count from 0, epochs and commits from 1."""
+
+    # Writing side.
+
+    def commit(self, batch: Sequence[NewLeaf], locked: LockState) -> Committed:
+        """Append leaves in order, in one transaction that is durable on return.
+
+        A record id that is there already with the same leaf keeps its place. ``locked`` is the lock store's state;
+        it must be a commit of this database.
+
+        Raises:
+            LogForkError: ``locked`` is not in this database.
+            AuditUnavailableError: see the module.
+        """
+        ...
+
+    def put_checkpoints(self, notes: Mapping[tuple[int, int], str]) -> None:
+        """Keep signed checkpoints by (log id, size); one that is there stays."""
+        ...
+
+    def project(self, limit: int) -> int:
+        """Bring at most ``limit`` further leaves into the index; return how many it took."""
+        ...
+
+    def maintain(self, *, idle: bool) -> None:
+        """Do the database's own housekeeping; ``idle`` says that nobody waits."""
+        ...
+
+    def close(self) -> None:
+        """Release the database."""
+        ...
+
+    # Reading side.
+
+    def last_commit(self) -> LockState:
+        """Return the last commit, :data:`~audit.chain.GENESIS` if there is none."""
+        ...
+
+    def chain_at(self, seq: int) -> bytes | None:
+        """Return the chain value of a commit, or None if there is none with that number."""
+        ...
+
+    def logs(self) -> tuple[LogInfo, ...]:
+        """Return every log by id."""
+        ...
+
+    def heads(self) -> tuple[Head, ...]:
+        """Return every log's head."""
+        ...
+
+    def leaves(self, log_id: int, start: int, stop: int) -> tuple[StoredLeaf, ...]:
+        """Return the leaves with ``start <= index < stop`` that exist, in order."""
+        ...
+
+    def leaf_hashes(self, log_id: int, start: int, stop: int) -> tuple[bytes, ...]:
+        """Return the leaf hashes with ``start <= index < stop`` that exist, in order."""
+        ...
+
+    def tile(self, log_id: int, level: int, number: int) -> bytes | None:
+        """Return the 256 hashes of a full tile, or None."""
+        ...
+
+    def checkpoints(self, log_id: int, start: int, stop: int) -> tuple[tuple[int, str], ...]:
+        """Return the kept checkpoints with ``start <= size < stop`` as (size, note), in order."""
+        ...
+
+    def last_round(self) -> int | None:
+        """Return the number of the last round, or None."""
+        ...
+
+    def unindexed(self) -> int:
+        """Return how many leaves the index does not hold yet."""
+        ...
+
+    def query(self, query: RecordFilter, page: Page) -> IndexedLeaves:
+        """Return a page of the index with the leaves it points to.
+
+        Raises:
+            InvalidRequestError: the page token is not one of this list.
+        """
+        ...
