@@ -12,6 +12,7 @@ Rules that hold for every call made here:
 """
 
 import asyncio
+import itertools
 import random
 import re
 import time
@@ -33,6 +34,7 @@ from bulkhead.errors import (
     DeadlineError,
     InvalidRequestError,
     MessageTooLargeError,
+    SessionClosedError,
 )
 
 __all__ = [
@@ -185,30 +187,41 @@ class Channel:
         *,
         deadline_s: float,
         idle_s: float,
+        idempotent: bool = False,
     ) -> AsyncGenerator[Response, None]:
         """Call a server-streaming method and yield its messages; a normal end is the server's OK status.
 
-        Closing the generator cancels the call. Never repeated here: the caller knows whether it may be.
+        Closing the generator cancels the call.
 
         Args:
             method: of a generated stub made from :attr:`raw`.
             request: its request.
-            deadline_s: for the whole stream.
+            deadline_s: for everything: waiting for a slot, every attempt and the pauses between.
             idle_s: longest wait for one message.
+            idempotent: whether a broken stream may be started again; its messages then come again from the first.
 
         Raises:
             BulkheadError: as :meth:`unary`.
         """
         self._check(request)
+        until = self._clock() + deadline_s
         try:
             async with asyncio.timeout(deadline_s):
                 await self._stream_gate.acquire()
         except TimeoutError as error:
             raise DeadlineError(f"{self._peer.value}: too many calls in flight for {deadline_s:g} s") from error
         try:
-            async with aclosing(self._messages(method, request, deadline_s=deadline_s, idle_s=idle_s)) as messages:
-                async for message in messages:
-                    yield message
+            for attempt in itertools.count(1):
+                try:
+                    async with aclosing(self._messages(method, request, until=until, idle_s=idle_s)) as messages:
+                        async for message in messages:
+                            yield message
+                except BulkheadError as error:
+                    if not idempotent or attempt >= self._retry.attempts or not _may_repeat(error):
+                        raise
+                else:
+                    return
+                await self._pause(attempt)
         finally:
             self._stream_gate.release()
 
@@ -237,26 +250,33 @@ class Channel:
         attempt = 0
         while True:
             try:
-                return await method(request, timeout=max(until - self._clock(), 0.001), metadata=self._metadata)
+                return await method(request, timeout=self._left(until), metadata=self._metadata)
             except grpc.aio.AioRpcError as error:
-                ours = error_from_rpc(error, self._peer)
                 attempt += 1
-                if not idempotent or attempt >= self._retry.attempts or not _may_repeat(error, ours):
+                ours = error_from_rpc(error, self._peer)
+                ours.__cause__ = error
+                if not idempotent or attempt >= self._retry.attempts or not _may_repeat(ours):
                     raise ours from error
             except asyncio.CancelledError:
                 self._raise_if_closed()
                 raise
-            await asyncio.sleep(self._jitter() * min(self._retry.base_s * 2 ** (attempt - 1), self._retry.cap_s))
+            await self._pause(attempt)
+
+    async def _pause(self, attempt: int) -> None:
+        await asyncio.sleep(self._jitter() * min(self._retry.base_s * 2 ** (attempt - 1), self._retry.cap_s))
+
+    def _left(self, until: float) -> float:
+        return max(until - self._clock(), 0.001)
 
     async def _messages(
         self,
         method: "grpc.aio.UnaryStreamMultiCallable[Request, Response]",
         request: Request,
         *,
-        deadline_s: float,
+        until: float,
         idle_s: float,
     ) -> AsyncGenerator[Response, None]:
-        call = method(request, timeout=deadline_s, metadata=self._metadata)
+        call = method(request, timeout=self._left(until), metadata=self._metadata)
         try:
             while True:
                 async with asyncio.timeout(idle_s):
@@ -281,10 +301,14 @@ class Channel:
             raise MessageTooLargeError(f"the request has {size} bytes; at most {MAX_REQUEST_BYTES} are sent")
 
     def _raise_if_closed(self) -> None:
+        if self._closed and self._peer is Peer.WORKER:
+            raise SessionClosedError("the session has been closed")
         if self._closed:
             raise ConnectionFailedError(f"{self._peer.value}: this client has been closed")
 
 
-def _may_repeat(error: grpc.aio.AioRpcError, ours: BulkheadError) -> bool:
+def _may_repeat(error: BulkheadError) -> bool:
     """Return whether the same call may succeed if sent again. A cancellation by this side never gets here."""
-    return error.code() in _RETRIED_STATUS and ours.code not in _FINAL_CODES
+    cause = error.__cause__
+    status = cause.code() if isinstance(cause, grpc.aio.AioRpcError) else None
+    return status in _RETRIED_STATUS and error.code not in _FINAL_CODES

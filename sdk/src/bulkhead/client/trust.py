@@ -1,0 +1,83 @@
+"""What a client believes by its own configuration, and the verification of grants against it."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Self
+
+from bulkhead.attestation import TrustPolicy
+from bulkhead.client.config import Profile, TicketIssuerPin
+from bulkhead.client.opening import ReceivedGrant
+from bulkhead.errors import ConfigError
+from bulkhead.protocol.grant import Expectation, TrustAnchors, VerifiedGrant, verify_grant
+
+__all__ = ["Trust"]
+
+_log = logging.getLogger("bulkhead.client")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trust:
+    """A tenant's pins.
+
+    Attributes:
+        tenant_id: own tenant.
+        log_vkey: verifier key of its audit log.
+        ticket_issuer: pinned.
+        trust_policy: which evidence is accepted.
+        development_mode: whether simulated evidence may be accepted.
+        model_digests: pinned digests (32 bytes) by model name.
+    """
+
+    tenant_id: str
+    log_vkey: str
+    ticket_issuer: TicketIssuerPin
+    trust_policy: TrustPolicy
+    development_mode: bool
+    model_digests: Mapping[str, bytes]
+
+    @classmethod
+    def from_profile(cls, profile: Profile, *, development_mode: bool | None = None) -> Self:
+        """Return the pins of a profile.
+
+        Args:
+            profile: the tenant's own.
+            development_mode: None takes the profile's.
+
+        Raises:
+            ConfigError: the profile lacks one that a session needs.
+        """
+        if profile.tenant_id is None or profile.log_vkey is None or profile.ticket_issuer is None:
+            raise ConfigError(
+                f"profile {profile.name}: a session needs tenant, log_vkey and ticket_issuer (or its fingerprint)"
+            )
+        return cls(
+            tenant_id=profile.tenant_id,
+            log_vkey=profile.log_vkey,
+            ticket_issuer=profile.ticket_issuer,
+            trust_policy=profile.trust,
+            development_mode=profile.development_mode if development_mode is None else development_mode,
+            model_digests=profile.model_digests,
+        )
+
+    def verify(self, received: ReceivedGrant, *, expectation: Expectation, now_s: int) -> VerifiedGrant:
+        """Return the grant if everything of it holds (:func:`bulkhead.protocol.grant.verify_grant`).
+
+        A simulated worker, which only development mode lets through, is logged as such every time.
+
+        Raises:
+            EvidencePolicyError: the ticket issuer is not the pinned one.
+            ProofError, EvidenceError, TicketError: see there.
+        """
+        anchors = TrustAnchors(
+            log_vkey=self.log_vkey,
+            ticket_issuers=(self.ticket_issuer.check(received.ticket_issuer),),
+            trust_policy=self.trust_policy,
+            development_mode=self.development_mode,
+        )
+        grant = verify_grant(received.offer, expectation=expectation, anchors=anchors, now_s=now_s)
+        if grant.simulated:
+            _log.warning(
+                "session %s: the worker is SIMULATED and proves nothing (development mode)", grant.claims.session
+            )
+        return grant
