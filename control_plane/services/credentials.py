@@ -23,14 +23,14 @@ from control_plane.storage.engine import Database, Transaction
 from control_plane.storage.tenancy import Credentials, Principals, Tenants
 from service.tls import parse_certificate
 
-__all__ = ["CredentialAdmin", "CredentialQuery", "PrincipalAdmin", "Revocations"]
+__all__ = ["CredentialAdmin", "CredentialQuery", "PrincipalAdmin", "RevocationObserver"]
 
 US_PER_S: Final = 1_000_000
 DEFAULT_LIFETIME_S: Final = 90 * 86_400
 MAX_LIFETIME_S: Final = 366 * 86_400
 
 
-class Revocations(Protocol):
+class RevocationObserver(Protocol):
     """Told of revoked credentials, so that sessions which they opened end; a server that serves none tells nobody."""
 
     async def credential_revoked(self, credential_id: str) -> None:
@@ -111,7 +111,7 @@ class CredentialAdmin:
         self,
         *,
         administration: Administration,
-        revocations: Revocations,
+        revocations: RevocationObserver,
         now_us: Callable[[], int],
         random_bytes: Callable[[int], bytes],
     ) -> None:
