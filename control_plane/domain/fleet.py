@@ -1,4 +1,4 @@
-"""What node agents say and are told, as values: inventory, commands, results, events.
+"""What node agents say and are told, as values: greetings, commands, results, events.
 
 Everything an agent sends is untrusted until it is checked here or by the service that receives it; counts are bounded
 so that one broken tray cannot fill the control plane's memory.
@@ -8,17 +8,11 @@ from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 from bulkhead import ids
-from bulkhead.errors import InvalidRequestError, UnsupportedError
+from bulkhead.errors import InvalidRequestError
+from control_plane.domain.inventory import Inventory
 from control_plane.domain.tiers import Tier
-from control_plane.placement.geometry import (
-    MAX_COMPUTE_SLICES,
-    MEMORY_SLICES_PER_GPU,
-    MigProfile,
-    check_profiles,
-)
 
 __all__ = [
-    "EVIDENCE_KINDS",
     "AgentReport",
     "AttestOrder",
     "Attested",
@@ -29,10 +23,8 @@ __all__ = [
     "CreateOrder",
     "EventAck",
     "Failure",
-    "GpuInfo",
     "Heartbeat",
     "Hello",
-    "Inventory",
     "LeaseGrant",
     "Order",
     "Outcome",
@@ -47,94 +39,8 @@ __all__ = [
     "Welcome",
 ]
 
-MAX_GPUS: Final = 16  # a GB300 compute tray has 4, an HGX board 8
-MAX_PROFILES: Final = 32  # NVML knows 18 GPU-instance profiles
 MAX_PARTITIONS: Final = 256  # 16 GPUs of 7 instances, and process slots
-MAX_PROCESS_SLOTS: Final = 128
-MAX_TEXT_CHARS: Final = 256
 EVIDENCE_KEY_BYTES: Final = 32  # Ed25519
-EVIDENCE_KINDS: Final = ("operator", "simulated")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GpuInfo:
-    """One GPU of a tray."""
-
-    uuid: str
-    index: int
-    product: str
-    memory_mib: int
-    memory_slices: int
-    compute_slices: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Inventory:
-    """What a compute tray has, as its agent reports it.
-
-    Attributes:
-        tiers: tiers that the agent can serve; never ``confidential``, which no agent of this build can show.
-        profiles: MIG geometry of all GPUs of the tray.
-        ingress_address: host:port of the tray's ingress.
-        evidence_kind: ``operator`` or ``simulated``.
-        process_slots: largest number of ``process`` partitions.
-    """
-
-    rack: str
-    tray: int
-    region: str
-    simulated: bool
-    tiers: frozenset[Tier]
-    gpus: tuple[GpuInfo, ...]
-    profiles: tuple[MigProfile, ...]
-    ingress_address: str
-    evidence_kind: str
-    process_slots: int
-    driver_version: str
-
-    def check(self) -> None:
-        """Refuse an inventory that nothing may be planned with.
-
-        Raises:
-            InvalidRequestError: a field is out of bounds, two GPUs share a UUID or index, or simulation is hidden.
-            UnsupportedError: tier ``confidential``, or MIG geometry that is not the known one.
-        """
-        ids.check_name(self.rack, "inventory.rack")
-        ids.check_name(self.region, "inventory.region")
-        if not self.tiers or Tier.CONFIDENTIAL in self.tiers:
-            raise UnsupportedError(
-                "inventory.tiers: this build has no verifier for tier confidential, or none is named"
-            )
-        if self.evidence_kind not in EVIDENCE_KINDS or self.simulated != (self.evidence_kind == "simulated"):
-            raise InvalidRequestError("inventory.evidence_kind: simulated exactly when the tray is")
-        if not 0 <= self.process_slots <= MAX_PROCESS_SLOTS or len(self.gpus) > MAX_GPUS:
-            raise InvalidRequestError(f"inventory: at most {MAX_PROCESS_SLOTS} process slots and {MAX_GPUS} GPUs")
-        if not 0 < len(self.ingress_address) <= MAX_TEXT_CHARS or ":" not in self.ingress_address:
-            raise InvalidRequestError("inventory.ingress_address: host:port")
-        self._check_gpus()
-        if Tier.MIG in self.tiers:
-            self._check_mig()
-
-    def _check_gpus(self) -> None:
-        if (self.tiers & {Tier.MIG, Tier.GPU}) and not self.gpus:
-            raise InvalidRequestError("inventory.gpus: tiers mig and gpu need some")
-        if len({gpu.uuid for gpu in self.gpus}) != len(self.gpus) or len({g.index for g in self.gpus}) != len(
-            self.gpus
-        ):
-            raise InvalidRequestError("inventory.gpus: a UUID or index stands twice")
-        for gpu in self.gpus:
-            if not 0 < len(gpu.uuid) <= MAX_TEXT_CHARS or gpu.memory_mib <= 0 or len(gpu.product) > MAX_TEXT_CHARS:
-                raise InvalidRequestError("inventory.gpus: a UUID, a product and memory are needed")
-
-    def _check_mig(self) -> None:
-        if len(self.profiles) > MAX_PROFILES:
-            raise InvalidRequestError(f"inventory.mig_profiles: at most {MAX_PROFILES}")
-        for gpu in self.gpus:
-            if (gpu.memory_slices, gpu.compute_slices) != (MEMORY_SLICES_PER_GPU, MAX_COMPUTE_SLICES):
-                raise UnsupportedError(
-                    "inventory.gpus: MIG is planned for boards of 8 memory and 7 compute slices only"
-                )
-        check_profiles(self.profiles, gpu_memory_mib=min(gpu.memory_mib for gpu in self.gpus))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -125,6 +125,10 @@ class Commands:
             raise _error_of(outcome)
         return outcome
 
+    def concern(self, partition_id: str) -> bool:
+        """Return whether a command about that partition is unanswered."""
+        return any(pending.command.partition_id == partition_id for pending in self._pending.values())
+
     def resolve(self, result: CommandResult) -> None:
         """Take an agent's answer; one to a command that nobody awaits any more is ignored."""
         pending = self._pending.get(result.command_id)
