@@ -14,6 +14,7 @@ from typing import Final, Protocol
 
 from bulkhead.errors import PolicyEngineError
 from control_plane.authz.connection import OpaConnection, OpaReply
+from control_plane.authz.deadline import within
 from control_plane.authz.decision import Decision, parse_decision
 from control_plane.authz.input import PolicyInput
 
@@ -69,7 +70,7 @@ class PolicyClient:
         deadline_s: float = DEADLINE_S,
         max_in_flight: int = 16,
         max_waiting: int = 8192,
-        queue_timeout_s: float = 20.0,
+        queue_timeout_s: float = 30.0,
     ) -> None:
         self._engine = engine
         self._deadline_s = deadline_s
@@ -125,8 +126,7 @@ class PolicyClient:
 
     async def _query(self, connection: OpaConnection, request: PolicyInput) -> OpaReply:
         try:
-            async with asyncio.timeout(self._deadline_s):
-                return await connection.query(request.entrypoint, request.to_json())
+            return await within(connection.query(request.entrypoint, request.to_json()), timeout_s=self._deadline_s)
         except (TimeoutError, ConnectionError) as error:
             self._failures += 1
             self._engine.suspect(connection)

@@ -71,7 +71,7 @@ class OpaConnection:
         token: bearer token that the server's authorisation policy knows.
         revision: digest of the bundle that the server was started with; replies from another are for the caller to
             refuse.
-        timeout_s: upper bound of one question.
+        timeout_s: upper bound of one question, a second fence behind the client's deadline.
     """
 
     def __init__(self, *, host: str, port: int, token: str, revision: str, timeout_s: float) -> None:

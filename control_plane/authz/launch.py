@@ -17,6 +17,7 @@ from typing import Final
 _PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
 _PR_SET_NO_NEW_PRIVS: Final = 38
 _MAX_OPEN_FILES: Final = 4096
+_GOGC: Final = "400"  # a quarter less CPU per decision for some 10 MiB
 
 
 def _prctl(option: int, value: int) -> None:
@@ -41,7 +42,8 @@ def main(arguments: list[str]) -> None:
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # after the change of account, which clears it
     if os.getppid() != parent:  # it died before the line above
         raise SystemExit(1)
-    os.execve(program[0], program, {"HOME": str(Path.cwd()), "PATH": ""})  # noqa: S606  # becoming the program is the point
+    environment = {"HOME": str(Path.cwd()), "PATH": "", "GOGC": _GOGC}
+    os.execve(program[0], program, environment)  # noqa: S606  # becoming the program is the point
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from bulkhead.errors import PolicyEngineError
 from control_plane.authz.bundle import VerifiedBundle
 from control_plane.authz.client import DEADLINE_S
 from control_plane.authz.connection import BUNDLE_NAME, OpaConnection
+from control_plane.authz.deadline import within
 from control_plane.authz.rundir import Account, RunDirectory
 from control_plane.authz.selftest import self_test
 from control_plane.authz.vocabulary import ACTIONS
@@ -97,7 +98,9 @@ class OpaProcess:
             directory.note_pid(path, child.pid)
         except OSError as error:  # the parent-death signal and the pid file of the next attempt leave nothing running
             raise PolicyEngineError(f"The policy engine cannot be started: {error.strerror}.") from error
-        connection = OpaConnection(host=HOST, port=port, token=token, revision=bundle.info.digest, timeout_s=DEADLINE_S)
+        connection = OpaConnection(
+            host=HOST, port=port, token=token, revision=bundle.info.digest, timeout_s=2 * DEADLINE_S
+        )
         process = cls(bundle=bundle, connection=connection, child=child, directory=path)
         uid = os.geteuid() if account is None else account.uid
         try:
@@ -123,8 +126,7 @@ class OpaProcess:
         if self.exited.done():
             return False
         try:
-            async with asyncio.timeout(HEALTH_TIMEOUT_S):
-                return await self.connection.healthy()
+            return await within(self.connection.healthy(), timeout_s=HEALTH_TIMEOUT_S)
         except TimeoutError:
             return False
 

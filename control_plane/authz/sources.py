@@ -42,6 +42,8 @@ def read_sources(directory: Path) -> dict[str, bytes]:
     Raises:
         BundleError: unreadable, a link, or not sources as :func:`check_sources` demands.
     """
+    if not directory.is_dir():
+        raise BundleError(f"there is no directory {directory}")
     sources: dict[str, bytes] = {}
     try:
         for path in sorted(directory.rglob("*")):
