@@ -21,6 +21,7 @@ __all__ = [
     "EmbedRequest",
     "Embedding",
     "Engine",
+    "EngineCounters",
     "EngineHealth",
     "EngineRequest",
     "EngineState",
@@ -239,6 +240,35 @@ class EngineHealth:
     steps: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineCounters:
+    """Totals since start, and what is going on now; for metrics. Reveals nothing of any prompt.
+
+    Attributes:
+        steps: steps computed.
+        computed_tokens: tokens that went through the model, prompts included.
+        produced_tokens: tokens of answers.
+        finished: requests that ended by themselves.
+        cancelled: requests whose caller went away.
+        preemptions: how often a request's state was given up and computed anew.
+        busy_s: time spent in steps, in seconds.
+        running: requests in the batch now.
+        waiting: requests queued now.
+        kv_blocks_used: blocks of attention state in use now.
+    """
+
+    steps: int = 0
+    computed_tokens: int = 0
+    produced_tokens: int = 0
+    finished: int = 0
+    cancelled: int = 0
+    preemptions: int = 0
+    busy_s: float = 0.0
+    running: int = 0
+    waiting: int = 0
+    kv_blocks_used: int = 0
+
+
 class Engine(Protocol):
     """Runs one model for one tenant. All methods are called on the event loop that opened the engine."""
 
@@ -283,6 +313,10 @@ class Engine(Protocol):
 
     def health(self) -> EngineHealth:
         """Return a snapshot of state and load."""
+        ...
+
+    def counters(self) -> EngineCounters:
+        """Return totals for metrics."""
         ...
 
     async def drain(self, *, timeout_s: float) -> bool:

@@ -1,0 +1,91 @@
+"""The model with its memory: loads a model directory, computes steps, and overwrites everything at the end."""
+
+from collections.abc import Sequence as Sequences
+
+import torch
+
+from bulkhead.errors import ConfigError
+from data_plane.engine.batch import make_batch
+from data_plane.engine.blocks import BlockPool
+from data_plane.engine.cache import KvCache, bytes_per_block
+from data_plane.engine.config import EngineConfig
+from data_plane.engine.decoder import Decoder
+from data_plane.engine.port import ModelDescription
+from data_plane.engine.sampling import Sampler, choose
+from data_plane.engine.scheduler import Chunk, Scheduler
+from data_plane.engine.spec import DecoderSpec, read_spec
+from data_plane.engine.weights import open_weights
+
+__all__ = ["ModelRunner"]
+
+
+class ModelRunner:
+    """Computes steps of one model.
+
+    Args:
+        config: limits, formats and the model directory (untrusted).
+
+    Raises:
+        UnsupportedError, InvalidRequestError: as :func:`read_spec` and :func:`open_weights`.
+        ConfigError: the memory for attention state holds no context at all.
+    """
+
+    def __init__(self, config: EngineConfig) -> None:
+        self.spec = read_spec(config.model_path)
+        block_tokens = config.block_tokens
+        blocks, context = _plan_memory(config, self.spec)
+        with torch.inference_mode(), open_weights(config.model_path) as source:
+            self._decoder = Decoder(spec=self.spec, source=source, weights=config.weights)
+            self._cache = KvCache(spec=self.spec, blocks=blocks, block_tokens=block_tokens)
+        self.pool = BlockPool(total=blocks, scrub=self._cache.scrub)
+        self.scheduler = Scheduler(
+            pool=self.pool,
+            block_tokens=block_tokens,
+            max_running=config.max_running,
+            step_tokens=config.step_tokens,
+        )
+        self.description = ModelDescription(
+            name=config.model_path.resolve().name,
+            architecture=self.spec.architecture,
+            context_tokens=context,
+            parameters=self.spec.parameters(),
+            vocabulary=self.spec.vocabulary,
+            compute="fp32",
+            weights=config.weights,
+        )
+
+    def step(self, chunks: Sequences[Chunk], samplers: Sequences[Sampler]) -> list[int | None]:
+        """Compute ``chunks``; return the next token of each that samples, None for the others.
+
+        ``samplers`` are those of the chunks, in the same order. Runs under ``torch.inference_mode``.
+
+        Raises:
+            InternalError: the model produced something that is not a number.
+        """
+        batch, sampled = make_batch(chunks, block_tokens=self._cache.block_tokens, kv_heads=self.spec.kv_heads)
+        if not sampled:
+            self._decoder.logits(batch, self._cache)
+            return [None] * len(chunks)
+        by_chunk = dict(zip(map(id, chunks), samplers, strict=True))
+        chosen = choose(self._decoder.logits(batch, self._cache), [by_chunk[id(chunk)] for chunk in sampled])
+        tokens = dict(zip(map(id, sampled), chosen, strict=True))
+        return [tokens.get(id(chunk)) for chunk in chunks]
+
+    def erase(self) -> None:
+        """Overwrite and release the weights and the memory for attention state, whose blocks were all given back.
+
+        The runner is of no use afterwards.
+        """
+        with torch.inference_mode():
+            self._decoder.erase()
+        del self._decoder, self._cache, self.pool, self.scheduler
+
+
+def _plan_memory(config: EngineConfig, spec: DecoderSpec) -> tuple[int, int]:
+    """Return the number of blocks and the context in tokens that they are to hold."""
+    blocks = (config.kv_memory_mib << 20) // bytes_per_block(spec, config.block_tokens)
+    context = min(spec.context, config.max_context_tokens or spec.context, blocks * config.block_tokens)
+    if context < 2:
+        raise ConfigError("engine.kv_memory_mib is too small for any context of this model")
+    most = config.max_running * -(-context // config.block_tokens)
+    return min(blocks, most), context

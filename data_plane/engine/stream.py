@@ -1,0 +1,50 @@
+"""The event loop's end of one request's output."""
+
+import asyncio
+
+from bulkhead.errors import BulkheadError
+from data_plane.engine.port import TokenDelta
+
+__all__ = ["DeltaStream"]
+
+
+class DeltaStream:
+    """Deltas in the order produced, joined while nobody takes them; used on one event loop only.
+
+    It grows with what one request may produce at most, so it needs no bound of its own.
+    """
+
+    def __init__(self) -> None:
+        self._deltas: list[TokenDelta] = []
+        self._error: BulkheadError | None = None
+        self._changed = asyncio.Event()
+
+    def put(self, item: TokenDelta | BulkheadError) -> None:
+        """Append a delta, or end the stream with an error; what comes after an error is dropped."""
+        if self._error is not None:
+            return
+        if isinstance(item, TokenDelta):
+            self._deltas.append(item)
+        else:
+            self._error = item
+        self._changed.set()
+
+    async def take(self) -> TokenDelta:
+        """Return what came since the last call, waiting if that is nothing.
+
+        Raises:
+            BulkheadError: the one that ended the stream, after the deltas before it were taken.
+        """
+        while not self._deltas:
+            if self._error is not None:
+                raise self._error
+            self._changed.clear()
+            await self._changed.wait()
+        deltas, self._deltas = self._deltas, []
+        last = deltas[-1]
+        return TokenDelta(
+            text="".join(delta.text for delta in deltas),
+            token_ids=tuple(token for delta in deltas for token in delta.token_ids),
+            finish_reason=last.finish_reason,
+            usage=last.usage,
+        )

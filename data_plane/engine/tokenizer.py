@@ -1,0 +1,123 @@
+"""The model's tokenizer and chat template: text to token ids and back. Blocking; called off the event loop."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import tokenizers  # type: ignore[import-untyped]  # published without types
+
+from bulkhead.encoding import Json
+from bulkhead.errors import ContextLengthError, InvalidRequestError, UnsupportedError
+from data_plane.engine.port import ChatMessage
+from data_plane.engine.spec import read_json
+from data_plane.engine.template import MAX_TEMPLATE_CHARS, ChatTemplate
+
+__all__ = ["Tokenizer"]
+
+MAX_TOKENIZER_BYTES: Final = 64 << 20  # a vocabulary of 262,144 with its merges takes 33 MB
+MAX_CONFIG_BYTES: Final = 8 << 20  # some list each added token
+SPECIAL_TOKENS: Final = ("bos_token", "eos_token", "unk_token", "pad_token")
+
+
+class Tokenizer:
+    """Reads tokenizer.json and the chat template of a Hugging Face model directory (untrusted).
+
+    Args:
+        directory: the model's.
+        vocabulary: rows of the model's embedding; a tokenizer that yields higher ids is refused.
+        context_tokens: the longest prompt; bounds the text that is tokenised at all.
+
+    Raises:
+        InvalidRequestError: a file is missing, too long, malformed, or does not fit the model.
+    """
+
+    def __init__(self, *, directory: Path, vocabulary: int, context_tokens: int) -> None:
+        self._tokenizer = _load(directory / "tokenizer.json")
+        entries = self._tokenizer.get_vocab(with_added_tokens=True)
+        if not entries or max(entries.values()) >= vocabulary:
+            raise InvalidRequestError("tokenizer.json yields token ids that the model has no embedding for")
+        self._template = _template(directory)
+        self._context_tokens = context_tokens
+        # A token stands for at most as many bytes as its name has: byte-level names spell each byte with one
+        # character or more, the others spell the text itself.
+        self._max_bytes = context_tokens * max(len(name.encode()) for name in entries)
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of ``text``; special tokens are recognised where the text spells them, and none are added.
+
+        Raises:
+            InvalidRequestError: a lone surrogate, so not Unicode text.
+            ContextLengthError: more bytes than any prompt that fits the context.
+        """
+        try:
+            size = len(text.encode())
+        except UnicodeEncodeError as error:
+            raise InvalidRequestError("the prompt is not Unicode text: it has a lone surrogate") from error
+        if size > self._max_bytes:
+            raise ContextLengthError(
+                f"a prompt of {size} bytes is longer than the context of {self._context_tokens} tokens",
+                details={"prompt_bytes": str(size), "context_tokens": str(self._context_tokens)},
+            )
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def encode_chat(self, messages: Sequence[ChatMessage]) -> list[int]:
+        """Return the prompt's ids for a conversation. Raises as :meth:`encode` and :meth:`ChatTemplate.render`.
+
+        Raises:
+            UnsupportedError: the model has no chat template.
+        """
+        if self._template is None:
+            raise UnsupportedError("the model has no chat template: send the prompt as token ids")
+        if sum(len(message.content) for message in messages) > self._max_bytes:  # a character has a byte or more
+            raise ContextLengthError(
+                f"the conversation is longer than the context of {self._context_tokens} tokens",
+                details={"context_tokens": str(self._context_tokens)},
+            )
+        return self.encode(self._template.render(messages))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of ``ids`` without special tokens."""
+        text: str = self._tokenizer.decode(ids, skip_special_tokens=True)
+        return text
+
+
+def _load(path: Path) -> tokenizers.Tokenizer:
+    try:
+        with path.open("rb") as stream:
+            data = stream.read(MAX_TOKENIZER_BYTES + 1)
+    except OSError as error:
+        raise InvalidRequestError(f"tokenizer.json cannot be read: {type(error).__name__}") from error
+    if len(data) > MAX_TOKENIZER_BYTES:
+        raise InvalidRequestError(f"tokenizer.json is longer than {MAX_TOKENIZER_BYTES} bytes")
+    try:
+        tokenizer = tokenizers.Tokenizer.from_buffer(data)
+    except Exception as error:  # tokenizers raises bare Exception for what it cannot parse
+        raise InvalidRequestError("tokenizer.json is not a tokenizer that this engine can read") from error
+    tokenizer.no_truncation()  # a file may ask for a silent cut or for filling up; prompts are taken whole
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def _template(directory: Path) -> ChatTemplate | None:
+    path = directory / "tokenizer_config.json"
+    config: dict[str, Json] = read_json(path, max_bytes=MAX_CONFIG_BYTES) if path.exists() else {}
+    source = config.get("chat_template")
+    if (file := directory / "chat_template.jinja").exists():
+        try:
+            with file.open(encoding="utf-8") as stream:
+                source = stream.read(MAX_TEMPLATE_CHARS + 1)
+        except (OSError, UnicodeDecodeError) as error:
+            raise InvalidRequestError("chat_template.jinja cannot be read") from error
+    if source is None:
+        return None
+    if not isinstance(source, str):
+        raise UnsupportedError("the model has several chat templates; the native engine reads a single one")
+    variables = {name: _token_text(config.get(name)) for name in SPECIAL_TOKENS}
+    return ChatTemplate(source=source, variables={name: text for name, text in variables.items() if text is not None})
+
+
+def _token_text(value: Json) -> str | None:
+    if isinstance(value, dict):
+        value = value.get("content")
+    return value if isinstance(value, str) else None
