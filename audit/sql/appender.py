@@ -1,57 +1,28 @@
 """One commit's work inside an open write transaction.
 
 Under the writer lock: the lock store's state is found in this database; each leaf gets the next index of its log;
-leaves, full tiles, heads and the chain are written. Nothing is remembered between commits that the database could
-contradict: heads are read each time.
+leaves, full tiles, heads and the chain are written.
 """
 
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from sqlalchemy import Connection, bindparam, insert, select, update
+from sqlalchemy import Connection, Dialect, insert, select
 
 from audit.chain import GENESIS, LockState, next_chain
 from audit.model import Failpoint, Head
-from audit.sql.tables import audit_commit, audit_head, audit_leaf, audit_log, audit_round, audit_tile, audit_writer
+from audit.sql.statements import CHAIN_AT, HEADS_OF, PLACES_OF, CommitStatements
+from audit.sql.tables import audit_log, audit_round, audit_writer
 from audit.store import Committed, NewLeaf, Placed
 from audit.tiles import TILE_WIDTH, completed_tiles, join_tile, split_tile
 from bulkhead.errors import BulkheadError, ConflictError, InternalError, LogForkError, NotFoundError
 from bulkhead.transparency.merkle import Frontier, tree_root
 
-__all__ = ["Appender", "read_last_commit"]
+__all__ = ["Appender"]
 
 _MAX_ROOTS: Final = 1 << 16  # tile roots kept for the next level: 256 of them are one tile of the level above
-
-_LAST: Final = (
-    select(audit_commit.c.seq, audit_commit.c.chain, audit_commit.c.pos).order_by(audit_commit.c.seq.desc()).limit(1)
-)
-_CHAIN_AT: Final = select(audit_commit.c.chain).where(audit_commit.c.seq == bindparam("at"))
-_HEADS: Final = select(audit_head.c.log_id, audit_head.c.size, audit_head.c.frontier, audit_log.c.origin).join_from(
-    audit_head, audit_log, audit_head.c.log_id == audit_log.c.log_id
-)
-_HEADS_OF: Final = _HEADS.where(audit_head.c.log_id.in_(bindparam("ids", expanding=True)))
-_PLACES_OF: Final = select(audit_leaf.c.record_id, audit_leaf.c.log_id, audit_leaf.c.idx, audit_leaf.c.leaf_hash).where(
-    audit_leaf.c.record_id.in_(bindparam("ids", expanding=True))
-)
-_HASHES: Final = (
-    select(audit_leaf.c.leaf_hash)
-    .where(
-        audit_leaf.c.log_id == bindparam("log"),
-        audit_leaf.c.idx >= bindparam("low"),
-        audit_leaf.c.idx < bindparam("high"),
-    )
-    .order_by(audit_leaf.c.idx)
-)
-_TILE: Final = select(audit_tile.c.hashes).where(
-    audit_tile.c.log_id == bindparam("log"), audit_tile.c.level == bindparam("lev"), audit_tile.c.n == bindparam("num")
-)
-_SET_HEAD: Final = (
-    update(audit_head)
-    .where(audit_head.c.log_id == bindparam("log"))
-    .values(size=bindparam("new_size"), frontier=bindparam("new_frontier"))
-)
 
 
 @dataclass(slots=True)
@@ -64,20 +35,18 @@ class _Growth:
     hashes: list[bytes] = field(default_factory=list)
 
 
-def read_last_commit(connection: Connection) -> tuple[LockState, int]:
-    """Return the last commit and the position of its last leaf."""
-    row = connection.execute(_LAST).first()
-    return (GENESIS, 0) if row is None else (LockState(row.seq, row.chain), row.pos)
-
-
 class Appender:
-    """Does commits on connections that the store hands in; keeps tile roots between them."""
+    """Does commits on connections that the store hands in.
 
-    def __init__(self, *, failpoint: Failpoint) -> None:
+    Between commits it keeps the frontiers that it wrote, valid as long as no other writer commits, and tile roots.
+    """
+
+    def __init__(self, *, dialect: Dialect, failpoint: Failpoint) -> None:
         self._failpoint = failpoint
+        self._sql = CommitStatements(dialect)
         self._roots: OrderedDict[tuple[int, int, int], bytes] = OrderedDict()
         self._seq = -1  # the commit after which `_fronts` was true
-        self._fronts: dict[int, Frontier] = {}
+        self._fronts: dict[int, tuple[str, Frontier]] = {}
 
     def forget(self) -> None:
         """Drop what was kept; call it when a transaction was not committed."""
@@ -101,11 +70,11 @@ class Appender:
         """
         if connection.dialect.name != "sqlite":  # there BEGIN IMMEDIATE is the lock
             connection.execute(select(audit_writer.c.id).with_for_update())
-        last, pos = read_last_commit(connection)
+        row = self._sql.last.run(connection, {}).first()
+        last, pos = (GENESIS, 0) if row is None else (LockState(row.seq, row.chain), row.pos)
         _check_locked(connection, last, locked)
         self._failpoint("commit.begun")
-        growing = _heads(connection, {leaf.log_id for leaf in batch})
-        self._check_heads(last, growing)
+        growing = self._heads(connection, {leaf.log_id for leaf in batch}, last)
         known = _known(connection, batch) if look_up else {}
         places, taken = self._assign(connection, batch, growing, known, look_up=look_up)
         if not taken:
@@ -163,8 +132,8 @@ class Appender:
         last: LockState,
         pos: int,
     ) -> tuple[LockState, tuple[Head, ...]]:
-        connection.execute(
-            insert(audit_leaf),
+        self._sql.add_leaf.run_many(
+            connection,
             [
                 {
                     "pos": pos + offset,
@@ -189,25 +158,42 @@ class Appender:
         frontiers = {log_id: growth.base.extend(growth.hashes) for log_id, growth in grown.items()}
         self._write_tiles(connection, grown)
         self._failpoint("commit.tiles")
-        _write_heads(connection, grown, frontiers)
+        self._write_heads(connection, grown, frontiers)
         self._failpoint("commit.heads")
         chain = next_chain(last.chain, ((grown[log_id].origin, frontiers[log_id]) for log_id in grown))
         new = LockState(last.seq + 1, chain)
-        connection.execute(insert(audit_commit), {"seq": new.seq, "pos": pos + len(taken), "chain": chain})
+        self._sql.add_commit.run(connection, {"seq": new.seq, "pos": pos + len(taken), "chain": chain})
         self._failpoint("commit.chained")
         heads = {log_id: frontiers.get(log_id, growth.base) for log_id, growth in growing.items()}
         self._seq = new.seq
-        self._fronts.update(heads)
+        self._fronts.update((log_id, (growing[log_id].origin, frontier)) for log_id, frontier in heads.items())
         return new, tuple(Head(log_id, frontier) for log_id, frontier in heads.items())
 
-    def _check_heads(self, last: LockState, growing: Mapping[int, _Growth]) -> None:
-        """Check that nobody edited a head since this process wrote it."""
-        if last.seq != self._seq:
-            self._fronts.clear()  # another writer was here, or the outcome of the last commit was not known
-            return
-        for log_id, growth in growing.items():
-            if self._fronts.get(log_id, growth.base) != growth.base:
-                raise LogForkError(f"the head of log {growth.origin} was edited in the database; writing has stopped")
+    def _heads(self, connection: Connection, ids: Collection[int], last: LockState) -> dict[int, _Growth]:
+        if last.seq != self._seq:  # another writer was here, or the outcome of the last commit was not known
+            self._fronts.clear()
+        growing = {log_id: _Growth(*self._fronts[log_id]) for log_id in ids if log_id in self._fronts}
+        unknown = sorted(log_id for log_id in ids if log_id not in growing)
+        if unknown:
+            for row in connection.execute(HEADS_OF, {"ids": unknown}):
+                growing[row.log_id] = _Growth(row.origin, Frontier.decode(row.size, row.frontier))
+        return growing
+
+    def _write_heads(
+        self, connection: Connection, grown: Mapping[int, _Growth], frontiers: Mapping[int, Frontier]
+    ) -> None:
+        opened: list[dict[str, object]] = []
+        moved: list[dict[str, object]] = []
+        for log_id, growth in grown.items():
+            size, nodes = frontiers[log_id].size, frontiers[log_id].encode()
+            if growth.opened:
+                opened.append({"log_id": log_id, "size": size, "frontier": nodes})
+            else:
+                moved.append({"log": log_id, "new_size": size, "new_frontier": nodes})
+        if opened:
+            self._sql.add_head.run_many(connection, opened)
+        if moved:
+            self._sql.set_head.run_many(connection, moved)
 
     def _write_tiles(self, connection: Connection, grown: Mapping[int, _Growth]) -> None:
         for log_id, growth in grown.items():
@@ -219,20 +205,20 @@ class Appender:
                     below = range(number * TILE_WIDTH, (number + 1) * TILE_WIDTH)
                     hashes = [self._root(connection, log_id, level - 1, child) for child in below]
                 row = {"log_id": log_id, "level": level, "n": number, "hashes": join_tile(hashes)}
-                connection.execute(insert(audit_tile), row)
+                self._sql.add_tile.run(connection, row)
                 self._remember((log_id, level, number), tree_root(hashes))
 
     def _leaf_tile(self, connection: Connection, log_id: int, number: int, growth: _Growth) -> list[bytes]:
         low, high, old_size = number * TILE_WIDTH, (number + 1) * TILE_WIDTH, growth.base.size
         hashes: list[bytes] = []
         if low < old_size:  # the tile's first leaves are from earlier commits
-            hashes = list(connection.execute(_HASHES, {"log": log_id, "low": low, "high": old_size}).scalars())
+            hashes = list(self._sql.hashes.run(connection, {"log": log_id, "low": low, "high": old_size}).scalars())
         return hashes + growth.hashes[max(low - old_size, 0) : high - old_size]
 
     def _root(self, connection: Connection, log_id: int, level: int, number: int) -> bytes:
         root = self._roots.get((log_id, level, number))
         if root is None:
-            data = connection.execute(_TILE, {"log": log_id, "lev": level, "num": number}).scalar()
+            data = self._sql.tile.run(connection, {"log": log_id, "lev": level, "num": number}).scalar()
             if data is None:
                 raise InternalError(f"log {log_id} has no tile {level}/{number}")
             root = tree_root(split_tile(data))
@@ -250,7 +236,7 @@ def _check_locked(connection: Connection, last: LockState, locked: LockState) ->
     if last == locked:
         return
     if locked.seq < last.seq:
-        chain = GENESIS.chain if locked.seq == 0 else connection.execute(_CHAIN_AT, {"at": locked.seq}).scalar()
+        chain = GENESIS.chain if locked.seq == 0 else connection.execute(CHAIN_AT, {"at": locked.seq}).scalar()
         if chain == locked.chain:
             return  # commits that were never acknowledged: an ordinary crash
     raise LogForkError(
@@ -259,30 +245,8 @@ def _check_locked(connection: Connection, last: LockState, locked: LockState) ->
     )
 
 
-def _heads(connection: Connection, ids: Iterable[int]) -> dict[int, _Growth]:
-    rows = connection.execute(_HEADS_OF, {"ids": sorted(ids)})
-    return {row.log_id: _Growth(row.origin, Frontier.decode(row.size, row.frontier)) for row in rows}
-
-
-def _write_heads(connection: Connection, grown: Mapping[int, _Growth], frontiers: Mapping[int, Frontier]) -> None:
-    opened = [
-        {"log_id": log_id, "size": frontiers[log_id].size, "frontier": frontiers[log_id].encode()}
-        for log_id, growth in grown.items()
-        if growth.opened
-    ]
-    moved = [
-        {"log": log_id, "new_size": frontiers[log_id].size, "new_frontier": frontiers[log_id].encode()}
-        for log_id, growth in grown.items()
-        if not growth.opened
-    ]
-    if opened:
-        connection.execute(insert(audit_head), opened)
-    if moved:
-        connection.execute(_SET_HEAD, moved)
-
-
 def _known(connection: Connection, batch: Sequence[NewLeaf]) -> dict[str, tuple[int, int, bytes]]:
-    rows = connection.execute(_PLACES_OF, {"ids": [leaf.record_id for leaf in batch]})
+    rows = connection.execute(PLACES_OF, {"ids": [leaf.record_id for leaf in batch]})
     return {row.record_id: (row.log_id, row.idx, row.leaf_hash) for row in rows}
 
 

@@ -10,7 +10,7 @@ from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from audit.chain import GENESIS, LockState
 from audit.model import Failpoint, Head, IndexRow, LogInfo, Page, RecordFilter, StoredLeaf
-from audit.sql.appender import Appender, read_last_commit
+from audit.sql.appender import Appender
 from audit.sql.queries import run_query, stored_leaf
 from audit.sql.tables import (
     audit_checkpoint,
@@ -75,7 +75,10 @@ class SqlAuditReader:
     def last_commit(self) -> LockState:
         """Return the last commit, or genesis."""
         with self.reading() as connection:
-            return read_last_commit(connection)[0]
+            row = connection.execute(
+                select(audit_commit.c.seq, audit_commit.c.chain).order_by(audit_commit.c.seq.desc()).limit(1)
+            ).first()
+            return GENESIS if row is None else LockState(row.seq, row.chain)
 
     def chain_at(self, seq: int) -> bytes | None:
         """Return a commit's chain value."""
@@ -176,7 +179,8 @@ class SqlAuditStore(SqlAuditReader):
         self._maintain = maintain
         self._release = release
         self._failpoint = failpoint
-        self._appender = Appender(failpoint=failpoint)
+        self._appender = Appender(dialect=writer.dialect, failpoint=failpoint)
+        self._connection: Connection | None = None
 
     def commit(self, batch: Sequence[NewLeaf], locked: LockState) -> Committed:
         """Append leaves in one durable transaction; see :meth:`audit.store.AuditStore.commit`.
@@ -187,7 +191,7 @@ class SqlAuditStore(SqlAuditReader):
         """
         self._check_file()
         try:
-            committed = self._attempt(batch, locked, look_up=False)
+            committed = self._attempt(batch, locked, look_up=any(leaf.opens is not None for leaf in batch))
         except IntegrityError:  # a leaf sent again: find out where it stands
             committed = self._attempt(batch, locked, look_up=True)
         self._check_file()  # what went into a file that is no longer ours must not be acknowledged
@@ -196,7 +200,8 @@ class SqlAuditStore(SqlAuditReader):
 
     def _attempt(self, batch: Sequence[NewLeaf], locked: LockState, *, look_up: bool) -> Committed:
         try:
-            with self._writer.begin() as connection:
+            connection = self._connected()
+            with connection.begin():
                 return self._appender.append(connection, batch, locked, look_up=look_up)
         except IntegrityError as error:
             self._appender.forget()
@@ -240,22 +245,29 @@ class SqlAuditStore(SqlAuditReader):
 
     def maintain(self, *, idle: bool) -> None:
         """Checkpoint the database's write-ahead log when it is worth it."""
-        with read_errors(), self._writer.connect() as connection:
-            dbapi_connection = connection.connection.dbapi_connection
+        with read_errors():
+            dbapi_connection = self._connected().connection.dbapi_connection
             if dbapi_connection is not None:
                 self._maintain(dbapi_connection, idle)
 
     def close(self) -> None:
         """Release the database to another writer."""
         super().close()
-        self._writer.dispose()
+        self._reset()
         self._release()
+
+    def _connected(self) -> Connection:
+        if self._connection is None:
+            self._connection = self._writer.connect()
+        return self._connection
 
     @contextmanager
     def _writing(self) -> Iterator[Connection]:
         try:
-            with read_errors(), self._writer.begin() as connection:
-                yield connection
+            with read_errors():
+                connection = self._connected()
+                with connection.begin():
+                    yield connection
         except AuditUnavailableError:
             self._reset()
             raise
@@ -263,6 +275,10 @@ class SqlAuditStore(SqlAuditReader):
     def _reset(self) -> None:
         """Forget the connection: after a failure its state is not known."""
         self._appender.forget()
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.invalidate()
+            connection.close()
         self._writer.dispose()
 
 

@@ -1,0 +1,78 @@
+"""The statements of a commit, compiled once per database.
+
+A commit runs them thousands of times a second; compiling them ahead spares half of what SQLAlchemy does per call.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from sqlalchemy import ClauseElement, Connection, CursorResult, Dialect, bindparam, func, insert, select, update
+
+from audit.sql.tables import audit_commit, audit_head, audit_leaf, audit_log, audit_tile
+
+__all__ = ["CHAIN_AT", "HEADS_OF", "PLACES_OF", "CommitStatements", "Prepared"]
+
+CHAIN_AT: Final = select(audit_commit.c.chain).where(audit_commit.c.seq == bindparam("at"))
+HEADS_OF: Final = (
+    select(audit_head.c.log_id, audit_head.c.size, audit_head.c.frontier, audit_log.c.origin)
+    .join_from(audit_head, audit_log, audit_head.c.log_id == audit_log.c.log_id)
+    .where(audit_head.c.log_id.in_(bindparam("ids", expanding=True)))
+)
+PLACES_OF: Final = select(audit_leaf.c.record_id, audit_leaf.c.log_id, audit_leaf.c.idx, audit_leaf.c.leaf_hash).where(
+    audit_leaf.c.record_id.in_(bindparam("ids", expanding=True))
+)
+
+
+class Prepared:
+    """A statement as text of one database's dialect. Parameters are passed as they are: integers, text, bytes."""
+
+    def __init__(self, statement: ClauseElement, dialect: Dialect) -> None:
+        compiled: Any = statement.compile(dialect=dialect)
+        self._text: str = str(compiled)
+        self._names: tuple[str, ...] | None = tuple(compiled.positiontup) if compiled.positional else None
+
+    def run(self, connection: Connection, parameters: Mapping[str, object]) -> CursorResult[Any]:
+        """Execute it once."""
+        return connection.exec_driver_sql(self._text, self._bound(parameters))
+
+    def run_many(self, connection: Connection, parameters: Sequence[Mapping[str, object]]) -> None:
+        """Execute it for each set of parameters."""
+        connection.exec_driver_sql(self._text, [self._bound(each) for each in parameters])
+
+    def _bound(self, parameters: Mapping[str, object]) -> Any:
+        return dict(parameters) if self._names is None else tuple(parameters[name] for name in self._names)
+
+
+class CommitStatements:
+    """The statements that every commit, or many of them, run."""
+
+    def __init__(self, dialect: Dialect) -> None:
+        leaf, tile = audit_leaf.c, audit_tile.c
+        self.last: Final = Prepared(
+            select(audit_commit.c.seq, audit_commit.c.chain, audit_commit.c.pos).where(
+                audit_commit.c.seq == select(func.max(audit_commit.c.seq)).scalar_subquery()
+            ),
+            dialect,
+        )
+        self.hashes: Final = Prepared(
+            select(leaf.leaf_hash)
+            .where(leaf.log_id == bindparam("log"), leaf.idx >= bindparam("low"), leaf.idx < bindparam("high"))
+            .order_by(leaf.idx),
+            dialect,
+        )
+        self.tile: Final = Prepared(
+            select(tile.hashes).where(
+                tile.log_id == bindparam("log"), tile.level == bindparam("lev"), tile.n == bindparam("num")
+            ),
+            dialect,
+        )
+        self.add_leaf: Final = Prepared(insert(audit_leaf), dialect)
+        self.add_tile: Final = Prepared(insert(audit_tile), dialect)
+        self.add_commit: Final = Prepared(insert(audit_commit), dialect)
+        self.add_head: Final = Prepared(insert(audit_head), dialect)
+        self.set_head: Final = Prepared(
+            update(audit_head)
+            .where(audit_head.c.log_id == bindparam("log"))
+            .values(size=bindparam("new_size"), frontier=bindparam("new_frontier")),
+            dialect,
+        )
