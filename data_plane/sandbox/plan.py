@@ -9,7 +9,7 @@ import os
 import stat
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from enum import StrEnum
+from enum import Enum
 from pathlib import Path
 from typing import Final
 
@@ -23,7 +23,7 @@ MAX_UID: Final = 2**31 - 1
 MIN_OPEN_FILES: Final = 256  # torch and a gRPC server with a few streams
 
 
-class Step(StrEnum):
+class Step(Enum):
     """How much a step is wanted."""
 
     REQUIRE = "require"
@@ -80,7 +80,7 @@ class SandboxPlan:
 
     def to_argument(self) -> str:
         """Return the plan as one command-line argument; it holds no secret."""
-        return json.dumps(asdict(self))
+        return json.dumps({**asdict(self), "network": self.network.value})
 
     @classmethod
     def from_argument(cls, text: str) -> "SandboxPlan":

@@ -1,0 +1,183 @@
+"""A worker's request server, without transport: admission, opening, exchanges, receipts, draining.
+
+A request is refused before anything is decrypted when the worker drains, holds no lease, or has as much in flight as
+it may; such refusals, and those of the sealed server, leave as gRPC statuses and are hints only. From then on the
+rules of :mod:`data_plane.session.exchange` hold.
+"""
+
+import asyncio
+import contextlib
+import secrets
+from collections import Counter
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from typing import Any
+
+import structlog
+
+from bulkhead.errors import BulkheadError, QueueFullError, RateLimitError, ShuttingDownError, TicketRevokedError
+from bulkhead.protocol.context import Method
+from bulkhead.protocol.receipts import SignedReceipt
+from bulkhead.protocol.server import SealedServer
+from data_plane.engine.port import Engine, EngineState
+from data_plane.session.exchange import Exchange, ExchangePorts, SealedPart
+from data_plane.session.lease import WorkerLease
+from data_plane.session.messages import WorkerLoad
+from data_plane.session.receipts import ReceiptDesk
+from data_plane.session.refusals import RefusalReporter
+
+__all__ = ["RequestServer"]
+
+_log = structlog.get_logger(__name__)
+
+
+class RequestServer:
+    """Serves one tenant. All methods run on one event loop.
+
+    Args:
+        sealed: opens requests.
+        engine: serves the model.
+        lease: says whether requests may begin.
+        desk: makes receipts durable.
+        refusals: hears of what was refused.
+        max_in_flight: requests at once, running and queued.
+        max_output_tokens: most tokens of one answer; 0 leaves it to ticket and model.
+        wall_s: Unix seconds.
+        random_bytes: source of the secret that bounds reuse of cached prompt prefixes to this worker's tenant.
+    """
+
+    def __init__(
+        self,
+        *,
+        sealed: SealedServer,
+        engine: Engine,
+        lease: WorkerLease,
+        desk: ReceiptDesk,
+        refusals: RefusalReporter,
+        max_in_flight: int,
+        max_output_tokens: int,
+        wall_s: Callable[[], float],
+        random_bytes: Callable[[int], bytes] = secrets.token_bytes,
+    ) -> None:
+        self._sealed = sealed
+        self._engine = engine
+        self._lease = lease
+        self._desk = desk
+        self._refusals = refusals
+        self._max_in_flight = max_in_flight
+        self._wall_s = wall_s
+        self._ports = ExchangePorts(
+            engine=engine,
+            desk=desk,
+            wall_s=wall_s,
+            scope=random_bytes(32),
+            max_output_tokens=max_output_tokens,
+            background=self._run_in_background,
+        )
+        self._exchanges: set[Exchange] = set()
+        self._by_session: Counter[str] = Counter()
+        self._background: set[asyncio.Task[None]] = set()
+        self._draining = False
+        self._quiet = asyncio.Event()
+        self._quiet.set()
+        self.engine_failed = asyncio.Event()
+
+    async def serve(self, method: Method, envelope: bytes, chunks: Sequence[bytes]) -> AsyncGenerator[SealedPart, None]:
+        """Answer one sealed request (untrusted bytes); close the generator when its reader has gone away.
+
+        Raises:
+            ShuttingDownError, AuditLeaseError, QueueFullError: nothing begins now.
+            BulkheadError: as :meth:`bulkhead.protocol.server.SealedServer.open` and :meth:`Exchange.run`.
+        """
+        self._admit()
+        try:
+            request = self._sealed.open(envelope, now_s=int(self._wall_s()))
+        except BulkheadError as error:
+            self._refusals.refused_envelope(error, envelope)
+            raise
+        exchange = Exchange(request=request, ports=self._ports)
+        session = exchange.session_id
+        if self._by_session[session] >= request.claims.limits.max_concurrent_requests:
+            exchange.abort(RateLimitError("the session has as many requests in flight as its ticket allows"))
+        self._by_session[session] += 1
+        self._exchanges.add(exchange)
+        self._quiet.clear()
+        try:
+            async with contextlib.aclosing(exchange.run(chunks, method=method)) as parts:
+                async for part in parts:
+                    yield part
+        except BulkheadError as error:
+            self._refusals.refused_envelope(error, envelope)
+            raise
+        finally:
+            self._leave(exchange)
+
+    def fetch_receipt(self, *, ticket: str, request_id: str, signature: bytes) -> SignedReceipt:
+        """Return the receipt of a request of the caller's session (all arguments untrusted).
+
+        Raises:
+            TicketError, SignatureError: the caller has no right to it.
+            NotFoundError: there is none.
+        """
+        try:
+            claims = self._sealed.authorise_receipt_fetch(
+                ticket=ticket, request_id=request_id, signature=signature, now_s=int(self._wall_s())
+            )
+        except BulkheadError as error:
+            self._refusals.refused_ticket(error, ticket)
+            raise
+        return self._desk.fetch(session_id=claims.session, request_id=request_id)
+
+    def load(self) -> WorkerLoad:
+        """Return how busy the worker is."""
+        health = self._engine.health()
+        return WorkerLoad(running_requests=len(self._exchanges), queued_requests=health.waiting)
+
+    def end_revoked(self) -> None:
+        """End the running requests of sessions that the lease revokes."""
+        for exchange in list(self._exchanges):
+            if exchange.session_id in self._lease.revoked:
+                exchange.abort(TicketRevokedError("the session was revoked"))
+
+    def begin_drain(self) -> None:
+        """Take nothing new."""
+        self._draining = True
+
+    def end_all(self, error: BulkheadError) -> None:
+        """End every running request with ``error``."""
+        for exchange in list(self._exchanges):
+            exchange.abort(error)
+
+    async def quiet(self) -> None:
+        """Return when no request runs and every receipt is settled."""
+        while self._exchanges or self._background:
+            await self._quiet.wait()
+            await asyncio.gather(*self._background, return_exceptions=True)
+
+    def _admit(self) -> None:
+        if self._draining:
+            raise ShuttingDownError("the worker is shutting down: open a new session")
+        self._lease.check()
+        if len(self._exchanges) >= self._max_in_flight:
+            raise QueueFullError(f"the worker has {self._max_in_flight} requests in flight: try again later")
+
+    def _leave(self, exchange: Exchange) -> None:
+        self._exchanges.discard(exchange)
+        session = exchange.session_id
+        self._by_session[session] -= 1
+        if not self._by_session[session]:
+            del self._by_session[session]
+        if not self._exchanges:
+            self._quiet.set()
+        if self._engine.health().state is EngineState.FAILED:
+            self.engine_failed.set()
+
+    def _run_in_background(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._finished)
+        return task
+
+    def _finished(self, task: asyncio.Task[None]) -> None:
+        self._background.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.warning("worker.receipt_failed", error=type(error).__name__)
