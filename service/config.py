@@ -13,9 +13,10 @@ Each field of the dataclass is a TOML key, each nested dataclass a table. Rules 
 import tomllib
 from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, get_args, get_origin
 
 from cattrs import BaseValidationError, Converter, ForbiddenExtraKeysError, transform_error
+from cattrs.errors import CattrsError
 
 from bulkhead.errors import BulkheadError, ConfigError
 
@@ -73,6 +74,7 @@ def _converter(directory: Path) -> Converter:
         converter.register_structure_hook(kind, _exactly(kind))
     converter.register_structure_hook(float, _number)
     converter.register_structure_hook(Path, lambda value, _: _path(value, directory))
+    converter.register_structure_hook_func(_is_tuple, lambda value, kind: _array(value, kind, converter))
     return converter
 
 
@@ -97,6 +99,18 @@ def _path(value: object, directory: Path) -> Path:
     return directory / Path(value).expanduser()
 
 
+def _is_tuple(kind: Any) -> bool:
+    origin: object = get_origin(kind)
+    return origin is tuple
+
+
+def _array(value: object, kind: Any, converter: Converter) -> tuple[Any, ...]:
+    if not isinstance(value, list):  # a string would otherwise pass as its characters
+        raise ValueError(f"expected an array, found {type(value).__name__}")  # noqa: TRY004  as above
+    item = get_args(kind)[0]
+    return tuple(converter.structure(element, item) for element in value)
+
+
 def _describe(error: BaseException, kind: type | None) -> str:
     if isinstance(error, ForbiddenExtraKeysError):
         return f"unknown key {', '.join(sorted(error.extra_fields))}"
@@ -104,8 +118,10 @@ def _describe(error: BaseException, kind: type | None) -> str:
         return "required and missing"
     if isinstance(error, BulkheadError):
         return error.message
-    if isinstance(error, ValueError) and error.args:
+    if isinstance(error, CattrsError | ValueError) and error.args:
         return str(error.args[0])
+    if isinstance(error, AttributeError):
+        return "expected a table"
     return f"not a value of this field ({kind})" if kind is not None else "not a value of this field"
 
 

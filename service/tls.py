@@ -98,6 +98,14 @@ class Identity:
         leaf = x509.load_pem_x509_certificate(self.certificate_pem)
         return (leaf.not_valid_after_utc - clock()).total_seconds()
 
+    def has_names(self, *, dns_names: Sequence[str], addresses: Sequence[str]) -> bool:
+        """Return whether the leaf certificate names exactly these DNS names and addresses beside its URI."""
+        leaf = x509.load_pem_x509_certificate(self.certificate_pem)
+        names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        return set(names.get_values_for_type(x509.DNSName)) == set(dns_names) and {
+            str(address) for address in names.get_values_for_type(x509.IPAddress)
+        } == set(addresses)
+
 
 @dataclass(frozen=True, slots=True)
 class PeerCertificate:
