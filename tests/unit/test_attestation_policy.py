@@ -74,8 +74,8 @@ def test_missing_and_large_files_are_configuration_errors(tmp_path):
 
 
 def test_tiers_compare_by_strength():
-    """process < mig < gpu < confidential, in every comparison."""
-    assert sorted(reversed(Tier)) == [Tier.PROCESS, Tier.MIG, Tier.GPU, Tier.CONFIDENTIAL]
+    """In strength, process < mig < gpu < confidential, in every comparison."""
+    assert sorted(Tier) == [Tier.PROCESS, Tier.MIG, Tier.GPU, Tier.CONFIDENTIAL]
     for weaker, stronger in itertools.combinations(Tier, 2):
         assert weaker < stronger
         assert weaker <= stronger
