@@ -100,6 +100,8 @@ def build_bundle(
         TimeoutError: `opa` takes too long.
     """
     check_sources(sources)
+    if not 1 <= number <= MAX_SAFE_INTEGER or created_us < 0:
+        raise BundleError("bundles are numbered from 1 and made after 1970")
     bundled = {path: content for path, content in sources.items() if not is_test(path) and path != SCHEMA_PATH}
     bundled[DATA_PATH] = _canonical_data(sources[DATA_PATH])
     with tempfile.TemporaryDirectory(prefix="bulkhead-bundle-") as name:
@@ -153,7 +155,10 @@ def _canonical_data(data: bytes) -> bytes:
         raise BundleError(f"{DATA_PATH}: expected JSON in ASCII without fractions") from error
     if not isinstance(value, dict) or set(value) != {ROOT}:
         raise BundleError(f"{DATA_PATH}: expected one object, `{ROOT}`")
-    return canonical_json(value)
+    try:
+        return canonical_json(value)
+    except MalformedRequestError as error:
+        raise BundleError(f"{DATA_PATH}: a number is above 2^53 - 1") from error
 
 
 def _refuse_float(text: str) -> float:
