@@ -72,10 +72,13 @@ def check_leaf(origin: str, index: int, stored: StoredLeaf) -> None:
     Raises:
         RecordError: it is not; names the record.
     """
-    problem = ""
     if stored.index != index:
-        problem = f"record {stored.index} stands in its place"
-    elif leaf_hash(stored.leaf) != stored.leaf_hash:
+        raise RecordError(
+            f"{origin}: record {index} is missing; record {stored.index} ({stored.record_id}) stands in its place",
+            details={"origin": origin, "index": str(index)},
+        )
+    problem = ""
+    if leaf_hash(stored.leaf) != stored.leaf_hash:
         problem = "its bytes do not have the stored hash"
     else:
         try:
