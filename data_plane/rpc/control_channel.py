@@ -208,7 +208,8 @@ def _encode_from_worker(message: FromWorker) -> pb.WorkerMessage:
             status=pb.WorkerStatus(running_requests=message.running_requests, queued_requests=message.queued_requests)
         )
     if isinstance(message, WorkerRefused):
-        return pb.WorkerMessage(refusal=pb.WorkerRefusal(code=message.code, session_id=message.session_id))
+        fields = {name: getattr(message, name) for name in WorkerRefused.__slots__}
+        return pb.WorkerMessage(refusal=pb.WorkerRefusal(**fields))
     if isinstance(message, WorkerFailed):
         return pb.WorkerMessage(failed=pb.WorkerFailed(code=message.code, message=message.message))
     return pb.WorkerMessage(loading=pb.WorkerLoading(text=message.text))
@@ -233,7 +234,7 @@ def _decode_from_worker(data: bytes) -> FromWorker:
             status = message.status
             return WorkerLoad(running_requests=status.running_requests, queued_requests=status.queued_requests)
         case "refusal":
-            return WorkerRefused(code=message.refusal.code, session_id=message.refusal.session_id)
+            return WorkerRefused(**{name: getattr(message.refusal, name) for name in WorkerRefused.__slots__})
         case "failed":
             return WorkerFailed(code=message.failed.code, message=message.failed.message)
         case "loading":

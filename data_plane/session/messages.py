@@ -150,10 +150,11 @@ class WorkerLoad:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerRefused:
-    """A request was refused; ``session_id`` is empty unless an authentic ticket named it."""
+    """A request was refused; session and tenant are those of its ticket, empty unless that is authentic."""
 
     code: str
     session_id: str
+    tenant_id: str
 
 
 FromWorker: TypeAlias = WorkerLoading | WorkerReady | WorkerFailed | ReceiptReady | WorkerLoad | WorkerRefused

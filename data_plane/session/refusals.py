@@ -74,15 +74,18 @@ class RefusalReporter:
         if self._suppressed:
             _log.warning("worker.refusals_not_reported", count=self._suppressed)
             self._suppressed = 0
-        task = asyncio.create_task(self._send(WorkerRefused(code=error.code, session_id=self._session_of(ticket))))
+        session_id, tenant_id = self._owner_of(ticket)
+        message = WorkerRefused(code=error.code, session_id=session_id, tenant_id=tenant_id)
+        task = asyncio.create_task(self._send(message))
         self._sending.add(task)
         task.add_done_callback(self._sending.discard)
 
-    def _session_of(self, ticket: str) -> str:
+    def _owner_of(self, ticket: str) -> tuple[str, str]:
         try:
-            return self._tickets.authenticate(ticket).session
+            claims = self._tickets.authenticate(ticket)
         except TicketError:
-            return ""
+            return "", ""
+        return claims.session, claims.tenant
 
     async def _send(self, message: WorkerRefused) -> None:
         try:
