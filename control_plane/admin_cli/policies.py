@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from bulkhead.cli.console import emit, emit_rows, example, json_option, on_channel, time_text
-from bulkhead.errors import InvalidRequestError, MessageTooLargeError
+from bulkhead.cli.console import emit, emit_rows, example, json_option, note, on_channel, time_text
+from bulkhead.errors import BundleError
 
 if TYPE_CHECKING:
     from bulkhead.client.transport import Channel
@@ -14,16 +14,30 @@ if TYPE_CHECKING:
 
 __all__ = ["policy"]
 
-SUFFIXES: Final = frozenset({".rego", ".json"})
-MAX_FILES: Final = 2_000
-MAX_TOTAL_BYTES: Final = 3 * 1024 * 1024  # the request stays below gRPC's 4 MiB
-
 _DIRECTORY: Final = click.Path(path_type=Path, exists=True, file_okay=False)
 
 
 @click.group()
 def policy() -> None:
     """Policy bundles: one person publishes, another activates."""
+
+
+@policy.command("check", epilog=example("bulkhead-admin policy check policies"))
+@click.argument("directory", type=_DIRECTORY)
+@json_option
+def check(*, directory: Path, as_json: bool) -> None:
+    """Check the sources in DIRECTORY here, as publishing them does: format, types, capabilities, tests, coverage."""
+    from control_plane.authz.check import check_policies
+    from control_plane.authz.opa_tool import find_opa
+    from control_plane.authz.sources import read_sources
+
+    try:
+        found = check_policies(read_sources(directory), opa=find_opa())
+    except BundleError as error:
+        note(error.message)  # OPA's own lines, file and row in each
+        raise BundleError(f"the policies in {directory} do not pass") from error
+    text = f"{found.policies} policies, {found.tests} tests passed, {found.coverage_percent:.1f}% covered"
+    emit(found, as_json=as_json, text=text)
 
 
 @policy.command("publish", epilog=example("bulkhead-admin policy publish policies"))
@@ -34,7 +48,9 @@ def publish(ctx: click.Context, directory: Path, *, as_json: bool) -> None:
     """Send the sources in DIRECTORY: the control plane checks, tests, signs and stores them as a candidate."""
     from bulkhead.client.policies import PolicyAdmin
 
-    files = _sources(directory)
+    from control_plane.authz.sources import read_sources
+
+    files = read_sources(directory)
     made = on_channel(ctx, lambda channel: PolicyAdmin(channel).publish(files))
     text = f"published {made.bundle_id} (digest {made.digest}); another admin activates it with:\n"
     emit(made, as_json=as_json, text=f"{text}  bulkhead-admin policy activate {made.bundle_id}")
@@ -88,23 +104,3 @@ def list_bundles(ctx: click.Context, *, as_json: bool) -> None:
         },
         empty="no bundles",
     )
-
-
-def _sources(directory: Path) -> dict[str, bytes]:
-    """Return the Rego and JSON files below ``directory`` by their path relative to it; hidden ones are left out."""
-    files: dict[str, bytes] = {}
-    total = 0
-    for path in sorted(directory.rglob("*")):
-        name = path.relative_to(directory)
-        if path.suffix not in SUFFIXES or not path.is_file() or any(part.startswith(".") for part in name.parts):
-            continue
-        try:
-            files[name.as_posix()] = path.read_bytes()
-        except OSError as error:
-            raise InvalidRequestError(f"cannot read {path}: {error.strerror}") from error
-        total += len(files[name.as_posix()])
-        if total > MAX_TOTAL_BYTES or len(files) > MAX_FILES:
-            raise MessageTooLargeError(f"{directory}: above {MAX_FILES} files or {MAX_TOTAL_BYTES} bytes")
-    if not files:
-        raise InvalidRequestError(f"{directory}: no .rego or .json file")
-    return files

@@ -1,0 +1,278 @@
+"""`bulkhead audit`: for officers, and for anyone who holds an export and a log key."""
+
+import datetime as dt
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from bulkhead.cli.console import (
+    Settings,
+    emit,
+    emit_rows,
+    example,
+    json_option,
+    note,
+    on_channel,
+    settings_of,
+)
+from bulkhead.cli.record_text import US_PER_S, proof_text, record_text, what, when, where, who, why
+from bulkhead.errors import ConfigError, InvalidRequestError
+
+if TYPE_CHECKING:
+    from bulkhead.client.audit import AuditRecord, RecordFilter
+    from bulkhead.client.transport import Channel
+    from bulkhead.transparency.export import VerifiedExport
+
+__all__ = ["audit"]
+
+_AGO: Final = re.compile(r"([1-9][0-9]{0,5})([smhd])")
+_UNIT_S: Final = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
+_tenant_option = click.option("--tenant", default="", help="Tenant id, or `platform`; without it the own tenant's log.")
+_log_key_option = click.option("--log-key", help="Verifier key (vkey) of the log; without it the profile's log_vkey.")
+
+
+@click.group()
+def audit() -> None:
+    """The audit log: who did what, why and where, and the proof of it."""
+
+
+@audit.command(
+    "list",
+    epilog=example("bulkhead audit list --decision deny --since 24h", "bulkhead audit list --session sess_01h… --json"),
+)
+@_tenant_option
+@click.option("--action", default="", help="Action, e.g. decision or outcome.")
+@click.option("--decision", type=click.Choice(("allow", "deny", "error")), help="Outcome of a decision.")
+@click.option("--session", default="", help="Session id.")
+@click.option("--subject", default="", help="Subject id (pseudonym).")
+@click.option("--since", help="Not before: 30m, 24h, 7d, or 2026-01-31T10:00:00Z.")
+@click.option("--until", help="Before; as --since.")
+@click.option("--limit", type=click.IntRange(1), default=50, show_default=True, help="Most records shown.")
+@json_option
+@click.pass_context
+def list_records(ctx: click.Context, /, *, since: str | None, until: str | None, as_json: bool, **options: Any) -> None:
+    """List records. What is listed is the server's word: `prove` and `verify` check it."""
+    limit = options.pop("limit")
+    records = on_channel(ctx, lambda channel: _records(channel, limit, since=since, until=until, **options))
+    emit_rows(
+        records,
+        as_json=as_json,
+        columns={
+            "index": lambda item: item.index,
+            "when": lambda item: when(item.fields),
+            "who": lambda item: who(item.fields),
+            "what": lambda item: what(item.fields),
+            "why": lambda item: why(item.fields),
+            "where": lambda item: where(item.fields),
+            "record": lambda item: item.fields.record_id,
+        },
+        empty="no records",
+    )
+    if len(records) == limit and not as_json:
+        note(f"the first {limit}; --limit shows more")
+
+
+@audit.command("show", epilog=example("bulkhead audit show rec_01h…", "bulkhead audit show 12 --json"))
+@click.argument("record")
+@_tenant_option
+@json_option
+@click.pass_context
+def show(ctx: click.Context, record: str, *, tenant: str, as_json: bool) -> None:
+    """Show RECORD (id or index) in full, as the server gives it; `prove` verifies it."""
+    from bulkhead.client.audit import AuditLog
+    from bulkhead.transparency import parse_leaf
+
+    receipt = on_channel(ctx, lambda channel: AuditLog(channel).receipt(_key(record), tenant_id=tenant))
+    fields = parse_leaf(receipt.leaf)
+    emit({"index": receipt.index, "fields": fields}, as_json=as_json, text=record_text(receipt.index, fields))
+
+
+@audit.command("prove", epilog=example("bulkhead audit prove rec_01h…"))
+@click.argument("record")
+@_tenant_option
+@_log_key_option
+@json_option
+@click.pass_context
+def prove(ctx: click.Context, record: str, *, tenant: str, log_key: str | None, as_json: bool) -> None:
+    """Verify with the pinned log key that RECORD (id or index) is in the log, and print it."""
+    from bulkhead.client.audit import AuditLog
+
+    vkey = log_key or _pinned(settings_of(ctx))
+    proven = on_channel(ctx, lambda channel: AuditLog(channel).prove(_key(record), vkey=vkey, tenant_id=tenant))
+    emit(
+        {
+            "verified": True,
+            "log": vkey.partition("+")[0],
+            "index": proven.index,
+            "size": proven.size,
+            "root": proven.root,
+            "leaf_hash": proven.leaf_hash,
+            "fields": proven.fields,
+        },
+        as_json=as_json,
+        text=proof_text(proven, vkey),
+    )
+
+
+@audit.command("export", epilog=example("bulkhead audit export log.jsonl && bulkhead audit verify log.jsonl"))
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@_tenant_option
+@json_option
+@click.pass_context
+def export(ctx: click.Context, file: Path, *, tenant: str, as_json: bool) -> None:
+    """Write the whole log, with its checkpoints, to FILE; it verifies offline."""
+    size = on_channel(ctx, lambda channel: _export(channel, file, tenant))
+    emit(
+        {"file": str(file), "bytes": size},
+        as_json=as_json,
+        text=f"wrote {size} bytes to {file}; verify with: bulkhead audit verify {file}",
+    )
+
+
+@audit.command(
+    "verify",
+    epilog=example(
+        "bulkhead audit verify log.jsonl",
+        "bulkhead audit verify log.jsonl --log-key audit.example/t/4f2a/0+1b2c3d4e+AbCd…",
+    ),
+)
+@click.argument("file", metavar="EXPORT", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.option("--log-key", "log_keys", multiple=True, help="Pinned verifier key (vkey); repeatable. Default: log_vkey.")
+@click.option(
+    "--checkpoint",
+    "checkpoints",
+    multiple=True,
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="A checkpoint (signed note) kept from earlier that must be part of the same history; repeatable.",
+)
+@json_option
+@click.pass_context
+def verify(
+    ctx: click.Context, file: Path, *, log_keys: tuple[str, ...], checkpoints: tuple[Path, ...], as_json: bool
+) -> None:
+    """Verify every record of EXPORT offline, trusting the log key alone. No server is asked."""
+    vkeys = log_keys or (_pinned(settings_of(ctx)),)
+    verified = _verify(file, vkeys, checkpoints, progress=sys.stderr.isatty() and not as_json)
+    logs = [
+        {
+            "origin": log.origin,
+            "tenant": log.tenant,
+            "first": log.first,
+            "records": log.records,
+            "checkpoints": log.checkpoints,
+            "root": log.checkpoint.root,
+        }
+        for log in verified.logs
+    ]
+    lines = [
+        f"{log.origin}: {log.records} records from {log.first}, {log.checkpoints} checkpoints,"
+        f" root {log.checkpoint.root.hex()}"
+        for log in verified.logs
+    ]
+    emit(
+        {"verified": True, "records": verified.records, "logs": logs},
+        as_json=as_json,
+        text="\n".join([*lines, f"verified: {verified.records} records, none altered, missing or added"]),
+    )
+
+
+async def _records(
+    channel: "Channel", limit: int, *, since: str | None, until: str | None, **options: Any
+) -> list["AuditRecord"]:
+    from bulkhead.client.audit import AuditLog
+
+    records: list[AuditRecord] = []
+    async for record in AuditLog(channel).records(_filter(since=since, until=until, **options)):
+        records.append(record)
+        if len(records) >= limit:
+            break
+    return records
+
+
+def _filter(
+    *,
+    tenant: str,
+    action: str,
+    decision: str | None,
+    session: str,
+    subject: str,
+    since: str | None,
+    until: str | None,
+) -> "RecordFilter":
+    from bulkhead.client.audit import RecordFilter
+
+    return RecordFilter(
+        tenant_id=tenant,
+        action=action,
+        decision=decision or "",
+        session_id=session,
+        subject=subject,
+        from_us=_moment_us(since, "--since"),
+        until_us=_moment_us(until, "--until"),
+    )
+
+
+def _moment_us(text: str | None, option: str) -> int:
+    if text is None:
+        return 0
+    now = dt.datetime.now(dt.UTC)
+    ago = _AGO.fullmatch(text)
+    if ago is not None:
+        return int((now.timestamp() - int(ago[1]) * _UNIT_S[ago[2]]) * US_PER_S)
+    try:
+        moment = dt.datetime.fromisoformat(text)
+    except ValueError as error:
+        raise click.UsageError(f"{option}: expected 30m, 24h, 7d or an ISO 8601 time") from error
+    return int((moment if moment.tzinfo else moment.replace(tzinfo=dt.UTC)).timestamp() * US_PER_S)
+
+
+async def _export(channel: "Channel", file: Path, tenant: str) -> int:
+    """Write to a neighbour first: what lies under the asked name is a whole export or nothing."""
+    from contextlib import aclosing
+
+    from bulkhead.client.audit import AuditLog
+
+    partial = file.with_name(f"{file.name}.part")
+    size = 0
+    try:
+        with partial.open("wb") as target:
+            async with aclosing(AuditLog(channel).export(tenant_id=tenant)) as chunks:
+                async for chunk in chunks:
+                    size += target.write(chunk)
+        partial.replace(file)
+    except OSError as error:
+        raise InvalidRequestError(f"cannot write {partial}: {error.strerror}") from error
+    finally:
+        partial.unlink(missing_ok=True)
+    return size
+
+
+def _verify(file: Path, vkeys: tuple[str, ...], checkpoints: tuple[Path, ...], *, progress: bool) -> "VerifiedExport":
+    from bulkhead.transparency.export import verify_export
+
+    def tell(count: int) -> None:
+        click.echo(f"\r{count} records", nl=False, err=True)
+
+    try:
+        seen = [path.read_text("utf-8") for path in checkpoints]
+        with file.open("rb") as stream:
+            return verify_export(stream, vkeys=vkeys, seen=seen, progress=tell if progress else None)
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidRequestError(f"cannot read {file} or a checkpoint: {type(error).__name__}") from error
+    finally:
+        if progress:
+            click.echo(err=True)
+
+
+def _pinned(settings: Settings) -> str:
+    vkey = settings.profile().log_vkey
+    if vkey is None:
+        raise ConfigError("no log key is pinned: give --log-key, or log_vkey in the profile")
+    return vkey
+
+
+def _key(record: str) -> str | int:
+    return int(record) if record.isascii() and record.isdigit() and len(record) < 19 else record
