@@ -83,12 +83,12 @@ class Host:
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """What a partition must satisfy. An empty region means any."""
+    """What a partition must satisfy. No region means any."""
 
     tenant_id: str
     minimum_tier: Tier
     memory_mib: int
-    region: str = ""
+    regions: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +170,7 @@ def _host_rejection(host: Host, demand: Demand) -> RejectionReason | None:
         return RejectionReason.DISCONNECTED
     if host.cordoned:
         return RejectionReason.CORDONED
-    if demand.region and host.region != demand.region:
+    if demand.regions and host.region not in demand.regions:
         return RejectionReason.REGION
     return None
 

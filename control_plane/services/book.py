@@ -98,6 +98,10 @@ class PartitionBook:
         """Note that a session no longer uses the partition."""
         self._sessions[partition_id].discard(session_id)
 
+    def used_by(self, session_id: str) -> tuple[str, ...]:
+        """Return the partitions that a session is noted to use."""
+        return tuple(partition_id for partition_id, users in self._sessions.items() if session_id in users)
+
     def users(self, partition_id: str) -> int:
         """Return how many sessions use the partition."""
         return len(self._sessions.get(partition_id, ()))

@@ -238,6 +238,23 @@ class Sessions:
         self._store(after)
         return after
 
+    def for_renewal(self, session_id: str, *, tenant_id: str) -> Admission:
+        """Return a session with the facts that its renewal is decided on; ``reserved``, since it holds its slot.
+
+        Raises:
+            NotFoundError: the tenant has no such session.
+            UnknownModelError: its model is gone.
+        """
+        session = self.get(session_id, tenant_id=tenant_id)
+        return Admission(
+            found=Found.OPEN,
+            session=session,
+            facts=self.snapshot(tenant_id, without=session_id),
+            model=self.model(session.model),
+            reserved=True,
+            before=session.state,
+        )
+
     def settle(self, session_id: str, state: SessionState, *, reason: str, now_us: int) -> Session | None:
         """End a session as ``closed``, ``lost`` or ``denied``; None if it is in a state that has no such step."""
         row = self._connection.execute(select(sessions).where(sessions.c.session_id == session_id)).mappings().first()

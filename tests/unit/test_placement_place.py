@@ -74,7 +74,7 @@ def test_confidential_is_not_placed_where_no_host_offers_it() -> None:
     [
         ({"connected": False}, demand(), RejectionReason.DISCONNECTED),
         ({"cordoned": True}, demand(), RejectionReason.CORDONED),
-        ({}, demand(region="us-east"), RejectionReason.REGION),
+        ({}, demand(regions=frozenset({"us-east"})), RejectionReason.REGION),
         ({}, demand(memory_mib=300_000), RejectionReason.PROFILE),
         ({"process_used": 2}, demand(Tier.PROCESS), RejectionReason.SLOTS),
         ({}, demand(Tier.GPU, memory_mib=2_000_000), RejectionReason.MEMORY),

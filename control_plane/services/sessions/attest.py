@@ -1,0 +1,203 @@
+"""Fresh evidence of a worker for one session, appraised before any ticket exists.
+
+Obligations of :meth:`Attestor.attest`; a tenant's SDK checks the same again, and trusts nothing of this:
+
+1. The evidence answers this client's nonce and this session's context, and is of the kind that the agent reports.
+2. It is signed with the key that the agent showed under its certificate (pinned in configuration, where it is).
+3. Tenant, partition, agent, model, tier, region and simulation in the descriptor are those that were ordered, and the
+   worker takes this control plane's tickets.
+4. The keyset is sound and alive, is the one the evidence covers, and holds the key of the TLS certificate.
+5. The appraised tier is at least what was decided.
+"""
+
+import hmac
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from bulkhead.attestation import (
+    AppraisedWorker,
+    Evidence,
+    EvidenceKind,
+    SimulatedWorker,
+    TrustPolicy,
+    appraise,
+)
+from bulkhead.attestation import Tier as EvidenceTier
+from bulkhead.attestation.policy import MAX_EVIDENCE_AGE_S
+from bulkhead.errors import (
+    AgentUnavailableError,
+    EvidenceBindingError,
+    EvidenceError,
+    EvidenceExpiredError,
+    EvidencePolicyError,
+)
+from bulkhead.protocol.context import session_context
+from bulkhead.sealing import Keyset
+from control_plane.domain.fleet import Attested, AttestOrder
+from control_plane.domain.partitions import Partition
+from control_plane.domain.sessions import Session
+from control_plane.domain.tiers import Tier
+from control_plane.services.agents import Agent
+from control_plane.services.fleet import Fleet
+from control_plane.services.pool import certificate_der
+from control_plane.services.sessions.decide import Decided
+from control_plane.services.settings import FleetSettings
+
+__all__ = ["AttestedWorker", "Attestor"]
+
+US_PER_S: Final = 1_000_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttestedWorker:
+    """A worker whose evidence was appraised for one session.
+
+    Attributes:
+        worker: the appraisal.
+        keyset: the worker's keys.
+        evidence: as the agent sent it.
+        certificate: DER.
+        kind: of the evidence.
+        ingress_address: host:port of the tray's ingress.
+        authority: the worker's TLS server name.
+    """
+
+    worker: AppraisedWorker
+    keyset: Keyset
+    evidence: bytes
+    certificate: bytes
+    kind: EvidenceKind
+    ingress_address: str
+    authority: str
+
+    @property
+    def simulated(self) -> bool:
+        """Whether any part is simulated."""
+        return isinstance(self.worker, SimulatedWorker)
+
+    @property
+    def tier(self) -> Tier:
+        """The tier that the evidence shows."""
+        return Tier[self.worker.tier.name]
+
+
+class Attestor:
+    """Asks agents for evidence and appraises it.
+
+    Args:
+        fleet: the agents.
+        issuer_fingerprint: SHA-256 of this control plane's ticket key.
+        settings: time-outs; whether simulated evidence may be appraised at all.
+        now_us: wall clock, microseconds since the epoch.
+    """
+
+    def __init__(
+        self, *, fleet: Fleet, issuer_fingerprint: bytes, settings: FleetSettings, now_us: Callable[[], int]
+    ) -> None:
+        self._fleet = fleet
+        self._issuer_fingerprint = issuer_fingerprint
+        self._settings = settings
+        self._now_us = now_us
+
+    async def attest(
+        self, partition: Partition, session: Session, decided: Decided, *, nonce: bytes, not_after_s: int
+    ) -> AttestedWorker:
+        """Return the appraised worker of ``partition`` for one session.
+
+        Args:
+            partition: runs.
+            session: for which.
+            decided: binds the evidence to the decision's record and bundle.
+            nonce: the client's 32 bytes.
+            not_after_s: Unix seconds; the evidence need not hold longer.
+
+        Raises:
+            AgentUnavailableError: the agent did not answer.
+            EvidenceError: an obligation does not hold; nobody may be given a ticket for this worker.
+        """
+        agent = self._fleet.agent(partition.agent_id)
+        context = session_context(
+            tenant=session.tenant_id,
+            session=session.session_id,
+            cnf=session.session_public_key,
+            model_digest=partition.model_digest,
+            decision_leaf_hash=decided.recorded.leaf_hash,
+            policy_digest=bytes.fromhex(decided.decision.bundle_digest),
+        )
+        outcome = await agent.commands.run(
+            AttestOrder(nonce=nonce, session_context=context, not_after_unix_s=not_after_s),
+            partition_id=partition.partition_id,
+            fence=partition.version,
+            timeout_s=self._settings.attest_timeout_s,
+        )
+        if not isinstance(outcome, Attested):
+            raise AgentUnavailableError("the node agent answered an attestation with something else")
+        now_s = self._now_us() // US_PER_S
+        kind = EvidenceKind(agent.inventory.evidence_kind)
+        worker = appraise(  # 1, 5
+            outcome.evidence,
+            nonce=nonce,
+            context=context,
+            trust_policy=TrustPolicy(
+                accepted_kinds=frozenset({kind}),
+                operator_keys=(agent.row.evidence_public_key,),  # 2
+                minimum_tier=EvidenceTier(decided.wanted.tier.label),
+                maximum_age_s=MAX_EVIDENCE_AGE_S,
+            ),
+            now_s=now_s,
+            development_mode=self._settings.allow_simulated,
+        )
+        if not hmac.compare_digest(Evidence.parse(outcome.evidence).signer, agent.row.evidence_public_key):  # 2
+            raise EvidencePolicyError("the evidence is not signed with the agent's own key")
+        self._check_descriptor(worker, partition, agent)  # 3
+        certificate = certificate_der(outcome.worker_certificate)
+        keyset = _check_keyset(worker, outcome, certificate, now_s)  # 4
+        return AttestedWorker(
+            worker=worker,
+            keyset=keyset,
+            evidence=outcome.evidence,
+            certificate=certificate,
+            kind=kind,
+            ingress_address=agent.inventory.ingress_address,
+            authority=partition.endpoint.authority if partition.endpoint else "",
+        )
+
+    def _check_descriptor(self, worker: AppraisedWorker, partition: Partition, agent: Agent) -> None:
+        descriptor = worker.descriptor
+        expected = (
+            ("tenant", descriptor.tenant, partition.tenant_id),
+            ("partition", descriptor.partition, partition.partition_id),
+            ("agent", descriptor.agent, partition.agent_id),
+            ("model", descriptor.model, partition.model),
+            ("model digest", descriptor.model_digest, partition.model_digest),
+            ("tier", descriptor.tier.value, partition.tier.label),
+            ("region", descriptor.region, agent.inventory.region),
+            ("simulated flag", descriptor.simulated, agent.inventory.simulated),
+        )
+        for name, shown, ordered in expected:
+            if shown != ordered:
+                raise EvidenceBindingError(f"the evidence is of another {name} than was ordered")
+        if self._issuer_fingerprint not in descriptor.ticket_issuers:
+            raise EvidenceBindingError("the worker does not take this control plane's tickets")
+
+
+def _check_keyset(worker: AppraisedWorker, outcome: Attested, certificate: bytes, now_s: int) -> Keyset:
+    if not hmac.compare_digest(worker.keyset, outcome.keyset):
+        raise EvidenceBindingError("the evidence covers another keyset than the agent sent")
+    keyset = Keyset.parse(worker.keyset)
+    if now_s >= keyset.not_after_s:
+        raise EvidenceExpiredError("the worker's keys have expired")
+    if worker.not_after_s > keyset.not_after_s:
+        raise EvidenceError("the evidence outlives the keys it speaks of")
+    try:
+        public_key = x509.load_der_x509_certificate(certificate).public_key()
+        spki = public_key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    except ValueError as error:
+        raise EvidenceBindingError("the worker's certificate is malformed") from error
+    if not hmac.compare_digest(spki, keyset.keys.tls_spki):
+        raise EvidenceBindingError("the worker's TLS key is not the one in its keyset")
+    return keyset

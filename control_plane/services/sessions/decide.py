@@ -1,0 +1,305 @@
+"""The decision on a session: facts of one snapshot, policy's answer, its durable record.
+
+Nothing is done about a session before :meth:`Decider.decide` has returned :class:`Decided`, which it does only when an
+allow is durable in the tenant's log. A deny, or an obligation that cannot be kept, is returned as :class:`Denied`. An
+engine that does not answer properly and a log that cannot be written raise.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+from audit.model import Appended
+from audit.records import Decision as Verdict
+from audit.records import Reason as RecordedReason
+from audit.records import decision as decision_record
+from bulkhead.encoding import canonical_json
+from bulkhead.errors import BulkheadError, PolicyEngineError, SessionLimitError, UnknownObligationError
+from control_plane.authz.decision import (
+    Decision,
+    Exclusive,
+    KeyCustody,
+    MaxTokens,
+    MinTier,
+    Padding,
+    Reason,
+    Region,
+    denial_error,
+)
+from control_plane.authz.input import Context, PlatformFacts, PolicyInput, SessionResource, Subject, TenantFacts
+from control_plane.domain.roles import Caller
+from control_plane.domain.sessions import Session
+from control_plane.domain.tiers import Tier
+from control_plane.services.authorisation import Policy
+from control_plane.services.journal import Journal
+from control_plane.services.pool import Wanted
+from control_plane.services.refusals import cause_of, subject_of
+from control_plane.services.sessions.denials import DenialLimiter
+from control_plane.storage.sessions import ModelFacts, TenantSnapshot
+
+__all__ = ["Asked", "Decided", "Decider", "Denied"]
+
+PLATFORM_CUSTODY: Final = "platform"
+_OWN_POLICY: Final = "control_plane"  # reasons that this process adds to an allow that it cannot act on
+_PADDINGS: Final = ("off", "default")  # in order of strength
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """One question about a session.
+
+    Attributes:
+        caller: who asks.
+        action: ``session.open`` or ``session.renew``.
+        session: as it stands; its request is what is judged.
+        pair_id: joins this decision with its outcome.
+        facts: of the snapshot that the session was read in.
+        model: likewise.
+        reserved: whether a slot is held for it; without one an allow cannot be acted on.
+    """
+
+    caller: Caller
+    action: str
+    session: Session
+    pair_id: str
+    facts: TenantSnapshot
+    model: ModelFacts
+    reserved: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decided:
+    """An allow, durable in the tenant's log.
+
+    Attributes:
+        wanted: what the partition must be.
+        decision: as policy gave it.
+        recorded: where the decision stands in the log.
+        max_output_tokens: per request, at least 1.
+        padding: of sealed chunks, the stronger of request and obligation.
+    """
+
+    wanted: Wanted
+    decision: Decision
+    recorded: Appended
+    max_output_tokens: int
+    padding: str
+
+    @property
+    def obligations(self) -> tuple[str, ...]:
+        """The obligations as RFC 8785 text."""
+        return tuple(canonical_json(item.to_json()).decode() for item in self.decision.obligations)
+
+
+@dataclass(frozen=True, slots=True)
+class Denied:
+    """A deny. ``recorded`` is false where it was only counted, because the principal has been denied too often."""
+
+    error: BulkheadError
+    recorded: bool
+
+
+class Decider:
+    """Asks policy and records its answer.
+
+    Args:
+        policy: decides.
+        journal: the audit log.
+        denials: limits the records of denials.
+        platform_facts: what the fleet offers now.
+        now_us: wall clock, microseconds since the epoch.
+    """
+
+    def __init__(
+        self,
+        *,
+        policy: Policy,
+        journal: Journal,
+        denials: DenialLimiter,
+        platform_facts: Callable[[], PlatformFacts],
+        now_us: Callable[[], int],
+    ) -> None:
+        self._policy = policy
+        self._journal = journal
+        self._denials = denials
+        self._platform_facts = platform_facts
+        self._now_us = now_us
+
+    async def decide(self, asked: Asked) -> Decided | Denied:
+        """Return the recorded allow, or the deny.
+
+        Raises:
+            PolicyEngineError: no decision; recorded as ``error``.
+            AuditUnavailableError: the answer could not be recorded.
+            InvalidRequestError: the request holds a word that policy does not take.
+        """
+        policy_input = self._input(asked)
+        try:
+            decision = await self._policy.decide(policy_input)
+            decision = _actionable(asked, decision)
+        except UnknownObligationError as error:
+            return Denied(error, await self._refused(asked, policy_input, error, verdict=Verdict.DENY))
+        except PolicyEngineError as error:
+            await self._refused(asked, policy_input, error, verdict=Verdict.ERROR)
+            raise
+        if not decision.allow:
+            recorded = self._denials.admit(asked.caller, decision.reasons[0].code)
+            if recorded:
+                await self._record(asked, policy_input, decision, verdict=Verdict.DENY, tier=_demanded(asked, None))
+            return Denied(denial_error(decision), recorded)
+        tier = _demanded(asked, decision)
+        appended = await self._record(asked, policy_input, decision, verdict=Verdict.ALLOW, tier=tier)
+        return _decided(asked, decision, appended, tier)
+
+    def _input(self, asked: Asked) -> PolicyInput:
+        caller, session, facts = asked.caller, asked.session, asked.facts
+        return PolicyInput(
+            subject=Subject(
+                id=caller.subject_id,
+                roles=(caller.role.value,),
+                tenant=caller.tenant_id or None,
+                credential=caller.credential_kind.value,
+            ),
+            action=asked.action,
+            resource=SessionResource(
+                id=session.session_id,
+                tenant=session.tenant_id,
+                model=asked.model.name,
+                model_digest=asked.model.digest.hex(),
+                model_status=asked.model.status,
+                minimum_tier=session.minimum_tier,
+                region=session.region or None,
+                purpose=session.purpose or None,
+                data_classes=session.data_classes,
+                max_output_tokens=session.max_output_tokens or None,
+                padding=session.padding,
+            ),
+            context=Context(
+                time_us=self._now_us(),
+                network=caller.network,
+                tenant=TenantFacts(
+                    id=facts.tenant_id,
+                    status=facts.status,
+                    regions=facts.regions,
+                    packs=facts.packs,
+                    models=facts.models,
+                    minimum_tier=facts.minimum_tier,
+                    session_limit=facts.session_limit,
+                    sessions_open=facts.sessions_open,
+                    max_output_tokens=facts.max_output_tokens,
+                    revision=facts.revision,
+                ),
+                platform=self._platform_facts(),
+            ),
+        )
+
+    async def _refused(
+        self, asked: Asked, policy_input: PolicyInput, error: BulkheadError, *, verdict: Verdict
+    ) -> bool:
+        if not self._denials.admit(asked.caller, error.code):
+            return False
+        decision = Decision(
+            allow=False,
+            reasons=(Reason(error.code, _OWN_POLICY, error.message),),
+            obligations=(),
+            bundle_digest=error.details.get("bundle_digest", ""),
+            input_digest=policy_input.digest(),
+        )
+        await self._record(asked, policy_input, decision, verdict=verdict, tier=_demanded(asked, None))
+        return True
+
+    async def _record(
+        self, asked: Asked, policy_input: PolicyInput, decision: Decision, *, verdict: Verdict, tier: Tier
+    ) -> Appended:
+        return await self._journal.write(
+            decision_record(
+                self._journal.stamp(),
+                tenant=asked.session.tenant_id,
+                subject=subject_of(asked.caller),
+                # A renewal has no request id of its own: the session's ties it to what the client keeps.
+                cause=cause_of(asked.caller, asked.session.request_id),
+                session=asked.session.session_id,
+                pair_id=asked.pair_id,
+                model=asked.model.name,
+                tier=tier.label,
+                decision=verdict,
+                reasons=_reasons(decision.reasons),
+                bundle=decision.bundle_digest,
+                policy_input=policy_input.to_json(),
+                obligations=[item.to_json() for item in decision.obligations],
+                on=asked.action,
+            )
+        )
+
+
+def _actionable(asked: Asked, decision: Decision) -> Decision:
+    """Return the decision, or a deny where this process cannot do what an allow demands."""
+    if not decision.allow:
+        return decision
+    custody = decision.obligation(KeyCustody)
+    if custody is not None and custody.custody != PLATFORM_CUSTODY:
+        raise UnknownObligationError(
+            "Policy demands that the tenant holds the model's key, which this build cannot do.",
+            details={"obligation": "key_custody", "bundle_digest": decision.bundle_digest},
+        )
+    region = decision.obligation(Region)
+    reason = None
+    if not asked.reserved:  # a policy without the limit would let more in than the tenant may have
+        reason = Reason(SessionLimitError.code, _OWN_POLICY, "The tenant's limit of open sessions is reached.")
+    elif region is not None and asked.session.region and region.region != asked.session.region:
+        reason = Reason("REGION_CONFLICT", _OWN_POLICY, "Policy demands another region than the one asked for.")
+    elif _tokens(asked, decision) < 1:
+        reason = Reason("TOKEN_LIMIT", _OWN_POLICY, "No output tokens are left to the session.")
+    if reason is None:
+        return decision
+    return replace(decision, allow=False, reasons=(reason,), obligations=())
+
+
+def _decided(asked: Asked, decision: Decision, recorded: Appended, tier: Tier) -> Decided:
+    custody, padding = decision.obligation(KeyCustody), decision.obligation(Padding)
+    modes = (asked.session.padding, padding.mode if padding else _PADDINGS[0])
+    return Decided(
+        wanted=Wanted(
+            tenant_id=asked.session.tenant_id,
+            model=asked.model,
+            tier=tier,
+            regions=_regions(asked, decision),
+            exclusive=decision.obligation(Exclusive) is not None,
+            purpose=asked.session.purpose,
+            custody=custody.custody if custody else PLATFORM_CUSTODY,
+            max_output_tokens=asked.facts.max_output_tokens,
+        ),
+        decision=decision,
+        recorded=recorded,
+        max_output_tokens=_tokens(asked, decision),
+        padding=max(modes, key=_PADDINGS.index),
+    )
+
+
+def _demanded(asked: Asked, decision: Decision | None) -> Tier:
+    """Return the highest tier that request, tenant, obligations and the session's own past demand."""
+    obliged = decision.obligation(MinTier) if decision is not None else None
+    tiers = (asked.session.minimum_tier, asked.session.tier_floor, obliged.tier if obliged else None)
+    return max([asked.facts.minimum_tier, *(tier for tier in tiers if tier is not None)])
+
+
+def _regions(asked: Asked, decision: Decision) -> frozenset[str]:
+    region = decision.obligation(Region)
+    if region is not None:
+        return frozenset({region.region})
+    return frozenset({asked.session.region}) if asked.session.region else frozenset(asked.facts.regions)
+
+
+def _tokens(asked: Asked, decision: Decision) -> int:
+    obliged = decision.obligation(MaxTokens)
+    limits = (
+        asked.session.max_output_tokens,
+        asked.facts.max_output_tokens,
+        obliged.max if obliged else 0,
+        asked.model.context_length,
+    )
+    return min((limit for limit in limits if limit > 0), default=0)
+
+
+def _reasons(reasons: Sequence[Reason]) -> list[RecordedReason]:
+    return [RecordedReason(reason.code, reason.policy, reason.message) for reason in reasons]

@@ -1,0 +1,248 @@
+"""Opening a session, in the one order that the audit log relies on.
+
+validated request -> a slot and the facts, atomically -> policy -> decision recorded (a denial ends here) -> partition
+-> evidence -> state transaction, if nothing that was decided on has changed (else decide again, once) -> outcome
+recorded -> ticket.
+
+Whatever ends an open early (an error, the caller's cancellation, its deadline) gives the slot back in the background,
+and records that nothing came of the decision.
+"""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any, Final
+
+import structlog
+
+from bulkhead import ids
+from bulkhead.errors import BulkheadError, ConflictError, DeadlineError, ScopeError
+from control_plane.domain.roles import Caller
+from control_plane.domain.sessions import OpenRequest, Session, SessionState
+from control_plane.services.book import PartitionBook
+from control_plane.services.revocations import Revocations
+from control_plane.services.sessions.decide import Asked, Decider, Denied
+from control_plane.services.sessions.grant import Grant
+from control_plane.services.sessions.renew import SessionRenewer
+from control_plane.services.sessions.serve import Phase, Report, Server, Serving, changed_twice, once_more
+from control_plane.services.settings import SessionSettings
+from control_plane.storage.engine import Database
+from control_plane.storage.sessions import Admission, Found, Sessions, TenantSnapshot
+
+__all__ = ["SessionOpener"]
+
+DECISIONS: Final = 2  # decide again once (docs/audit.md section 1)
+RUNNING_WAIT_S: Final = 5.0  # for another call with the same request id, whose end this server may not know yet
+RUNNING_POLL_S: Final = 0.1
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(slots=True)
+class _Attempt:
+    caller: Caller
+    admission: Admission
+    nonce: bytes
+    serving: Serving | None = None  # set once an allow is recorded, which then needs an outcome
+
+
+class SessionOpener:
+    """Opens sessions.
+
+    Args:
+        database: the state.
+        decider: asks policy and records.
+        server: from a decision to a grant.
+        renewer: serves a repeated request id.
+        book: who uses which partition.
+        revocations: sessions that come back leave the list.
+        settings: bounds.
+        now_us: wall clock, microseconds since the epoch.
+    """
+
+    def __init__(
+        self,
+        *,
+        database: Database,
+        decider: Decider,
+        server: Server,
+        renewer: SessionRenewer,
+        book: PartitionBook,
+        revocations: Revocations,
+        settings: SessionSettings,
+        now_us: Callable[[], int],
+    ) -> None:
+        self._database = database
+        self._decider = decider
+        self._server = server
+        self._renewer = renewer
+        self._book = book
+        self._revocations = revocations
+        self._settings = settings
+        self._now_us = now_us
+        self._background: set[asyncio.Task[None]] = set()
+
+    async def open(self, caller: Caller, request: OpenRequest, report: Report) -> Grant:
+        """Open a session and return its grant.
+
+        Args:
+            caller: authenticated, with the scope for it.
+            request: in bounds.
+            report: told of each phase that begins.
+
+        Raises:
+            PolicyDeniedError, SessionLimitError, UnknownObligationError: policy said no.
+            PolicyEngineError, AuditUnavailableError, StateUnavailableError: nothing was placed.
+            CapacityError, AgentUnavailableError, EvidenceError: allowed, and nothing is open.
+            AlreadyExistsError: the request id was used for another request.
+            SessionClosedError: the request id's session is closed.
+            UnknownModelError: no such model.
+            ConflictError: another call is opening it, or its ground kept changing.
+            DeadlineError: it took too long.
+        """
+        if not caller.tenant_id:
+            raise ScopeError("sessions are opened by a tenant's developers")
+        try:
+            async with asyncio.timeout(self._settings.open_timeout_s):
+                return await self._open(caller, request, report)
+        except TimeoutError as error:
+            raise DeadlineError(f"the session was not open within {self._settings.open_timeout_s} s") from error
+
+    async def stop(self) -> None:
+        """Wait for what is being given back."""
+        await asyncio.gather(*self._background, return_exceptions=True)
+
+    async def _open(self, caller: Caller, request: OpenRequest, report: Report) -> Grant:
+        admission = await self._admit(caller, request)
+        if admission.found is Found.OPEN:
+            return await self._renewer.renew(caller, admission.session.session_id, request.nonce)
+        attempt = _Attempt(caller=caller, admission=admission, nonce=request.nonce)
+        try:
+            grant = await self._serve(attempt, report)
+        except BaseException as error:
+            if admission.reserved:
+                self._later(self._abandon(admission, attempt.serving, error))
+            raise
+        self._revocations.restore(admission.session.session_id)
+        return grant
+
+    async def _serve(self, attempt: "_Attempt", report: Report) -> Grant:
+        session, facts = attempt.admission.session, attempt.admission.facts
+        for _ in range(DECISIONS):
+            attempt.serving = serving = await self._decide(attempt, facts)
+            report(Phase.DECIDED, "policy allows it, and the decision is recorded")
+            grant = None if once_more(serving.decided, facts) else await self._server.open(serving, report)
+            if grant is not None:
+                return grant
+            facts = await self._database.read(
+                lambda tx: Sessions(tx.connection).snapshot(session.tenant_id, without=session.session_id)
+            )
+        raise changed_twice()
+
+    async def _decide(self, attempt: "_Attempt", facts: TenantSnapshot) -> Serving:
+        admission, session = attempt.admission, attempt.admission.session
+        decided = await self._decider.decide(
+            Asked(
+                caller=attempt.caller,
+                action="session.open",
+                session=session,
+                pair_id=session.pair_id,
+                facts=facts,
+                model=admission.model,
+                reserved=admission.reserved,
+            )
+        )
+        if isinstance(decided, Denied):
+            await self._deny(admission, decided)
+            raise decided.error
+        return Serving(
+            caller=attempt.caller,
+            session=session,
+            pair_id=session.pair_id,
+            facts=facts,
+            decided=decided,
+            nonce=attempt.nonce,
+        )
+
+    async def _admit(self, caller: Caller, request: OpenRequest) -> Admission:
+        waited_s = 0.0
+        while True:
+            # Shielded: a transaction that runs in its thread cannot be taken back, only undone when it is known.
+            admitting = asyncio.ensure_future(self._admit_once(caller, request))
+            try:
+                admission = await asyncio.shield(admitting)
+            except asyncio.CancelledError:
+                self._later(self._abandon_unseen(admitting))
+                raise
+            if admission.found is not Found.RUNNING:
+                return admission
+            if waited_s >= RUNNING_WAIT_S:
+                raise ConflictError("another call is opening this session: wait for it, or use a new request id")
+            await asyncio.sleep(RUNNING_POLL_S)
+            waited_s += RUNNING_POLL_S
+
+    async def _admit_once(self, caller: Caller, request: OpenRequest) -> Admission:
+        fresh = Session(
+            session_id=ids.new_id(ids.SESSION),
+            tenant_id=caller.tenant_id,
+            principal_id=caller.principal_id,
+            credential_id=caller.credential_id,
+            subject_id=caller.subject_id,
+            request_id=request.request_id,
+            request_sha256=request.digest(),
+            model=request.model,
+            model_digest=b"",
+            session_public_key=request.session_public_key,
+            purpose=request.purpose,
+            region=request.region,
+            data_classes=request.data_classes,
+            minimum_tier=request.minimum_tier,
+            max_output_tokens=request.max_output_tokens,
+            padding=request.padding,
+            state=SessionState.OPENING,
+            pair_id=str(ids.new_uuid7()),
+            created_us=self._now_us(),
+            tenant_revision=0,
+        )
+        return await self._database.write(lambda tx: Sessions(tx.connection).admit(request, fresh))
+
+    async def _deny(self, admission: Admission, denied: Denied) -> None:
+        """Keep the row of a recorded denial; one that was only counted leaves none, or a flood would fill the table."""
+        if admission.reserved and denied.recorded:
+            session_id, now_us = admission.session.session_id, self._now_us()
+            await self._database.write(
+                lambda tx: Sessions(tx.connection).settle(
+                    session_id, SessionState.DENIED, reason=denied.error.code, now_us=now_us
+                )
+            )
+
+    async def _abandon_unseen(self, admitting: "asyncio.Future[Admission]") -> None:
+        admission = await admitting
+        await self._abandon(admission, None, ConflictError("abandoned"))
+
+    async def _abandon(self, admission: Admission, serving: Serving | None, error: BaseException) -> None:
+        session = admission.session
+        partition_ids = self._book.used_by(session.session_id)
+        try:
+            if admission.reserved:
+                await self._database.write(
+                    lambda tx: Sessions(tx.connection).abandon(
+                        session.session_id, session.pair_id, before=admission.before
+                    )
+                )
+        finally:
+            for partition_id in partition_ids:
+                self._book.leave(partition_id, session.session_id)
+        if serving is not None:
+            await self._server.failed(serving, error)
+
+    def _later(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(self._guarded(work), name="abandon-session")
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    async def _guarded(self, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            await work
+        except BulkheadError as error:  # the reconciler frees what stays behind
+            log.warning("session.abandon_failed", code=error.code)

@@ -1,0 +1,265 @@
+"""From a recorded decision to a grant: partition, evidence, state transaction, outcome, ticket; for opens and renewals.
+
+The state transaction takes effect only if the tenant's facts, the active bundle, the partition and the session are what
+the decision was made on; :meth:`Server.serve` returns None otherwise, and its caller decides again, once.
+"""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+from audit.records import Record, outcome, session_renewed
+from bulkhead.encoding import Json
+from bulkhead.errors import (
+    AgentUnavailableError,
+    BulkheadError,
+    CancelledError,
+    ConflictError,
+    EvidenceError,
+    WorkerLostError,
+)
+from control_plane.domain.partitions import Partition, PartitionState
+from control_plane.domain.roles import Caller
+from control_plane.domain.sessions import Session, SessionState
+from control_plane.services.book import PartitionBook
+from control_plane.services.journal import Journal
+from control_plane.services.lifecycle import Origin
+from control_plane.services.pool import PartitionPool, Wanted
+from control_plane.services.refusals import cause_of, subject_of
+from control_plane.services.sessions.attest import AttestedWorker, Attestor
+from control_plane.services.sessions.decide import Decided
+from control_plane.services.sessions.grant import Grant, GrantIssuer
+from control_plane.services.settings import SessionSettings
+from control_plane.storage.engine import Database
+from control_plane.storage.sessions import Activation, Sessions, TenantSnapshot
+
+__all__ = ["Phase", "Report", "Server", "Serving"]
+
+US_PER_S: Final = 1_000_000
+
+
+class Phase(StrEnum):
+    """How far an open is; the names are those of ``bulkhead.v1.OpenPhase``."""
+
+    DECIDED = "decided"
+    PLACING = "placing"
+    CREATING = "creating"
+    LOADING = "loading"
+    ATTESTING = "attesting"
+
+
+Report = Callable[[Phase, str], None]
+"""Takes the phase that begins, and a sentence for a person."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Serving:
+    """One attempt: what was decided for whom, and how the session stands."""
+
+    caller: Caller
+    session: Session
+    pair_id: str
+    facts: TenantSnapshot
+    decided: Decided
+    nonce: bytes
+
+    @property
+    def origin(self) -> Origin:
+        """What the steps of partitions are taken for."""
+        return Origin(cause_of(self.caller, self.session.request_id), self.session.session_id, self.pair_id)
+
+
+class Server:
+    """Takes decided sessions to their grants.
+
+    Args:
+        database: the state.
+        journal: the audit log.
+        pool: hands out partitions.
+        book: who uses which partition.
+        attestor: appraises workers.
+        grants: signs tickets.
+        settings: bounds.
+    """
+
+    def __init__(
+        self,
+        *,
+        database: Database,
+        journal: Journal,
+        pool: PartitionPool,
+        book: PartitionBook,
+        attestor: Attestor,
+        grants: GrantIssuer,
+        settings: SessionSettings,
+    ) -> None:
+        self._database = database
+        self._journal = journal
+        self._pool = pool
+        self._book = book
+        self._attestor = attestor
+        self._grants = grants
+        self._slots = asyncio.Semaphore(settings.concurrent_opens)
+
+    async def open(self, serving: Serving, report: Report) -> Grant | None:
+        """Place, attest, activate, record, and return the grant; None if it must be decided again.
+
+        Raises:
+            CapacityError, UnavailableError, EvidenceError: nothing is open; the caller abandons the session.
+        """
+        async with self._slots:
+            report(Phase.PLACING, "finding a partition")
+            partition = await self._pool.acquire(
+                serving.decided.wanted, serving.origin, lambda phase, text: report(Phase(phase), text)
+            )
+            # From here on the partition does not look idle, so that it is not released under the open.
+            self._book.join(partition.partition_id, serving.session.session_id)
+            return await self._finish(serving, partition, report, expected=SessionState.OPENING)
+
+    async def renew(self, serving: Serving) -> Grant | None:
+        """Attest again on the session's own partition; None if it must be decided again.
+
+        Raises:
+            WorkerLostError: the partition is gone, or no longer what the decision demands.
+            UnavailableError, EvidenceError: the session stays as it is.
+        """
+        partition = self._book.get(serving.session.partition_id)
+        if partition is None or partition.state is not PartitionState.READY:
+            raise WorkerLostError("the session's worker is gone: open a new session")
+        if not _still_fits(partition, serving.decided.wanted):
+            raise WorkerLostError("policy now demands another kind of partition: open a new session")
+        async with self._slots:
+            return await self._finish(serving, partition, _silent, expected=SessionState.OPEN)
+
+    async def failed(self, serving: Serving, error: BaseException) -> None:
+        """Record that nothing came of an allowed decision."""
+        cause = error if isinstance(error, BulkheadError) else CancelledError("the caller went away, or time ran out")
+        await self._journal.report(
+            outcome(
+                self._journal.stamp(),
+                tenant=serving.session.tenant_id,
+                subject=subject_of(serving.caller),
+                cause=serving.origin.cause,
+                session=serving.session.session_id,
+                pair_id=serving.pair_id,
+                result="failed",
+                model=serving.session.model,
+                code=cause.code,
+                message=cause.message,
+            )
+        )
+
+    async def _finish(
+        self, serving: Serving, partition: Partition, report: Report, *, expected: SessionState
+    ) -> Grant | None:
+        report(Phase.ATTESTING, "asking the worker for evidence")
+        expires_s = self._grants.expiry_s()
+        try:
+            worker = await self._attestor.attest(
+                partition, serving.session, serving.decided, nonce=serving.nonce, not_after_s=expires_s
+            )
+        except EvidenceError as error:
+            self._pool.distrust(partition, reason=error.message)
+            raise
+        expires_s = min(expires_s, worker.worker.not_after_s)
+        partition = await self._pool.confirm(partition.partition_id, serving.origin)
+        session = await self._activate(serving, partition, worker, expires_s, expected)
+        if session is None:
+            return None
+        record = self._ready(serving, session, worker) if expected is SessionState.OPENING else None
+        await self._journal.write(record or self._renewed(serving, session, worker))
+        return await self._grants.issue(session, worker, serving.decided, expires_s=expires_s)
+
+    async def _activate(
+        self,
+        serving: Serving,
+        partition: Partition,
+        worker: AttestedWorker,
+        expires_s: int,
+        expected: SessionState,
+    ) -> Session | None:
+        decided, session = serving.decided, serving.session
+        if session.tier is not None and expected is SessionState.OPEN and worker.tier < session.tier:
+            raise AgentUnavailableError("the worker shows a weaker tier than the session had")
+        change = Activation(
+            session_id=session.session_id,
+            pair_id=session.pair_id,
+            partition_id=partition.partition_id,
+            partition_fence=partition.version,
+            tier=worker.tier,
+            tier_floor=decided.wanted.tier,
+            simulated=worker.simulated,
+            obligations=decided.obligations,
+            policy_digest=decided.decision.bundle_digest,
+            decision_record_id=decided.recorded.record_id,
+            tenant_revision=serving.facts.revision,
+            active_bundle=serving.facts.active_bundle,
+            expires_us=expires_s * US_PER_S,
+        )
+        return await self._database.write(lambda tx: Sessions(tx.connection).activate(change, expected=expected))
+
+    def _ready(self, serving: Serving, session: Session, worker: AttestedWorker) -> Record:
+        return outcome(
+            self._journal.stamp(),
+            tenant=session.tenant_id,
+            subject=subject_of(serving.caller),
+            cause=serving.origin.cause,
+            session=session.session_id,
+            pair_id=serving.pair_id,
+            result="ready",
+            model=session.model,
+            tier=worker.tier.label,
+            partition=session.partition_id,
+            evidence=worker.worker.evidence_digest.hex(),
+            evidence_kind=worker.kind.value,
+            details=_details(session, worker),
+        )
+
+    def _renewed(self, serving: Serving, session: Session, worker: AttestedWorker) -> Record:
+        return session_renewed(
+            self._journal.stamp(),
+            tenant=session.tenant_id,
+            subject=subject_of(serving.caller),
+            cause=serving.origin.cause,
+            session=session.session_id,
+            pair_id=serving.pair_id,
+            partition=session.partition_id,
+            tier=worker.tier.label,
+            evidence=worker.worker.evidence_digest.hex(),
+            details=_details(session, worker) | {"policy_digest": serving.decided.decision.bundle_digest},
+        )
+
+
+def once_more(decided: Decided, facts: TenantSnapshot) -> bool:
+    """Return whether a decision was made by another bundle than the active one of the same snapshot."""
+    return bool(facts.active_bundle) and decided.decision.bundle_digest != facts.active_bundle
+
+
+def changed_twice() -> ConflictError:
+    """Return (for raising) the error of an open whose ground moved under both of its decisions."""
+    return ConflictError("tenant, policy or partition changed while the session was being decided: try again")
+
+
+def _silent(_phase: Phase, _text: str) -> None:
+    """Report to nobody: a renewal is one answer."""
+
+
+def _still_fits(partition: Partition, wanted: Wanted) -> bool:
+    return (
+        partition.tier >= wanted.tier
+        and (not wanted.regions or partition.region in wanted.regions)
+        and (partition.exclusive or not wanted.exclusive)
+        and partition.model_digest == wanted.model.digest
+    )
+
+
+def _details(session: Session, worker: AttestedWorker) -> dict[str, Json]:
+    return {
+        "agent": worker.worker.descriptor.agent,
+        "region": worker.worker.descriptor.region,
+        "simulated": worker.simulated,
+        "keyset_digest": worker.keyset.key_id.hex(),
+        "model_digest": session.model_digest.hex(),
+    }
