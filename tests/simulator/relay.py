@@ -14,12 +14,13 @@ _START_TIMEOUT_S = 5.0
 class RecordingRelay:
     """Listens on a free loopback port and relays to ``target``; use as a context manager from synchronous tests.
 
+    The target may be set after the start, so that a process can be configured with the relay's address first.
+
     The relay runs on an event loop of its own thread, so that it works whatever the test's own loop does.
     """
 
-    def __init__(self, *, target: str) -> None:
-        host, _, port = target.rpartition(":")
-        self._target = (host, int(port))
+    def __init__(self, *, target: str = "127.0.0.1:1") -> None:
+        self.target = target
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="recording-relay", daemon=True)
         self._server: asyncio.Server | None = None
@@ -64,7 +65,8 @@ class RecordingRelay:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
         try:
-            up_reader, up_writer = await asyncio.open_connection(*self._target)
+            host, _, port = self.target.rpartition(":")
+            up_reader, up_writer = await asyncio.open_connection(host, int(port))
         except OSError:
             writer.close()
             return

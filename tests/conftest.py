@@ -1,0 +1,54 @@
+"""Fixtures for tests that need the whole platform: real processes, a tiny random model, a simulated rack."""
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from scripts.local_platform import LocalPlatform
+from tests.simulator.tiny_model import make_tiny_model
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random model's directory."""
+    return make_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+def start_platform(model: Path, *, control: str = "", agent: str = "", trays: int = 2) -> LocalPlatform:
+    """Return a running platform with a state directory of its own; the caller stops it with :func:`stop_platform`."""
+    root = Path(tempfile.mkdtemp(prefix="bh-"))
+    platform = LocalPlatform(
+        root=root, model=model, trays=trays, say=lambda _: None, model_name="tiny", control_overrides=control,
+        agent_overrides=agent,
+    )  # fmt: skip
+    try:
+        platform.up()
+    except BaseException:
+        stop_platform(platform)
+        raise
+    return platform
+
+
+def stop_platform(platform: LocalPlatform) -> None:
+    """Stop every process and remove the state directory."""
+    platform.down()
+    shutil.rmtree(platform.root, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def platform(tiny_model: Path) -> Iterator[LocalPlatform]:
+    """A platform shared by the tests that leave it as they found it."""
+    started = start_platform(tiny_model)
+    yield started
+    stop_platform(started)
+
+
+@pytest.fixture
+def own_platform(tiny_model: Path) -> Iterator[LocalPlatform]:
+    """A platform of the test's own, to be broken."""
+    started = start_platform(tiny_model)
+    yield started
+    stop_platform(started)
