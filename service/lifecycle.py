@@ -58,7 +58,7 @@ async def _run(process: Process, stop_timeout_s: float) -> int:
         log.info("process.started", pid=os.getpid())
         status = await _until_stopped(process, stopping)
     except BulkheadError as error:
-        log.exception("process.failed", code=error.code, reason=error.message)
+        log.error("process.failed", code=error.code, reason=error.message)  # noqa: TRY400  typed: the code says it
         status = EXIT_FAILED
     try:
         async with asyncio.timeout(stop_timeout_s):
