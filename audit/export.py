@@ -3,11 +3,11 @@
 from typing import Final
 
 from audit.model import LogInfo, Progress, StoredLeaf
-from audit.store import AuditStore
+from audit.store import AuditReader
 from bulkhead.errors import RecordError
 from bulkhead.transparency.checkpoint import Checkpoint
 from bulkhead.transparency.export import ExportWriter
-from bulkhead.transparency.leaf import parse_leaf
+from bulkhead.transparency.leaf import LeafFields, parse_leaf
 from bulkhead.transparency.merkle import Frontier, leaf_hash
 
 __all__ = ["check_leaf", "export_log"]
@@ -16,7 +16,7 @@ _CHUNK: Final = 1_000  # leaves in one read of the database
 
 
 def export_log(
-    store: AuditStore,
+    store: AuditReader,
     writer: ExportWriter,
     *,
     info: LogInfo,
@@ -66,8 +66,8 @@ def export_log(
     return size
 
 
-def check_leaf(origin: str, index: int, stored: StoredLeaf) -> None:
-    """Check that a stored leaf stands at ``index`` and is what its columns say.
+def check_leaf(origin: str, index: int, stored: StoredLeaf) -> LeafFields:
+    """Check that a stored leaf stands at ``index`` and is what its columns say; return what it says.
 
     Raises:
         RecordError: it is not; names the record.
@@ -77,19 +77,19 @@ def check_leaf(origin: str, index: int, stored: StoredLeaf) -> None:
             f"{origin}: record {index} is missing; record {stored.index} ({stored.record_id}) stands in its place",
             details={"origin": origin, "index": str(index)},
         )
-    problem = ""
     if leaf_hash(stored.leaf) != stored.leaf_hash:
-        problem = "its bytes do not have the stored hash"
-    else:
-        try:
-            fields = parse_leaf(stored.leaf)
-        except RecordError as error:
-            problem = error.message
-        else:
-            if fields.record_id != stored.record_id:
-                problem = f"its id is {fields.record_id}"
-    if problem:
-        raise RecordError(
-            f"{origin}: record {index} ({stored.record_id}): {problem}",
-            details={"origin": origin, "index": str(index), "record": stored.record_id},
-        )
+        raise _damaged(origin, stored, "its bytes do not have the stored hash")
+    try:
+        fields = parse_leaf(stored.leaf)
+    except RecordError as error:
+        raise _damaged(origin, stored, error.message) from error
+    if fields.record_id != stored.record_id:
+        raise _damaged(origin, stored, f"its own id is {fields.record_id}")
+    return fields
+
+
+def _damaged(origin: str, stored: StoredLeaf, problem: str) -> RecordError:
+    return RecordError(
+        f"{origin}: record {stored.index} ({stored.record_id}): {problem}",
+        details={"origin": origin, "index": str(stored.index), "record": stored.record_id},
+    )

@@ -14,7 +14,7 @@ from audit.chain import LockState
 from audit.model import Head, IndexRow, LogInfo, Page, RecordFilter, RoundHead, StoredLeaf
 from bulkhead.errors import BulkheadError
 
-__all__ = ["AuditStore", "Committed", "IndexedLeaf", "IndexedLeaves", "NewLeaf", "Placed"]
+__all__ = ["AuditReader", "AuditStore", "Committed", "IndexedLeaf", "IndexedLeaves", "NewLeaf", "Placed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,40 +86,8 @@ class IndexedLeaves:
     size: int
 
 
-class AuditStore(Protocol):
-    """A database of logs. Indexes, sizes and rounds count from 0, epochs and commits from 1."""
-
-    # Writing side.
-
-    def commit(self, batch: Sequence[NewLeaf], locked: LockState) -> Committed:
-        """Append leaves in order, in one transaction that is durable on return.
-
-        A record id that is there already with the same leaf keeps its place. ``locked`` is the lock store's state;
-        it must be a commit of this database.
-
-        Raises:
-            LogForkError: ``locked`` is not in this database.
-            AuditUnavailableError: see the module.
-        """
-        ...
-
-    def put_checkpoints(self, notes: Mapping[tuple[int, int], str]) -> None:
-        """Keep signed checkpoints by (log id, size); one that is there stays."""
-        ...
-
-    def project(self, limit: int) -> int:
-        """Bring at most ``limit`` further leaves into the index; return how many it took."""
-        ...
-
-    def maintain(self, *, idle: bool) -> None:
-        """Do the database's own housekeeping; ``idle`` says that nobody waits."""
-        ...
-
-    def close(self) -> None:
-        """Release the database."""
-        ...
-
-    # Reading side.
+class AuditReader(Protocol):
+    """The reading side. Indexes and sizes count from 0, epochs, rounds and commits from 1."""
 
     def last_commit(self) -> LockState:
         """Return the last commit, :data:`~audit.chain.GENESIS` if there is none."""
@@ -167,4 +135,36 @@ class AuditStore(Protocol):
         Raises:
             InvalidRequestError: the page token is not one of this list.
         """
+        ...
+
+    def close(self) -> None:
+        """Release the database."""
+        ...
+
+
+class AuditStore(AuditReader, Protocol):
+    """The whole store; what is added here belongs to one thread at a time."""
+
+    def commit(self, batch: Sequence[NewLeaf], locked: LockState) -> Committed:
+        """Append leaves in order, in one transaction that is durable on return.
+
+        A record id that is there already with the same leaf keeps its place. ``locked`` is the lock store's state;
+        it must be a commit of this database.
+
+        Raises:
+            LogForkError: ``locked`` is not in this database.
+            AuditUnavailableError: see the module.
+        """
+        ...
+
+    def put_checkpoints(self, notes: Mapping[tuple[int, int], str]) -> None:
+        """Keep signed checkpoints by (log id, size); one that is there stays."""
+        ...
+
+    def project(self, limit: int) -> int:
+        """Bring at most ``limit`` further leaves into the index; return how many it took."""
+        ...
+
+    def maintain(self, *, idle: bool) -> None:
+        """Do the database's own housekeeping; ``idle`` says that nobody waits."""
         ...

@@ -1,7 +1,7 @@
 """Lists records: found through the index, compared with the leaf before they are returned."""
 
 from audit.model import IndexRow, ListedRecord, Page, RecordFilter, RecordPage
-from audit.store import AuditStore, IndexedLeaf
+from audit.store import AuditReader, IndexedLeaf
 from bulkhead.errors import RecordError
 from bulkhead.transparency.leaf import parse_leaf
 from bulkhead.transparency.merkle import leaf_hash
@@ -9,7 +9,7 @@ from bulkhead.transparency.merkle import leaf_hash
 __all__ = ["list_records"]
 
 
-def list_records(store: AuditStore, query: RecordFilter, page: Page) -> RecordPage:
+def list_records(store: AuditReader, query: RecordFilter, page: Page) -> RecordPage:
     """Return a page of records.
 
     1. The leaf that the index points to exists and has its stored hash.

@@ -125,6 +125,9 @@ class AuditLog:
             self._round_task.cancel()
             await asyncio.gather(self._round_task, return_exceptions=True)
             self._round_task = None
+        if self._writer.fork is None:  # the database keeps a signed checkpoint of all that was acknowledged
+            heads = [(self._logs[log_id], head) for log_id, head in self._heads.items() if head.size]
+            await self._read(lambda: [self._serving.note(info, head.frontier) for info, head in heads])
         await self._writer.close()
         self._readers.shutdown(wait=False)
         await asyncio.to_thread(self._store.close)

@@ -8,7 +8,7 @@ import threading
 from collections import OrderedDict
 from typing import Final
 
-from audit.store import AuditStore
+from audit.store import AuditReader
 from audit.tiles import TILE_LEVELS, TILE_WIDTH, split_tile
 from bulkhead.errors import AuditUnavailableError, ProofError
 from bulkhead.transparency.merkle import NodeReader, node_hash, tree_root
@@ -21,7 +21,7 @@ _MAX_NODES: Final = 1 << 16  # about 15 MiB
 class Prover:
     """Reads nodes for :mod:`bulkhead.transparency.merkle`'s proof builders."""
 
-    def __init__(self, store: AuditStore) -> None:
+    def __init__(self, store: AuditReader) -> None:
         self._store = store
         self._nodes: OrderedDict[tuple[int, int, int], bytes] = OrderedDict()
         self._guard = threading.Lock()

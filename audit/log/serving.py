@@ -8,7 +8,7 @@ from audit.export import check_leaf, export_log
 from audit.keys import LogKeys
 from audit.log.prover import Prover
 from audit.model import Head, LogInfo, Progress
-from audit.store import AuditStore
+from audit.store import AuditReader
 from bulkhead.errors import InclusionError, RecordError
 from bulkhead.transparency.checkpoint import Checkpoint, sign_checkpoint
 from bulkhead.transparency.export import ExportWriter
@@ -24,7 +24,7 @@ class Serving:
     """Answers from the store about heads that the caller knows to be acknowledged."""
 
     def __init__(
-        self, *, store: AuditStore, keys: LogKeys, prover: Prover, keep: Callable[[int, int, str], None]
+        self, *, store: AuditReader, keys: LogKeys, prover: Prover, keep: Callable[[int, int, str], None]
     ) -> None:
         """Take the parts.
 

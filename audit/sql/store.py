@@ -112,6 +112,20 @@ class SqlAuditReader:
         with self.reading() as connection:
             return tuple(stored_leaf(row) for row in connection.execute(wanted))
 
+    def find(self, record_id: str) -> StoredLeaf | None:
+        """Return the leaf of a record, or None."""
+        with self.reading() as connection:
+            row = connection.execute(select(audit_leaf).where(audit_leaf.c.record_id == record_id)).first()
+            return None if row is None else stored_leaf(row)
+
+    def latest_checkpoint(self, log_id: int) -> tuple[int, str] | None:
+        """Return the largest kept checkpoint of a log as (size, note), or None."""
+        table = audit_checkpoint.c
+        wanted = select(table.size, table.note).where(table.log_id == log_id).order_by(table.size.desc()).limit(1)
+        with self.reading() as connection:
+            row = connection.execute(wanted).first()
+            return None if row is None else (row.size, row.note)
+
     def leaf_hashes(self, log_id: int, start: int, stop: int) -> tuple[bytes, ...]:
         """Return leaf hashes of a log in order; at most 4,096 at a time."""
         wanted = (

@@ -36,7 +36,7 @@ from audit.sql.tables import (
 from audit.tiles import TILE_BYTES, TILE_WIDTH, join_tile
 from bulkhead.errors import CheckpointError, ConsistencyError, ProofError, RecordError
 from bulkhead.transparency.checkpoint import Checkpoint, open_checkpoint
-from bulkhead.transparency.leaf import LeafFields, parse_leaf
+from bulkhead.transparency.leaf import LeafFields
 from bulkhead.transparency.merkle import HASH_BYTES, Frontier, tree_root
 
 __all__ = ["DatabaseReport", "verify_database"]
@@ -188,10 +188,9 @@ class _Verifier:
         log = self._logs.get(stored.log_id)
         if log is None:
             raise RecordError(f"record {stored.record_id} is in a log {stored.log_id} that is not registered")
-        check_leaf(log.info.origin, log.frontier.size, stored)
+        fields = check_leaf(log.info.origin, log.frontier.size, stored)
         if stored.pos != expected:
             raise RecordError(f"the record at position {expected} is missing, before {stored.record_id}")
-        fields = parse_leaf(stored.leaf)
         info = log.info
         if fields.tenant != info.tenant:
             raise _bad(log, stored, "it is of another tenant")

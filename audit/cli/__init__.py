@@ -1,0 +1,38 @@
+"""`bulkhead-audit`: the operator's view of an audit database, or of a copy of one. No network, no server."""
+
+import click
+
+from audit.cli.exporting import export, vkeys
+from audit.cli.listing import list_records, show, tail
+from audit.cli.verifying import reindex, verify
+from bulkhead.cli.console import Program, example
+
+__all__ = ["main", "program"]
+
+
+@click.group(
+    cls=Program,
+    name="bulkhead-audit",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog=example(
+        "bulkhead-audit verify var/audit/audit.db --keys var/audit/keys --lock var/audit-lock/audit.lock",
+        "bulkhead-audit list --db var/audit/audit.db --action decision --decision deny",
+        "bulkhead-audit export --db var/audit/audit.db --tenant tenant_01h… --out acme.jsonl",
+        "bulkhead-audit verify acme.jsonl --log-key audit.example.org/t/…+1a2b3c4d+AQ…",
+    ),
+)
+@click.version_option(package_name="bulkhead-platform")
+def program() -> None:
+    """Look into, verify and export audit logs from the database itself.
+
+    Exit codes: 0 done, 1 something does not hold (the message names the record), 2 wrong usage.
+    """
+
+
+for _command in (list_records, tail, show, verify, export, vkeys, reindex):
+    program.add_command(_command)
+
+
+def main() -> None:
+    """Run the command line."""
+    program.main()

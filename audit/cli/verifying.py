@@ -1,0 +1,115 @@
+"""`verify` and `reindex`."""
+
+from pathlib import Path
+from typing import Final
+
+import click
+
+from audit.chain import LockState
+from audit.cli.options import Ticker, key_options, pinned_keys, reading, with_directory
+from audit.lockstore import FileLockStore
+from audit.sql.sqlite import open_sqlite
+from audit.sql.verify import verify_database
+from bulkhead.cli.console import emit, example, json_option
+from bulkhead.errors import ConfigError
+from bulkhead.transparency.export import verify_export
+
+__all__ = ["reindex", "verify"]
+
+_SQLITE: Final = b"SQLite format 3\x00"
+_BUSY_S: Final = 2.0
+_INDEX_CHUNK: Final = 2_000
+
+
+@click.command(
+    "verify",
+    epilog=example(
+        "bulkhead-audit verify audit.db --keys var/keys --lock var/audit.lock",
+        "bulkhead-audit verify acme.jsonl --log-key vkeys.txt --json",
+    ),
+)
+@click.argument("path", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@key_options
+@click.option(
+    "--lock", "lock_path", type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="The lock store beside which the database must belong (databases only).",
+)  # fmt: skip
+@click.option(
+    "--seen", "seen", multiple=True, type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="A signed checkpoint from earlier that must be part of the same history (exports only). Repeatable.",
+)  # fmt: skip
+@json_option
+def verify(
+    path: Path,
+    *,
+    log_keys: tuple[str, ...],
+    keys_dir: Path | None,
+    lock_path: Path | None,
+    seen: tuple[Path, ...],
+    as_json: bool,
+) -> None:
+    """Verify an audit database, a copy of one, or an export. Exit code 1 names the first record that does not hold."""
+    pinned = pinned_keys(log_keys)
+    with path.open("rb") as file:
+        is_database = file.read(len(_SQLITE)) == _SQLITE
+    if is_database:
+        _verify_database(path, pinned, keys_dir, lock_path, as_json=as_json)
+    else:
+        _verify_export(path, pinned, seen, as_json=as_json)
+
+
+@click.command("reindex", epilog=example("bulkhead-audit reindex --db var/audit/audit.db"))
+@click.option("--db", "database", type=click.Path(path_type=Path, exists=True, dir_okay=False), required=True)
+@json_option
+def reindex(database: Path, *, as_json: bool) -> None:
+    """Rebuild the query index from the records. The platform must be stopped: a second writer is refused."""
+    store = open_sqlite(database, busy_timeout_s=_BUSY_S)
+    try:
+        store.rebuild_index()
+        total, done, ticker = store.unindexed(), 0, Ticker("indexed")
+        while taken := store.project(_INDEX_CHUNK):
+            done += taken
+            ticker(done, total)
+    finally:
+        store.close()
+    emit({"indexed": done}, as_json=as_json, text=f"Indexed {done:,} records.")
+
+
+def _verify_database(
+    path: Path, pinned: dict[str, str], keys_dir: Path | None, lock_path: Path | None, *, as_json: bool
+) -> None:
+    with reading(path) as reader:
+        vkeys = with_directory(pinned, keys_dir, reader.logs())
+        locked = None if lock_path is None else _read_lock(lock_path)
+        report = verify_database(reader, vkeys=vkeys, locked=locked, progress=Ticker("verified"))
+    lines = [f"Verified {report.records:,} records in {report.logs:,} logs and {report.commits:,} commits."]
+    lines.append(f"Checkpoints: {report.checkpoints:,}, signatures: {report.signatures:,}, index: {report.indexed:,}.")
+    if report.signatures < report.checkpoints:
+        lines.append("Signatures not checked for every checkpoint: give --log-key or --keys.")
+    if not report.lock_checked:
+        lines.append("Not compared with the lock store: give --lock. An older copy would look the same.")
+    emit(report, as_json=as_json, text="\n".join(lines))
+
+
+def _verify_export(path: Path, pinned: dict[str, str], seen: tuple[Path, ...], *, as_json: bool) -> None:
+    if not pinned:
+        raise ConfigError("an export is verified against the keys of its logs: give --log-key")
+    ticker = Ticker("verified")
+    notes = [note.read_text(encoding="utf-8") for note in seen]
+    with path.open("rb") as file:
+        found = verify_export(file, vkeys=list(pinned.values()), seen=notes, progress=lambda done: ticker(done, 0))
+    lines = [
+        f"{log.origin}: {log.records:,} records from {log.first:,} on, covered by a signed checkpoint of size "
+        f"{log.checkpoint.size:,}."
+        for log in found.logs
+    ]
+    emit(found, as_json=as_json, text="\n".join([f"Verified {found.records:,} records.", *lines]))
+
+
+def _read_lock(path: Path) -> LockState:
+    lock = FileLockStore(path)
+    lock.open(create=False)
+    try:
+        return lock.read()
+    finally:
+        lock.close()
