@@ -62,7 +62,10 @@ serving_denials contains answer.reason("SESSION_LIMIT", "session", message) if {
 	message := "The tenant's limit of open sessions is reached; close one and try again."
 }
 
-below_session_limit if input.context.tenant.sessions_open < input.context.tenant.session_limit
+below_session_limit if {
+	is_number(input.context.tenant.sessions_open)
+	input.context.tenant.sessions_open < input.context.tenant.session_limit
+}
 
 serving_denials contains answer.reason("TOKEN_LIMIT", "session", message) if {
 	not token_limit

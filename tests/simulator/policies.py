@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import dataclasses
 import functools
+import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any, Final
@@ -12,7 +13,19 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from control_plane.authz.bundle import VerifiedBundle, build_bundle
 from control_plane.authz.connection import OpaConnection
-from control_plane.authz.input import Context, PlatformFacts, PolicyInput, SessionResource, Subject, TenantFacts
+from control_plane.authz.input import (
+    ACTIONS,
+    AdminResource,
+    BundleResource,
+    Context,
+    LogResource,
+    PlatformFacts,
+    PolicyInput,
+    Resource,
+    SessionResource,
+    Subject,
+    TenantFacts,
+)
 from control_plane.authz.opa_tool import find_opa
 from control_plane.authz.sources import read_sources
 from control_plane.authz.supervisor import OpaSupervisor
@@ -22,6 +35,7 @@ POLICIES: Final = Path(__file__).parents[2] / "policies"
 TENANT: Final = "tenant_01h455vb4pex5vsknk084sn02q"
 OTHER_TENANT: Final = "tenant_01h455vb4pex5vsknk084sn02r"
 DEVELOPER: Final = "subj_01h455vb4pex5vsknk084sn02q"
+OFFICER: Final = "subj_01h455vb4pex5vsknk084sn02r"
 SESSION: Final = "sess_01h455vb4pex5vsknk084sn02q"
 MODEL: Final = "smollm2-135m-instruct"
 REVISION: Final = "ab" * 32
@@ -120,3 +134,70 @@ def replying(body: bytes, *, status: str = "200 OK", headers: str = "") -> Answe
             await writer.drain()
 
     return answer
+
+
+def random_input(rng: random.Random) -> PolicyInput:
+    """Return some well-formed question; some one in four is allowed."""
+
+    def mostly(good: Any, *others: Any) -> Any:
+        return good if rng.random() < 0.93 else rng.choice(others)
+
+    action = rng.choice([*ACTIONS, *["session.open"] * len(ACTIONS)])
+    domain = ACTIONS[action].split("/")[1]
+    about = None if domain == "policy" else mostly(TENANT, OTHER_TENANT, TENANT if domain == "session" else None)
+    role = {"session": "developer", "audit": "officer"}.get(domain, "admin")
+    classes = ("public", "internal", "personal", "special", "phi", "odd")
+    facts = dataclasses.replace(
+        FACTS,
+        id=about or TENANT,
+        status=mostly("active", "suspended", "closed"),
+        regions=tuple(rng.sample(("eu-central", "us-east", "moon"), rng.choice([0, 2, 3, 3, 3, 3]))),
+        packs=rng.choice([(), (), ("hipaa",), ("gdpr",), ("gdpr", "hipaa"), ("gdpr",)]),
+        minimum_tier=mostly(Tier.PROCESS, Tier.MIG, Tier.GPU),
+        sessions_open=mostly(0, 99, 100, 101),
+        max_output_tokens=mostly(256, 0),
+    )
+    resource: Resource
+    match domain:
+        case "session":
+            resource = SessionResource(
+                id=SESSION,
+                tenant=about,
+                model=mostly(MODEL, "other"),
+                model_digest="0" * 64,
+                model_status=mostly("active", "retired"),
+                minimum_tier=mostly(None, *Tier),
+                region=mostly(None, "eu-central", "us-east", "moon", "mars"),
+                purpose=rng.choice([None, "treatment", "treatment", "support", "support", "marketing"]),
+                data_classes=tuple(rng.sample(classes, rng.choice([0, 0, 1, 1, 2]))),
+                max_output_tokens=mostly(None, 1, 256, 257),
+                padding=rng.choice(["off", "default"]),
+            )
+        case "tenancy":
+            resource = AdminResource(type="tenant", id=about, tenant=about)
+        case "audit":
+            resource = LogResource(tenant=about)
+        case _:
+            resource = BundleResource(
+                number=rng.choice([None, 1, 2, 3, 3, 3]),
+                published_by=mostly(OFFICER, None, DEVELOPER),
+                was_active=rng.random() < 0.5,
+                active_number=2,
+            )
+    return PolicyInput(
+        subject=Subject(
+            id=DEVELOPER,
+            roles=mostly((role,), (), ("developer",), ("officer",), ("admin",), ("admin", "officer")),
+            tenant=mostly(None if role == "admin" else about, TENANT, OTHER_TENANT, None),
+            credential=rng.choice(["api_key", "certificate"]),
+            type=mostly("user", "service"),
+        ),
+        action=action,
+        resource=resource,
+        context=Context(
+            time_us=rng.randrange(2**50),
+            network=rng.choice(["loopback", "private", "public"]),
+            tenant=None if about is None else facts,
+            platform=mostly(PLATFORM, dataclasses.replace(PLATFORM, tiers=(Tier.PROCESS,))),
+        ),
+    )

@@ -15,11 +15,13 @@ personal_classes := {"personal", "special", "phi"}
 
 special_classes := {"special", "phi"}
 
-personal_data if count(input.resource.properties.data_classes) == 0
+personal_data if not declared_otherwise
 
-personal_data if {
-	some class in input.resource.properties.data_classes
-	class in personal_classes
+declared_otherwise if {
+	count(input.resource.properties.data_classes) > 0
+	every class in input.resource.properties.data_classes {
+		not class in personal_classes
+	}
 }
 
 special_categories if {

@@ -56,3 +56,9 @@ test_under_both_packs_the_stricter_of_each_holds if {
 	examples.codes(decision) == {"GDPR_PURPOSE"}
 	decide({"data_classes": ["public"]}, {"packs": ["gdpr", "hipaa"]}).allow
 }
+
+test_a_missing_declaration_is_no_way_around if {
+	request := json.remove(examples.open_session({}, {"packs": ["gdpr"]}), ["resource/properties/data_classes"])
+	decision := session.decision with input as request
+	"GDPR_PURPOSE" in examples.codes(decision)
+}

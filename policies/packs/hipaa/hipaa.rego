@@ -11,9 +11,12 @@ import data.bulkhead.lib.answer
 
 present := true
 
-health_information if count(input.resource.properties.data_classes) == 0
+health_information if not declared_otherwise
 
-health_information if "phi" in input.resource.properties.data_classes
+declared_otherwise if {
+	count(input.resource.properties.data_classes) > 0
+	not "phi" in input.resource.properties.data_classes
+}
 
 # METADATA
 # title: Use for treatment, payment or health care operations

@@ -58,3 +58,9 @@ test_a_fleet_without_whole_gpus_serves_no_health_information if {
 	decision := session.decision with input as weak
 	examples.codes(decision) == {"TIER_UNAVAILABLE"}
 }
+
+test_a_missing_declaration_is_no_way_around if {
+	request := json.remove(examples.open_session({}, {"packs": ["hipaa"]}), ["resource/properties/data_classes"])
+	decision := session.decision with input as request
+	"HIPAA_PURPOSE" in examples.codes(decision)
+}
