@@ -1,0 +1,176 @@
+import hashlib
+import hmac
+import json
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+from bulkhead.attestation import EvidenceKind, Tier, TrustPolicy, appraise
+from bulkhead.attestation.statement import batch_leaf, batch_root, gpu_nonce, root_from_path, statement
+from bulkhead.encoding import lp, lp_join
+from bulkhead.protocol.context import session_context
+from bulkhead.protocol.envelope import Envelope
+from bulkhead.protocol.payloads import parse_generate_request, parse_record
+from bulkhead.protocol.receipts import SignedReceipt, verify_signed_receipt
+from bulkhead.protocol.tickets import TicketVerifier
+from bulkhead.sealing import ChunkOpener, ChunkSealer, Direction, KemPrivateKey, Keyset, PaddingMode
+from bulkhead.sealing.padding import pad, unpad
+from bulkhead.sealing.schedule import KeySchedule
+
+HERE = Path(__file__).parent / "protocol"
+
+
+def load(name):
+    return json.loads((HERE / f"{name}.json").read_text())
+
+
+def raw(value):
+    return bytes.fromhex(value)
+
+
+@pytest.mark.parametrize("case", load("hpke"), ids=lambda case: case["info"])
+def test_hpke_vectors_open(case):
+    """A recorded seed gives the recorded public key and opens the recorded secret."""
+    key = KemPrivateKey(raw(case["seed"]))
+    assert key.public_key.encoded == raw(case["public_key"])
+    assert key.open(raw(case["sealed"]), info=raw(case["info"])) == raw(case["plaintext"])
+
+
+@pytest.mark.parametrize("case", load("chunks"), ids=lambda case: f"{case['direction']}-{case['padding']}")
+def test_chunk_vectors(case):
+    """Chunks are deterministic: they open to the records, and the records seal to them."""
+    material, direction = raw(case["key_material"]), Direction(case["direction"])
+    opener, sealer = ChunkOpener(material, direction), ChunkSealer(material, direction)
+    for place, (record, chunk) in enumerate(zip(case["records"], case["chunks"], strict=True)):
+        final = place == len(case["chunks"]) - 1
+        plaintext, flag = opener.open(raw(chunk))
+        assert (unpad(plaintext), flag) == (raw(record), final)
+        assert sealer.seal(pad(raw(record), PaddingMode(case["padding"])), final=final) == raw(chunk)
+
+
+def test_schedule_vectors():
+    """The three derivations give the recorded keys."""
+    case = load("schedule")
+    keys = KeySchedule(raw(case["secret"]), transcript_hash=raw(case["transcript_hash"]))
+    assert keys.client_to_server() == raw(case["client_to_server"])
+    assert keys.commitment() == raw(case["commitment"])
+    assert keys.server_to_client(
+        request_digest=raw(case["request_digest"]), worker_random=raw(case["worker_random"])
+    ) == raw(case["server_to_client"])
+
+
+def test_statement_vectors():
+    """Session context, batch root, paths, statement and GPU nonce are the recorded ones."""
+    case = load("statement")
+    context = session_context(
+        tenant=case["tenant"],
+        session=case["session"],
+        cnf=raw(case["cnf"]),
+        model_digest=raw(case["model_digest"]),
+        decision_leaf_hash=raw(case["decision_leaf_hash"]),
+        policy_digest=raw(case["policy_digest"]),
+    )
+    assert context == raw(case["session_context"])
+    leaves = [batch_leaf(raw(nonce), context) for nonce in case["nonces"]]
+    assert batch_root(leaves) == raw(case["batch_root"])
+    for index, (leaf, path) in enumerate(zip(leaves, case["paths"], strict=True)):
+        root = root_from_path(leaf, index=index, size=len(leaves), path=[raw(node) for node in path])
+        assert root == raw(case["batch_root"])
+    keyset_digest = raw(case["keyset_digest"])
+    assert statement(
+        batch_root=batch_root(leaves),
+        keyset_digest=keyset_digest,
+        device_digest=raw(case["device_digest"]),
+        descriptor=case["descriptor"].encode(),
+        not_after_s=case["not_after_s"],
+    ) == raw(case["statement"])
+    assert gpu_nonce(batch_root=batch_root(leaves), keyset_digest=keyset_digest) == raw(case["gpu_nonce"])
+
+
+@pytest.fixture(scope="module")
+def case():
+    return load("exchange")
+
+
+@pytest.fixture(scope="module")
+def claims(case):
+    verifier = TicketVerifier(issuer_keys=[raw(case["ticket_issuer"])])
+    return verifier.verify(case["ticket"], now_s=case["now_s"], audience=case["authority"])
+
+
+class TestExchange:
+    def test_keyset_and_evidence(self, case, claims):
+        """The evidence holds for nonce and context, and vouches for the keyset that ticket and key id name."""
+        context = session_context(
+            tenant=claims.tenant,
+            session=claims.session,
+            cnf=claims.cnf,
+            model_digest=claims.model_digest,
+            decision_leaf_hash=raw(case["decision_leaf_hash"]),
+            policy_digest=raw(case["policy_digest"]),
+        )
+        worker = appraise(
+            case["evidence"].encode(),
+            nonce=raw(case["nonce"]),
+            context=context,
+            trust_policy=TrustPolicy(
+                accepted_kinds=frozenset({EvidenceKind.OPERATOR}),
+                operator_keys=(raw(case["operator_key"]),),
+                minimum_tier=Tier.GPU,
+            ),
+            now_s=case["now_s"],
+        )
+        assert worker.keyset == case["keyset"].encode()
+        assert Keyset.parse(worker.keyset).key_id == raw(case["key_id"]) == claims.keyset_digest
+        assert worker.evidence_digest == raw(case["evidence_digest"]) == claims.evidence_digest
+
+    def test_request(self, case, claims):
+        """Info, transcript, signature and secret follow from ticket and envelope; the chunks open to the payload."""
+        envelope = Envelope.parse(raw(case["envelope"]))
+        info = lp_join(
+            b"bulkhead/v1 request",
+            raw(case["key_id"]),
+            claims.tenant.encode(),
+            claims.session.encode(),
+            envelope.request_id.encode(),
+            envelope.sequence.to_bytes(8, "big"),
+            claims.model_digest,
+            b"generate",
+            claims.evidence_digest,
+            claims.decision_leaf_hash,
+        )
+        assert info == raw(case["info"])
+        transcript = hashlib.sha256(lp(info) + lp(envelope.sealed_secret)).digest()
+        assert transcript == raw(case["transcript_hash"])
+        Ed25519PublicKey.from_public_bytes(claims.cnf).verify(envelope.signature, transcript)
+        key = KemPrivateKey(raw(case["request_kem_seed"]))
+        assert key.public_key.encoded == Keyset.parse(case["keyset"].encode()).keys.request_kem
+        secret = key.open(envelope.sealed_secret, info=info)
+        assert secret == raw(case["secret"])
+        opener = ChunkOpener(
+            KeySchedule(secret, transcript_hash=transcript).client_to_server(), Direction.CLIENT_TO_SERVER
+        )
+        payload = b"".join(unpad(opener.open(raw(chunk))[0]) for chunk in case["request_chunks"])
+        assert opener.closed
+        assert payload == case["payload"].encode()
+        assert parse_generate_request(payload).messages[0].content == "What is the capital of France?"
+
+    def test_response_and_receipt(self, case):
+        """The response opens to the records and the receipt, whose signature and commitments hold."""
+        keys = KeySchedule(raw(case["secret"]), transcript_hash=raw(case["transcript_hash"]))
+        digest = hashlib.sha256(b"".join(lp(raw(chunk)) for chunk in case["request_chunks"])).digest()
+        material = keys.server_to_client(request_digest=digest, worker_random=raw(case["worker_random"]))
+        opener = ChunkOpener(material, Direction.SERVER_TO_CLIENT)
+        *records, receipt = [unpad(opener.open(raw(chunk))[0]) for chunk in case["response_chunks"]]
+        assert opener.closed
+        assert [record.decode() for record in records] == case["records"]
+        assert all(parse_record(record) for record in records)
+        assert receipt == case["receipt"].encode()
+        signed = SignedReceipt.parse(receipt)
+        assert signed.digest == hashlib.sha256(receipt).digest() == raw(case["receipt_digest"])
+        verified = verify_signed_receipt(signed, key=Keyset.parse(case["keyset"].encode()).receipt_key)
+        commitment = keys.commitment()
+        assert verified.request_commitment == hmac.digest(commitment, case["payload"].encode(), "sha256")
+        said = b"".join(lp(record) for record in records)
+        assert verified.response_commitment == hmac.digest(commitment, said, "sha256")
