@@ -120,7 +120,7 @@ def _describe(error: BaseException, kind: type | None) -> str:
         return error.message
     if isinstance(error, CattrsError | ValueError) and error.args:
         return str(error.args[0])
-    if isinstance(error, AttributeError):
+    if isinstance(error, AttributeError | TypeError):
         return "expected a table"
     return f"not a value of this field ({kind})" if kind is not None else "not a value of this field"
 
