@@ -47,7 +47,6 @@ def check(*, directory: Path, as_json: bool) -> None:
 def publish(ctx: click.Context, directory: Path, *, as_json: bool) -> None:
     """Send the sources in DIRECTORY: the control plane checks, tests, signs and stores them as a candidate."""
     from bulkhead.client.policies import PolicyAdmin
-
     from control_plane.authz.sources import read_sources
 
     files = read_sources(directory)

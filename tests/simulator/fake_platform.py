@@ -7,7 +7,7 @@ there is no policy and no placement.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,6 +17,7 @@ import grpc.aio
 
 from bulkhead.attestation import EvidenceKind, Tier
 from bulkhead.client.config import Profile, TicketIssuerPin
+from bulkhead.encoding import b64url_encode
 from bulkhead.errors import BulkheadError, NotFoundError
 from bulkhead.protocol.context import Method
 from bulkhead.protocol.payloads import (
@@ -33,6 +34,7 @@ from bulkhead.protocol.server import SealedServer, ServerRequest
 from bulkhead.sealing import PaddingMode, WorkerKeys
 from bulkhead.v1 import (
     audit_pb2,
+    audit_pb2_grpc,
     common_pb2,
     inference_pb2,
     inference_pb2_grpc,
@@ -40,6 +42,7 @@ from bulkhead.v1 import (
     session_pb2_grpc,
 )
 from service.errors_rpc import abort_with
+from tests.simulator.fake_audit import FakeAudit
 from tests.simulator.pki import Authority
 from tests.simulator.sealed_world import MODEL, MODEL_DIGEST, POLICY_DIGEST, World
 
@@ -116,6 +119,10 @@ class FakePlatform:
     worker_address: str = ""
     address: str = ""
     sealed: SealedServer | None = None
+    audit: FakeAudit = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.audit = FakeAudit(self.world)
 
     def grant(self, nonce: bytes) -> session_pb2.SessionGrant:
         """Return an honest grant for ``nonce``, then changed as the test wants."""
@@ -165,6 +172,37 @@ class FakePlatform:
             development_mode=anchors.development_mode,
         )
         return replace(profile, **changes)  # type: ignore[arg-type]
+
+    def write_config(self, directory: Path, *, extra: str = "") -> Path:
+        """Write a configuration file with the tenant's profile `test`; return its path."""
+        world = self.world
+        (directory / "ca.pem").write_bytes(AUTHORITY.root_pem)
+        key = directory / "test.key"
+        key.write_text(API_KEY)
+        key.chmod(0o600)
+        simulated = world.kind is EvidenceKind.SIMULATED
+        path = directory / "config.toml"
+        path.write_text(
+            f"""
+            [profile.test]
+            address = "{self.address}"
+            server_name = "control.test"
+            ca_file = "ca.pem"
+            api_key_file = "test.key"
+            tenant = "{world.tenant}"
+            log_vkey = "{world.log.vkey}"
+            ticket_issuer = "{b64url_encode(world.issuer.public_key)}"
+            development_mode = {"true" if simulated else "false"}
+            {extra}
+            [profile.test.trust]
+            accepted_kinds = ["{world.kind.value}"]
+            operator_keys = ["{b64url_encode(world.evidence_issuer.public_key)}"]
+            minimum_tier = "process"
+            [profile.test.defaults]
+            model = "{MODEL}"
+            """
+        )
+        return path
 
     def keep(self, request: ServerRequest) -> SignedReceipt:
         """Make a request's receipt, and keep it for GetReceipt."""
@@ -312,12 +350,16 @@ async def running_platform(
     kind: EvidenceKind = EvidenceKind.OPERATOR,
     tier: Tier = Tier.GPU,
     padding: PaddingMode = PaddingMode.DEFAULT,
+    also: Sequence[Callable[[grpc.aio.Server], None]] = (),
 ) -> AsyncIterator[FakePlatform]:
-    """Serve a platform on two loopback ports until the block ends."""
+    """Serve a platform on two loopback ports until the block ends; ``also`` adds services to its control plane."""
     platform = FakePlatform(PlatformWorld(kind=kind, tier=tier, padding=padding, now_s=int(time.time())))
     control = grpc.aio.server()
     session_pb2_grpc.add_SessionServiceServicer_to_server(_Sessions(platform), control)
     session_pb2_grpc.add_SessionQueryServiceServicer_to_server(_Queries(platform), control)
+    audit_pb2_grpc.add_AuditServiceServicer_to_server(platform.audit, control)
+    for add in also:
+        add(control)
     tls = grpc.ssl_server_credentials([(_SERVER.key_pem, _SERVER.certificate_pem)])
     platform.address = f"127.0.0.1:{control.add_secure_port('127.0.0.1:0', tls)}"
     await control.start()

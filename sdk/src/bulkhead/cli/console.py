@@ -102,7 +102,7 @@ class Program(click.Group):
         except BulkheadError as error:
             click.echo(one_line(error), err=True)
             ctx.exit(EXIT_USAGE if isinstance(error, ConfigError) else EXIT_REFUSED)
-        except (click.ClickException, click.exceptions.Exit, click.Abort, OSError):
+        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
             raise  # click prints usage errors and ends quietly on a closed pipe
         except Exception as error:  # the process boundary: a defect is one line to a user, a trace on demand
             if os.environ.get("BULKHEAD_DEBUG"):
