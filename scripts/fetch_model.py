@@ -102,7 +102,9 @@ def _install(target: Path) -> Path:
     requirements = target.with_suffix(".txt")
     requirements.write_text(f"{WHEEL} --hash=sha256:{WHEEL_SHA256}\n", encoding="ascii")
     arguments = ["--no-deps", "--require-hashes", "--target", str(target), "-r", str(requirements)]
-    uv = shutil.which("uv")
+    uv = shutil.which("uv") or shutil.which(
+        "uv", path=default_cache() / "tools" / "uv" / "bin"
+    )  # where setup.sh puts it
     command = (
         [uv, "pip", "install", "--quiet", "--python", sys.executable, *arguments]
         if uv

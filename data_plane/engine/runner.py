@@ -74,10 +74,9 @@ class ModelRunner:
     def erase(self) -> None:
         """Overwrite and release the weights and the memory for attention state, whose blocks were all given back.
 
-        The runner is of no use afterwards.
+        The runner is of no use afterwards. Runs under ``torch.inference_mode``.
         """
-        with torch.inference_mode():
-            self._decoder.erase()
+        self._decoder.erase()
         del self._decoder, self._cache, self.pool, self.scheduler
 
 

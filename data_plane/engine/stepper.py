@@ -129,17 +129,17 @@ class Stepper:
 
     def _main(self) -> None:
         torch.set_num_threads(self._threads)
-        try:
-            with torch.inference_mode():
+        with torch.inference_mode():
+            try:
                 while self._take_in():
                     self._step()
-        except Exception:  # noqa: BLE001 - the thread's end is a boundary: whatever is raised, requests must not hang
-            _LOG.exception("an engine step failed; the engine takes no more requests")
-            self._post(self._on_failure)
-        finally:
-            for job in self._jobs.values():
-                self._runner.scheduler.end(job.sequence)
-            self._runner.erase()
+            except Exception:  # noqa: BLE001 - a thread's end is a boundary: whatever is raised, requests must not hang
+                _LOG.exception("an engine step failed; the engine takes no more requests")
+                self._post(self._on_failure)
+            finally:
+                for job in self._jobs.values():
+                    self._runner.scheduler.end(job.sequence)
+                self._runner.erase()
 
     def _take_in(self) -> bool:
         """Take in what has arrived, waiting while there is nothing to compute; False when told to stop."""

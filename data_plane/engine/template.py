@@ -3,10 +3,10 @@
 The program runs in Jinja's immutable sandbox, which keeps it from Python's internals and from changing its arguments.
 That alone bounds neither time nor memory, so here in addition:
 
-- every text that the program builds is at most ``MAX_TEXT_CHARS`` long: concatenation, block sets, macros, ``+``,
-  ``replace`` and ``join`` check before they build; ``*`` and ``%`` on text and ``**`` are refused;
+- every text and every list that the program builds is measured with all that it holds: concatenation, block sets,
+  macros, literals, ``+``, ``replace`` and ``join``; ``*`` and ``%`` on text, ``**``, ``varargs`` and ``kwargs`` are
+  refused;
 - only the string methods and filters that published templates use are there; those that take a width are not;
-- only plain values become text, so a nested list cannot unfold exponentially;
 - lines executed and processor time are counted while it runs.
 
 The environment is the one of transformers' ``apply_chat_template``, except that ``strftime_now`` is absent: a prompt is
@@ -21,7 +21,7 @@ from types import FrameType
 from typing import Any, Final, NoReturn
 
 import jinja2
-from jinja2 import compiler, nodes, sandbox
+from jinja2 import compiler, nodes, sandbox, utils
 
 from bulkhead.errors import InvalidRequestError
 from data_plane.engine.port import ChatMessage
@@ -30,43 +30,60 @@ __all__ = ["ChatTemplate"]
 
 MAX_TEMPLATE_CHARS: Final = 1 << 16  # the longest published ones, with tools, have about 20,000
 MAX_TEXT_CHARS: Final = 1 << 23  # no supported context holds as much
-MAX_LIST_ITEMS: Final = 1 << 16
+MAX_INDENTED: Final = 1 << 16
+MAX_DEPTH: Final = 32
 MAX_LINES: Final = 500_000  # 1,024 messages through the longest published template stay below 50,000
 MAX_CPU_S: Final = 2.0
 MAX_INTEGER: Final = 1 << 63
-MAX_JSON_NODES: Final = 1 << 16
 
 # fmt: off
 _METHODS: Final = frozenset((
-    "append", "capitalize", "count", "endswith", "find", "get", "index", "isalnum", "isalpha", "isdigit", "isspace",
-    "items", "keys", "lower", "lstrip", "replace", "rfind", "rstrip", "split", "rsplit", "splitlines", "startswith",
-    "strip", "title", "upper", "values",
+    "capitalize", "count", "endswith", "find", "get", "index", "isalnum", "isalpha", "isdigit", "isspace", "items",
+    "keys", "lower", "lstrip", "replace", "rfind", "rstrip", "split", "rsplit", "splitlines", "startswith", "strip",
+    "title", "upper", "values",
 ))
 _FILTERS: Final = frozenset((
-    "abs", "capitalize", "count", "d", "default", "dictsort", "first", "float", "int", "items", "join", "last",
-    "length", "list", "lower", "map", "max", "min", "reject", "rejectattr", "replace", "reverse", "select",
-    "selectattr", "sort", "string", "title", "tojson", "trim", "unique", "upper",
+    "abs", "count", "d", "default", "dictsort", "first", "float", "int", "items", "last", "length", "list", "map",
+    "max", "min", "reject", "rejectattr", "reverse", "select", "selectattr", "sort", "unique",
 ))
 # fmt: on
+_TEXT_FILTERS: Final = frozenset(("capitalize", "lower", "title", "trim", "upper"))
 
 
 class _BombError(Exception):
     """The program asks for more than any template needs."""
 
 
-class _CodeGenerator(compiler.CodeGenerator):
-    def visit_Concat(self, node: nodes.Concat, frame: compiler.Frame) -> None:  # noqa: N802 - Jinja's name
-        """Compile ``~`` to the bounded join."""
-        self.write("environment.join_text((")
-        for part in node.nodes:
-            self.visit(part, frame)
-            self.write(", ")
-        self.write("))")
+class _RefusedError(Exception):
+    """The program called ``raise_exception``."""
 
 
-def _check(size: int, limit: int) -> None:
-    if size > limit:
+def _measure(value: Any, known: dict[int, tuple[int, int]]) -> tuple[int, int]:
+    """Return what ``value`` weighs when unfolded (a character, a number, a list: 1 each) and how deep it is nested."""
+    if isinstance(value, str):
+        return 1 + len(value), 0
+    if isinstance(value, utils.Namespace):
+        raise _BombError("a namespace as text or in a list")
+    if not isinstance(value, list | tuple | dict):
+        return 1, 0
+    if id(value) not in known:
+        parts = [part for item in value.items() for part in item] if isinstance(value, dict) else value
+        measures = [_measure(part, known) for part in parts]
+        weight = 1 + sum(weight for weight, _ in measures)
+        known[id(value)] = weight, 1 + max((depth for _, depth in measures), default=0)
+    return known[id(value)]
+
+
+def _checked(value: Any) -> Any:
+    """Return ``value``, a text or something that becomes text, if it is small enough."""
+    weight, depth = _measure(value, {})
+    if weight > MAX_TEXT_CHARS or depth > MAX_DEPTH:
         raise _BombError("a text or list of more than the largest prompt")
+    return value
+
+
+def _text(value: Any) -> str:
+    return str(_checked(value))
 
 
 def _concat(parts: Iterable[str]) -> str:
@@ -74,14 +91,47 @@ def _concat(parts: Iterable[str]) -> str:
     size = 0
     for part in parts:
         size += len(part)
-        _check(size, MAX_TEXT_CHARS)
+        if size > MAX_TEXT_CHARS:
+            raise _BombError("a text of more than the largest prompt")
         pieces.append(part)
     return "".join(pieces)
+
+
+class _CodeGenerator(compiler.CodeGenerator):
+    """Compiles ``~`` and literals to calls of the environment's measured forms."""
+
+    def visit_Concat(self, node: nodes.Concat, frame: compiler.Frame) -> None:  # noqa: N802 - Jinja's name
+        self._within("environment.join_text", lambda: self._items(node.nodes, frame))
+
+    def visit_List(self, node: nodes.List, frame: compiler.Frame) -> None:  # noqa: N802 - Jinja's name
+        self._within("environment.checked", lambda: super(_CodeGenerator, self).visit_List(node, frame))
+
+    def visit_Tuple(self, node: nodes.Tuple, frame: compiler.Frame) -> None:  # noqa: N802 - Jinja's name
+        if node.ctx == "store":
+            super().visit_Tuple(node, frame)
+        else:
+            self._within("environment.checked", lambda: super(_CodeGenerator, self).visit_Tuple(node, frame))
+
+    def visit_Dict(self, node: nodes.Dict, frame: compiler.Frame) -> None:  # noqa: N802 - Jinja's name
+        self._within("environment.checked", lambda: super(_CodeGenerator, self).visit_Dict(node, frame))
+
+    def _items(self, items: Iterable[nodes.Expr], frame: compiler.Frame) -> None:
+        self.write("(")
+        for item in items:
+            self.visit(item, frame)
+            self.write(", ")
+        self.write(")")
+
+    def _within(self, function: str, write: Callable[[], None]) -> None:
+        self.write(f"{function}(")
+        write()
+        self.write(")")
 
 
 class _Environment(sandbox.ImmutableSandboxedEnvironment):
     code_generator_class = _CodeGenerator
     concat = staticmethod(_concat)
+    checked = staticmethod(_checked)
     intercepted_binops = frozenset(("+", "*", "%", "**"))
 
     def __init__(self) -> None:
@@ -89,39 +139,45 @@ class _Environment(sandbox.ImmutableSandboxedEnvironment):
             trim_blocks=True,
             lstrip_blocks=True,
             extensions=["jinja2.ext.loopcontrols"],
-            finalize=_plain,
+            finalize=_checked,
             optimized=False,
         )
-        kept = {name: function for name, function in self.filters.items() if name in _FILTERS}
-        self.filters = kept | {"join": _join, "replace": _replace, "string": _text, "tojson": _to_json}
+        filters = {name: self.filters[name] for name in _FILTERS}
+        filters |= {name: _on_text(self.filters[name]) for name in _TEXT_FILTERS}
+        self.filters = filters | {"join": _join, "replace": _replace, "string": _text, "tojson": _to_json}
         self.globals = {
-            name: value for name, value in self.globals.items() if name in {"range", "dict", "namespace"}
-        } | {"raise_exception": _raise_exception}
+            "range": self.globals["range"],
+            "namespace": self.globals["namespace"],
+            "raise_exception": _raise_exception,
+        }
 
     @staticmethod
     def join_text(parts: Iterable[Any]) -> str:
         return _concat(_text(part) for part in parts)
 
+    def wrap_str_format(self, value: Any) -> None:
+        """Leave ``str.format`` to :meth:`is_safe_attribute`, which refuses it: it takes widths."""
+
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
-        if callable(value) and not isinstance(obj, nodes.Node) and isinstance(obj, str | bytes | list | tuple | dict):
-            return attr in _METHODS and super().is_safe_attribute(obj, attr, value)
+        if callable(value) and isinstance(obj, str | bytes | list | tuple | dict) and attr not in _METHODS:
+            return False
         return super().is_safe_attribute(obj, attr, value)
 
     def call(self, context: Any, function: Any, /, *args: Any, **kwargs: Any) -> Any:
-        if getattr(function, "__name__", "") == "replace" and isinstance(getattr(function, "__self__", None), str):
-            return _replace(function.__self__, *args, **kwargs)
+        owner = getattr(function, "__self__", None)
+        if isinstance(owner, str) and function.__name__ == "replace":
+            return _replace(owner, *args, **kwargs)
         return super().call(context, function, *args, **kwargs)
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         numbers = isinstance(left, int | float) and isinstance(right, int | float)
         if operator == "**" or (operator in "%*" and not numbers):
             raise _BombError(f"{operator} on anything but numbers, or a power")
-        if operator == "+" and isinstance(left, str | list | tuple) and isinstance(right, str | list | tuple):
-            limit = MAX_TEXT_CHARS if isinstance(left, str) else MAX_LIST_ITEMS
-            _check(len(left) + len(right), limit)
         if numbers and max(abs(left), abs(right)) >= MAX_INTEGER:
             raise _BombError("a huge number")
-        return super().call_binop(context, operator, left, right)
+        if isinstance(left, str) and isinstance(right, str):
+            return _concat((left, right))
+        return _checked(super().call_binop(context, operator, left, right))
 
 
 class ChatTemplate:
@@ -139,11 +195,14 @@ class ChatTemplate:
         if len(source) > MAX_TEMPLATE_CHARS:
             raise InvalidRequestError(f"the model's chat template is longer than {MAX_TEMPLATE_CHARS} characters")
         try:
-            self._template = _Environment().from_string(source)
+            program = _Environment().parse(source)
+            self._template = _Environment().from_string(program)
         except (jinja2.TemplateError, RecursionError, SyntaxError, MemoryError) as error:
             raise InvalidRequestError(
                 f"the model's chat template is not a Jinja program: {type(error).__name__}"
             ) from error
+        if any(name.name in {"varargs", "kwargs"} for name in program.find_all(nodes.Name)):
+            raise InvalidRequestError("the model's chat template takes macro arguments that it does not name")
         self._variables = dict(variables)
 
     def render(self, messages: Iterable[ChatMessage]) -> str:
@@ -168,10 +227,6 @@ class ChatTemplate:
             raise InvalidRequestError(f"the model's chat template failed: {type(error).__name__}") from error
 
 
-class _RefusedError(Exception):
-    """The template called ``raise_exception``."""
-
-
 def _metered(render: Callable[[], str]) -> str:
     """Run ``render`` on this thread with its lines and processor time counted."""
     lines, deadline = 0, time.thread_time() + MAX_CPU_S
@@ -194,44 +249,28 @@ def _metered(render: Callable[[], str]) -> str:
         sys.settrace(previous)
 
 
-def _plain(value: Any) -> Any:
-    if value is None or isinstance(value, str | bool | float | jinja2.Undefined):
-        return value
-    if isinstance(value, int) and abs(value) < MAX_INTEGER:
-        return value
-    raise _BombError(f"a {type(value).__name__} as text")
-
-
-def _text(value: Any) -> str:
-    return str(_plain(value))
+def _on_text(function: Callable[..., str]) -> Callable[..., str]:
+    return lambda value, *args: function(_text(value), *args)
 
 
 def _join(values: Iterable[Any], separator: str = "", attribute: str | None = None) -> str:
     pieces: list[str] = []
     for value in values:
-        pieces.extend((separator, _text(value[attribute] if attribute is not None else value)))
+        pieces.extend((separator, _text(value if attribute is None else value[attribute])))
     return _concat(pieces[1:])
 
 
 def _replace(text: str, old: str, new: str, count: int = -1) -> str:
     found = text.count(old) if count < 0 else min(count, text.count(old))
-    _check(len(text) + found * len(new), MAX_TEXT_CHARS)
+    if len(text) + found * len(new) > MAX_TEXT_CHARS:
+        raise _BombError("a text of more than the largest prompt")
     return text.replace(old, new, count)
 
 
 def _to_json(value: Any, indent: int | None = None) -> str:
-    pending, seen = [value], 0
-    while pending:
-        item = pending.pop()
-        seen += 1
-        _check(seen, MAX_JSON_NODES)
-        if isinstance(item, dict):
-            pending.extend(item.values())
-        elif isinstance(item, list | tuple):
-            pending.extend(item)
-    text = json.dumps(value, ensure_ascii=False, indent=None if indent is None else min(indent, 8))
-    _check(len(text), MAX_TEXT_CHARS)
-    return text
+    if indent is not None and _measure(value, {})[0] > MAX_INDENTED:
+        raise _BombError("a large object as indented JSON")
+    return json.dumps(_checked(value), ensure_ascii=False, indent=None if indent is None else min(indent, 8))
 
 
 def _raise_exception(message: str) -> NoReturn:

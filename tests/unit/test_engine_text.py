@@ -1,0 +1,88 @@
+import random
+from collections.abc import Sequence
+
+import pytest
+import tokenizers
+
+from data_plane.engine.text import Detokeniser, StopFinder, TextStream
+from tests.simulator.tiny_model import make_tiny_model
+
+TEXT = "Grüße, 世界! 👩‍👩‍👧 naïve café — Ω\n\tend"
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> tokenizers.Tokenizer:
+    directory = make_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
+    return tokenizers.Tokenizer.from_file(str(directory / "tokenizer.json"))
+
+
+def pieces(detokeniser: Detokeniser, ids: Sequence[int]) -> list[str]:
+    return [*(detokeniser.push(token) for token in ids), detokeniser.flush()]
+
+
+def test_no_piece_breaks_a_character(tokenizer: tokenizers.Tokenizer) -> None:
+    """With a token per byte, every piece is whole characters and the pieces join to the text."""
+    found = pieces(Detokeniser(tokenizer.decode), tokenizer.encode(TEXT).ids)
+    assert "".join(found) == TEXT
+    assert not any("\ufffd" in piece for piece in found)
+    assert max(map(len, found)) == 1
+
+
+def test_random_bytes_join_to_what_the_tokenizer_decodes_at_once(tokenizer: tokenizers.Tokenizer) -> None:
+    """Whatever the model produces, invalid UTF-8 included, the stream shows what decoding it whole would."""
+    source = random.Random(3)
+    for _ in range(50):
+        ids = [source.randrange(259) for _ in range(40)]
+        assert "".join(pieces(Detokeniser(tokenizer.decode), ids)) == tokenizer.decode(ids)
+
+
+def test_leading_spaces_survive_in_the_middle_of_a_text() -> None:
+    """A tokenizer of the SentencePiece kind drops the first space of what it decodes; the stream keeps the others."""
+    words = ["▁Hello", "▁wide", "▁world", "!"]
+
+    def decode(ids: Sequence[int]) -> str:
+        return "".join(words[i] for i in ids).replace("▁", " ").removeprefix(" ")
+
+    assert pieces(Detokeniser(decode), [0, 1, 2, 3]) == ["Hello", " wide", " world", "!", ""]
+
+
+def test_an_unfinished_character_at_the_end_is_shown_as_replaced(tokenizer: tokenizers.Tokenizer) -> None:
+    """An answer cut inside a character ends with the replacement character, not with lost text."""
+    ids = tokenizer.encode("ab€").ids[:-1]
+    assert pieces(Detokeniser(tokenizer.decode), ids) == ["a", "b", "", "", "\ufffd"]
+
+
+@pytest.mark.parametrize(
+    ("stops", "given", "expected"),
+    [
+        (("END",), ["aE", "N", "Db"], ["a", "", ""]),
+        (("END",), ["aE", "NX", "END"], ["a", "ENX", ""]),
+        (("aab",), ["a", "a", "a", "b"], ["", "", "a", ""]),
+        (("xyz", "y"), ["wx", "yz"], ["w", ""]),
+        (("\n\n",), ["a\n", "b\n", "\nc"], ["a", "\nb", ""]),
+    ],
+)
+def test_a_stop_string_is_never_shown_in_whatever_pieces_it_comes(
+    stops: tuple[str, ...], given: list[str], expected: list[str]
+) -> None:
+    """What may be the start of a stop string is held back, set free when it is not, and cut off when it is."""
+    finder = StopFinder(stops)
+    results = [finder.push(text) for text in given]
+    assert [text for text, _ in results] == expected
+    assert [stopped for _, stopped in results] == [False] * (len(given) - 1) + [True]
+
+
+def test_held_back_text_comes_out_at_the_end(tokenizer: tokenizers.Tokenizer) -> None:
+    """An answer that ends inside a possible stop string keeps that text."""
+    stream = TextStream(decode=tokenizer.decode, stops=("END",))
+    shown = [stream.push(token) for token in tokenizer.encode("so EN").ids]
+    assert "".join(text for text, _ in shown) == "so "
+    assert stream.flush() == ("EN", False)
+
+
+def test_a_stop_string_completed_by_the_flush_is_found() -> None:
+    """A stop string that ends with replaced bytes is found when the last of them are decoded."""
+    stream = TextStream(decode=lambda ids: "x" * (len(ids) - 1) + "\ufffd" if ids else "", stops=("\ufffd",))
+    assert stream.push(1) == ("", False)
+    assert stream.push(2) == ("", False)
+    assert stream.flush() == ("x", True)
