@@ -1,0 +1,73 @@
+"""Run the benchmarks and print their table; what is committed under benchmarks/results/ comes from here.
+
+    make bench                                   or: python -m benchmarks.run
+    python -m benchmarks.run --only audit        # audit, opening or serving; repeatable
+    python -m benchmarks.run --save benchmarks/results/2026-11.md
+
+Absolute times depend on the machine and its neighbours; goals are ratios to a peer in the same run where there is one.
+"""
+
+import argparse
+import asyncio
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from benchmarks import audit_appends, opening, serving
+from benchmarks.report import Row, as_json, machine, table
+from scripts.local_platform import LocalPlatform, chat_model
+
+PARTS: Final = ("audit", "opening", "serving")
+
+
+def _say(text: str) -> None:
+    print(f"[bench] {text}", file=sys.stderr, flush=True)
+
+
+def _on_platform(parts: Sequence[str]) -> list[Row]:
+    threads = len(os.sched_getaffinity(0))
+    root = Path(tempfile.mkdtemp(prefix="bh-bench-"))
+    platform = LocalPlatform(
+        root=root, model=chat_model(), trays=1, say=_say, agent_overrides=f"[worker]\nthreads = {threads}\n"
+    )
+    rows: list[Row] = []
+    try:
+        platform.up()
+        if "opening" in parts:
+            _say("OpenSession")
+            rows += asyncio.run(opening.measure(platform.client_config))
+        if "serving" in parts:
+            _say("serving, sealed and plain (some minutes)")
+            rows += asyncio.run(serving.measure(platform.client_config, chat_model(), threads))
+    finally:
+        platform.down()
+        shutil.rmtree(root, ignore_errors=True)
+    return rows
+
+
+def main() -> int:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", action="append", choices=PARTS, help="run this part only; repeatable")
+    parser.add_argument("--save", type=Path, help="also write the table, with the machine, to this Markdown file")
+    parser.add_argument("--json", action="store_true", dest="as_json", help="print JSON for programs")
+    arguments = parser.parse_args()
+    parts = arguments.only or PARTS
+    rows: list[Row] = []
+    if "audit" in parts:
+        _say("audit appends")
+        rows += asyncio.run(audit_appends.measure())
+    if {"opening", "serving"} & set(parts):
+        rows += _on_platform(parts)
+    print(as_json(rows) if arguments.as_json else f"{machine()}\n\n{table(rows)}")
+    if arguments.save is not None:
+        arguments.save.write_text(f"# Benchmarks\n\nMachine: {machine()}\n\n{table(rows)}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
