@@ -109,6 +109,10 @@ class AuditReader(Protocol):
         """Return the leaves with ``start <= index < stop`` that exist, in order."""
         ...
 
+    def find(self, record_id: str) -> StoredLeaf | None:
+        """Return the leaf of a record, or None."""
+        ...
+
     def leaf_hashes(self, log_id: int, start: int, stop: int) -> tuple[bytes, ...]:
         """Return the leaf hashes with ``start <= index < stop`` that exist, in order."""
         ...

@@ -1,9 +1,10 @@
-"""The running parts of a control plane: fleet, sessions, administration, and the work behind them."""
+"""The running parts of a control plane: sessions, fleet, administration, and the services that ports offer of them."""
 
-import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from typing import Any, Final
 
+from bulkhead.protocol.tickets import TicketIssuer
+from bulkhead.v1 import audit_pb2_grpc, fleet_pb2_grpc, session_pb2_grpc
 from control_plane.assembly import (
     Offered,
     administration,
@@ -12,42 +13,117 @@ from control_plane.assembly import (
     policy_services,
     tenancy_services,
 )
+from control_plane.core import Core
 from control_plane.resources import Resources
-from control_plane.services.book import PartitionBook
-from control_plane.services.fleet import Fleet
-from control_plane.services.leases import Leases
-from control_plane.services.lifecycle import Lifecycle
-from control_plane.services.receipts import Receipts
-from control_plane.services.release import Releaser
-from control_plane.services.revocations import Revocations
-from control_plane.services.session_end import SessionEnder
+from control_plane.rpc.audit import AuditServicer
+from control_plane.rpc.fleet import FleetServicer
+from control_plane.rpc.fleet_admin import FleetAdminServicer, FleetQueryServicer
+from control_plane.rpc.session import SessionQueryServicer, SessionServicer
+from control_plane.services.audit_reads import AuditReads
+from control_plane.services.fleet_admin import FleetAdmin, FleetQuery
+from control_plane.services.sessions import SessionService
+from service.bulkhead_fleet.v1 import fleet_pb2_grpc as agents_pb2_grpc
 
 __all__ = ["Runtime", "build_runtime"]
 
+UNLIMITED_METHODS: Final = frozenset({"/bulkhead_fleet.v1.FleetService/Connect"})
+"""Methods of the internal port that live as long as their connection."""
+
+
+class _SessionsOfRevokedCredentials:
+    """Ends the sessions that a revoked credential opened."""
+
+    def __init__(self, *, sessions: SessionService) -> None:
+        self._sessions = sessions
+
+    async def credential_revoked(self, credential_id: str) -> None:
+        """See :class:`control_plane.services.credentials.RevocationObserver`."""
+        await self._sessions.revoke_credential(credential_id)
+
 
 class Runtime:
-    def __init__(self, resources: Resources) -> None:
-        r = resources
-        self.resources = r
-        self.book = PartitionBook()
-        self.revocations = Revocations(now_us=now_us)
-        self.ender = SessionEnder(database=r.database, journal=r.journal, revocations=self.revocations, book=self.book, now_us=now_us)
-        self.lifecycle = Lifecycle(database=r.database, journal=r.journal, book=self.book, ender=self.ender, now_us=now_us)
-        self.releaser = Releaser(book=self.book, lifecycle=self.lifecycle, settings=r.config.fleet, now_us=now_us)
-        self.receipts = Receipts(database=r.database, journal=r.journal, book=self.book, lifecycle=self.lifecycle, settings=r.config.fleet, now_us=now_us)
-        self.fleet = Fleet(database=r.database, journal=r.journal, book=self.book, lifecycle=self.lifecycle, releaser=self.releaser, receipts=self.receipts, settings=r.config.fleet, ticket_issuers=(r.keys.ticket_issuer_public,), now_us=now_us)
-        self.unlimited_methods: frozenset[str] = frozenset({"/bulkhead_fleet.v1.FleetService/Connect"})
+    """Sessions, fleet and administration, and the services that make them reachable.
 
-    async def load(self) -> None: ...
-    async def close(self) -> None: ...
-    def background(self) -> list[Any]: return []
+    Args:
+        resources: open.
+    """
+
+    unlimited_methods = UNLIMITED_METHODS
+
+    def __init__(self, *, resources: Resources) -> None:
+        self._resources = resources
+        self.core = Core(
+            database=resources.database,
+            journal=resources.journal,
+            policy=resources.policy,
+            issuer=TicketIssuer(key=resources.keys.ticket_issuer),
+            session_settings=resources.config.sessions,
+            fleet_settings=resources.config.fleet,
+            now_us=now_us,
+        )
+
+    async def load(self) -> None:
+        """Take up where the process before ended; before any port is open."""
+        await self.core.load()
+
+    async def close(self) -> None:
+        """Finish what has no caller any more; ports and background work have stopped."""
+        await self.core.close()
+
+    def background(self) -> tuple[tuple[str, Coroutine[Any, Any, None]], ...]:
+        """Return the work that must run as long as the process serves."""
+        return self.core.background()
+
     def public_services(self) -> tuple[Offered, ...]:
-        asks = authorisation(self.resources, platform_facts=self.fleet.platform_facts)
-        changes = administration(self.resources, asks)
-        class N:
-            async def credential_revoked(self, credential_id: str) -> None: ...
-        return (*tenancy_services(self.resources, asks, changes, revocations=N()), *policy_services(self.resources, asks, changes))
-    def internal_services(self) -> tuple[Offered, ...]: return ()
+        """Return what the ports of tenants, officers and admins offer."""
+        resources, core = self._resources, self.core
+        asks = authorisation(resources, platform_facts=core.fleet.platform_facts)
+        changes = administration(resources, asks)
+        reads = AuditReads(journal=resources.journal, authorisation=asks)
+        admin = FleetAdmin(administration=changes, fleet=core.fleet, book=core.book, releaser=core.releaser)
+        query = FleetQuery(database=resources.database, authorisation=asks, fleet=core.fleet, book=core.book)
+        revoked = _SessionsOfRevokedCredentials(sessions=core.sessions)
+        return (
+            Offered(
+                "bulkhead.v1.SessionService",
+                session_pb2_grpc.add_SessionServiceServicer_to_server,
+                SessionServicer(sessions=core.sessions),
+            ),
+            Offered(
+                "bulkhead.v1.SessionQueryService",
+                session_pb2_grpc.add_SessionQueryServiceServicer_to_server,
+                SessionQueryServicer(sessions=core.sessions),
+            ),
+            Offered(
+                "bulkhead.v1.AuditService",
+                audit_pb2_grpc.add_AuditServiceServicer_to_server,
+                AuditServicer(reads=reads),
+            ),
+            Offered(
+                "bulkhead.v1.FleetAdminService",
+                fleet_pb2_grpc.add_FleetAdminServiceServicer_to_server,
+                FleetAdminServicer(fleet=admin),
+            ),
+            Offered(
+                "bulkhead.v1.FleetQueryService",
+                fleet_pb2_grpc.add_FleetQueryServiceServicer_to_server,
+                FleetQueryServicer(fleet=query),
+            ),
+            *tenancy_services(resources, asks, changes, revocations=revoked),
+            *policy_services(resources, asks, changes),
+        )
+
+    def internal_services(self) -> tuple[Offered, ...]:
+        """Return what the agents' port offers."""
+        return (
+            Offered(
+                "bulkhead_fleet.v1.FleetService",
+                agents_pb2_grpc.add_FleetServiceServicer_to_server,
+                FleetServicer(fleet=self.core.fleet),
+            ),
+        )
+
 
 def build_runtime(resources: Resources) -> Runtime:
-    return Runtime(resources)
+    """Return the runtime of an opened control plane."""
+    return Runtime(resources=resources)

@@ -245,6 +245,18 @@ class AuditLog:
             raise NotFoundError(f"there is no record {index} in this log")
         return await self._read(lambda: self._serving.receipt(info, head.frontier, index))
 
+    async def index_of(self, log_id: int, record_id: str) -> int:
+        """Return the place of a record in a log.
+
+        Raises:
+            NotFoundError: the log holds no record of that id; other logs are not told apart from no log.
+            AuditUnavailableError: the database cannot be read.
+        """
+        found = await self._read(lambda: self._store.find(record_id))
+        if found is None or found.log_id != log_id:
+            raise NotFoundError("there is no record of that id in this log")
+        return found.index
+
     async def consistency(self, log_id: int, old_size: int, new_size: int) -> tuple[bytes, ...]:
         """Return the consistency proof between two acknowledged sizes.
 

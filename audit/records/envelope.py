@@ -6,7 +6,7 @@ outcome is recognised by its id and gives the same place in the log. The fields 
 """
 
 import enum
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -69,9 +69,12 @@ class Action(enum.StrEnum):
     PARTITION_LOST = "partition.lost"
     PARTITION_FAILED = "partition.failed"
     PARTITION_CORDONED = "partition.cordoned"
+    PARTITION_RELEASED = "partition.released"  # an administrator's order; its steps have records of their own
     AGENT_ENROLLED = "agent.enrolled"
     AGENT_CONNECTED = "agent.connected"
     AGENT_LOST = "agent.lost"
+    AGENT_CORDONED = "agent.cordoned"
+    AGENT_UNCORDONED = "agent.uncordoned"
     AGENT_REMOVED = "agent.removed"
     AUDIT_READ = "audit.read"
     AUDIT_EXPORTED = "audit.exported"
@@ -296,11 +299,11 @@ def _refused_members(value: Json, depth: int) -> Iterator[str]:
     """Yield what ``value`` must not hold, by name."""
     if depth == 0:
         yield f"more than {_MAX_DEPTH} levels"
-    elif isinstance(value, Mapping):
+    elif isinstance(value, dict):
         for name, item in value.items():
             if str(name).lower().replace("-", "_") in _REFUSED_MEMBERS:
                 yield f"a member named {name!r}"
             yield from _refused_members(item, depth - 1)
-    elif isinstance(value, Sequence) and not isinstance(value, str):
+    elif isinstance(value, (list, tuple)):  # other containers are refused by the encoder
         for item in value:
             yield from _refused_members(item, depth - 1)

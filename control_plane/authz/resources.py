@@ -103,7 +103,7 @@ class AdminResource:
 
     Attributes:
         type: one of the six words above.
-        id: TypeID, or a model's name; None for a listing, or when the thing does not exist yet.
+        id: TypeID, or the name of a model or agent; None for a listing, or when the thing does not exist yet.
         tenant: tenant that the thing belongs to; None for the platform's own and for listings over all tenants.
     """
 
@@ -123,7 +123,7 @@ class AdminResource:
             return
         prefix = _ADMIN_ID_PREFIXES[self.type]
         if prefix is None:
-            ids.check_name(self.id, "model")
+            ids.check_name(self.id, self.type)
         else:
             ids.check_id(self.id, prefix)
 
@@ -136,8 +136,8 @@ _ADMIN_ID_PREFIXES: Final[dict[str, str | None]] = {
     "tenant": ids.TENANT,
     "principal": ids.PRINCIPAL,
     "credential": ids.CREDENTIAL,
-    "model": None,  # models are named, not numbered
-    "agent": ids.AGENT,
+    "model": None,  # models and agents are named, not numbered
+    "agent": None,
     "partition": ids.PARTITION,
 }
 

@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from typing import Protocol
 
-from control_plane.domain.fleet import Inventory
+from control_plane.domain.inventory import Inventory
 from control_plane.domain.partitions import Partition, PartitionState
 from control_plane.domain.tiers import Tier
 from control_plane.placement.geometry import KNOWN_GEOMETRY, MAX_COMPUTE_SLICES, WHOLE_GPU_MASK, Occupancy

@@ -10,7 +10,7 @@ from sqlalchemy import Connection, RowMapping, Select, delete, func, insert, sel
 from bulkhead.errors import AlreadyExistsError, NotFoundError, SessionClosedError, UnknownModelError
 from control_plane.domain.sessions import HOLDING, TRANSITIONS, OpenRequest, Session, SessionState, check_step
 from control_plane.domain.tiers import Tier, tier_from_label
-from control_plane.storage.schema import models, partitions, policy_bundles, sessions, tenants
+from control_plane.storage.schema import credentials, models, partitions, policy_bundles, sessions, tenants
 
 __all__ = ["Activation", "Admission", "Found", "ModelFacts", "Sessions", "TenantSnapshot"]
 
@@ -305,6 +305,19 @@ class Sessions:
         """Return sessions that may not be served any more although a ticket of theirs has not expired."""
         ended = [SessionState.CLOSED.value, SessionState.LOST.value]
         return self._all(select(sessions).where(sessions.c.state.in_(ended), sessions.c.expires_us > now_us))
+
+    def ended_by_others(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Return (credentials, tenants) that have open sessions although revoked, or no longer active."""
+        live = sessions.c.state.in_([state.value for state in HOLDING])
+        revoked = select(sessions.c.credential_id).join(
+            credentials, credentials.c.credential_id == sessions.c.credential_id
+        )
+        inactive = select(sessions.c.tenant_id).join(tenants, tenants.c.tenant_id == sessions.c.tenant_id)
+        found = (
+            self._connection.execute(revoked.where(live, credentials.c.revoked_us.is_not(None)).distinct()),
+            self._connection.execute(inactive.where(live, tenants.c.status != "active").distinct()),
+        )
+        return tuple(row[0] for row in found[0]), tuple(row[0] for row in found[1])
 
     def page(self, *, tenant_id: str, open_only: bool, after: str, limit: int) -> tuple[Session, ...]:
         """Return a tenant's sessions by descending id (newest first) before the id ``after``."""

@@ -1,7 +1,6 @@
 """Renewing a session: a new nonce, policy again, fresh evidence, a new ticket. Nothing may weaken."""
 
 import asyncio
-from collections.abc import Callable
 from typing import Final
 
 from bulkhead import ids
@@ -26,14 +25,12 @@ class SessionRenewer:
         database: the state.
         decider: asks policy and records.
         server: from a decision to a grant.
-        now_us: wall clock, microseconds since the epoch.
     """
 
-    def __init__(self, *, database: Database, decider: Decider, server: Server, now_us: Callable[[], int]) -> None:
+    def __init__(self, *, database: Database, decider: Decider, server: Server) -> None:
         self._database = database
         self._decider = decider
         self._server = server
-        self._now_us = now_us
 
     async def renew(self, caller: Caller, session_id: str, nonce: bytes) -> Grant:
         """Return a new grant for an open session of the caller's tenant.

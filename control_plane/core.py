@@ -1,0 +1,176 @@
+"""Sessions and fleet of a control plane, built on its resources: constructors in the order of their dependence."""
+
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from bulkhead.protocol.tickets import TicketIssuer
+from control_plane.services.authorisation import Policy
+from control_plane.services.book import PartitionBook
+from control_plane.services.fleet import Fleet
+from control_plane.services.journal import Journal
+from control_plane.services.leases import Leases
+from control_plane.services.lifecycle import Lifecycle
+from control_plane.services.pool import PartitionPool
+from control_plane.services.receipts import Receipts
+from control_plane.services.reconcile import Reconciler
+from control_plane.services.release import Releaser
+from control_plane.services.revocations import Revocations
+from control_plane.services.session_end import SessionEnder
+from control_plane.services.sessions import SessionService
+from control_plane.services.sessions.attest import Attestor
+from control_plane.services.sessions.decide import Decider
+from control_plane.services.sessions.denials import DenialLimiter
+from control_plane.services.sessions.grant import GrantIssuer
+from control_plane.services.sessions.open import SessionOpener
+from control_plane.services.sessions.renew import SessionRenewer
+from control_plane.services.sessions.serve import Server
+from control_plane.services.settings import FleetSettings, SessionSettings
+from control_plane.storage.engine import Database
+
+__all__ = ["Core"]
+
+
+class Core:
+    """Sessions and fleet.
+
+    Args:
+        database: the state.
+        journal: the audit log.
+        policy: decides.
+        issuer: the ticket key.
+        session_settings: of sessions.
+        fleet_settings: of agents and partitions.
+        now_us: wall clock, microseconds since the epoch.
+    """
+
+    def __init__(
+        self,
+        *,
+        database: Database,
+        journal: Journal,
+        policy: Policy,
+        issuer: TicketIssuer,
+        session_settings: SessionSettings,
+        fleet_settings: FleetSettings,
+        now_us: Callable[[], int],
+    ) -> None:
+        self.book = PartitionBook()
+        self.revocations = Revocations(now_us=now_us)
+        self.ender = SessionEnder(
+            database=database, journal=journal, revocations=self.revocations, book=self.book, now_us=now_us
+        )
+        self.lifecycle = Lifecycle(database=database, journal=journal, book=self.book, ender=self.ender, now_us=now_us)
+        self.releaser = Releaser(book=self.book, lifecycle=self.lifecycle, settings=fleet_settings, now_us=now_us)
+        self.receipts = Receipts(
+            database=database,
+            journal=journal,
+            book=self.book,
+            lifecycle=self.lifecycle,
+            settings=fleet_settings,
+            now_us=now_us,
+        )
+        self.fleet = Fleet(
+            database=database,
+            journal=journal,
+            book=self.book,
+            lifecycle=self.lifecycle,
+            releaser=self.releaser,
+            receipts=self.receipts,
+            settings=fleet_settings,
+            ticket_issuers=(issuer.public_key,),
+            now_us=now_us,
+        )
+        self.pool = PartitionPool(
+            database=database,
+            fleet=self.fleet,
+            book=self.book,
+            lifecycle=self.lifecycle,
+            releaser=self.releaser,
+            settings=fleet_settings,
+            now_us=now_us,
+        )
+        self.denials = DenialLimiter(journal=journal, per_minute=session_settings.denials_recorded, now_us=now_us)
+        decider = Decider(
+            policy=policy,
+            journal=journal,
+            denials=self.denials,
+            platform_facts=self.fleet.platform_facts,
+            now_us=now_us,
+        )
+        server = Server(
+            database=database,
+            journal=journal,
+            pool=self.pool,
+            book=self.book,
+            attestor=Attestor(
+                fleet=self.fleet, issuer_fingerprint=issuer.fingerprint, settings=fleet_settings, now_us=now_us
+            ),
+            grants=GrantIssuer(issuer=issuer, journal=journal, settings=session_settings, now_us=now_us),
+            settings=session_settings,
+        )
+        renewer = SessionRenewer(database=database, decider=decider, server=server)
+        self.opener = SessionOpener(
+            database=database,
+            decider=decider,
+            server=server,
+            renewer=renewer,
+            revocations=self.revocations,
+            book=self.book,
+            settings=session_settings,
+            now_us=now_us,
+        )
+        self.sessions = SessionService(
+            database=database,
+            opener=self.opener,
+            renewer=renewer,
+            ender=self.ender,
+            releaser=self.releaser,
+            book=self.book,
+            expiry_grace_s=session_settings.expiry_grace_s,
+            now_us=now_us,
+        )
+        self.leases = Leases(
+            fleet=self.fleet,
+            book=self.book,
+            journal=journal,
+            receipts=self.receipts,
+            revocations=self.revocations,
+            settings=fleet_settings,
+            now_us=now_us,
+        )
+        self.reconciler = Reconciler(
+            database=database,
+            journal=journal,
+            sessions=self.sessions,
+            ender=self.ender,
+            denials=self.denials,
+            fleet=self.fleet,
+            receipts=self.receipts,
+            book=self.book,
+            releaser=self.releaser,
+            idle_grace_s=session_settings.idle_grace_s,
+            now_us=now_us,
+        )
+
+    async def load(self) -> None:
+        """Take up where the process before ended; before any port is open.
+
+        Raises:
+            StateUnavailableError, AuditUnavailableError: this process must not serve yet.
+        """
+        await self.reconciler.at_start()
+
+    def background(self) -> tuple[tuple[str, Coroutine[Any, Any, None]], ...]:
+        """Return the work that must run as long as the process serves."""
+        return (
+            ("leases", self.leases.run()),
+            ("receipts", self.reconciler.record_events()),
+            ("reconciler", self.reconciler.run()),
+        )
+
+    async def close(self) -> None:
+        """Finish what has no caller any more; ports and background work have stopped."""
+        await self.pool.stop()
+        await self.opener.stop()
+        await self.releaser.stop()
+        await self.reconciler.at_stop()

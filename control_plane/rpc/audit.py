@@ -1,0 +1,115 @@
+"""AuditService. Admission has authenticated the caller and checked the scope."""
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+from audit.model import Page, RecordFilter
+from bulkhead.errors import InvalidRequestError
+from bulkhead.v1 import audit_pb2 as pb
+from bulkhead.v1 import audit_pb2_grpc
+from control_plane.rpc.caller import current_caller
+from control_plane.rpc.session_convert import receipt_message
+from control_plane.services.audit_reads import PLATFORM, AuditReads
+from control_plane.services.authorisation import AdminCall
+from control_plane.services.paging import page_size
+from service.interceptors import current_request_id
+
+__all__ = ["AuditServicer"]
+
+MAX_FILTER_CHARS = 64  # the longest action and identifier
+MAX_TOKEN_CHARS = 128
+
+
+class AuditServicer(audit_pb2_grpc.AuditServiceServicer):
+    """Reads audit logs."""
+
+    def __init__(self, *, reads: AuditReads) -> None:
+        self._reads = reads
+
+    async def ListRecords(self, request: pb.ListRecordsRequest, context: Any) -> pb.ListRecordsResponse:  # noqa: N802, ARG002  gRPC's names
+        """List records, newest first."""
+        page = Page(limit=page_size(request.page.size), after=_bounded(request.page.token, MAX_TOKEN_CHARS))
+        found = await self._reads.records(_call(), request.filter.tenant_id, _filter(request.filter), page)
+        return pb.ListRecordsResponse(
+            records=[
+                pb.Record(origin=self._reads.origin(record.log_id), index=record.index, leaf=record.leaf)
+                for record in found.records
+            ],
+            next_page_token=found.next,
+            indexed_size=found.indexed,
+        )
+
+    async def GetRecord(self, request: pb.GetRecordRequest, context: Any) -> pb.GetRecordResponse:  # noqa: N802, ARG002  gRPC's names
+        """Return one record with its inclusion proof."""
+        key = request.WhichOneof("key")
+        if key is None:
+            raise InvalidRequestError("a record is named by its index or its id")
+        receipt = await self._reads.receipt(
+            _call(),
+            request.tenant_id,
+            index=request.index if key == "index" else None,
+            record_id=request.record_id,
+        )
+        return pb.GetRecordResponse(receipt=receipt_message(receipt, _origin_of(receipt.checkpoint)))
+
+    async def GetCheckpoint(self, request: pb.GetCheckpointRequest, context: Any) -> pb.GetCheckpointResponse:  # noqa: N802, ARG002  gRPC's names
+        """Return a log's checkpoint."""
+        checkpoint = await self._reads.checkpoint(_call(), request.tenant_id)
+        return pb.GetCheckpointResponse(checkpoint=checkpoint.note, vkey=checkpoint.vkey)
+
+    async def GetConsistencyProof(  # noqa: N802  gRPC's name
+        self,
+        request: pb.GetConsistencyProofRequest,
+        context: Any,  # noqa: ARG002  gRPC's signature
+    ) -> pb.GetConsistencyProofResponse:
+        """Return a consistency proof, and the checkpoint of now."""
+        call = _call()
+        proof = await self._reads.consistency(call, request.tenant_id, request.old_size, request.new_size)
+        checkpoint = await self._reads.checkpoint(call, request.tenant_id)
+        return pb.GetConsistencyProofResponse(proof=proof, checkpoint=checkpoint.note)
+
+    async def GetRoundPath(self, request: pb.GetRoundPathRequest, context: Any) -> pb.GetRoundPathResponse:  # noqa: N802, ARG002  gRPC's names
+        """Return the path of a tenant's head into a round of the platform's log."""
+        path = await self._reads.round_path(_call(), request.tenant_id)
+        return pb.GetRoundPathResponse(
+            round=receipt_message(path.receipt, _origin_of(path.receipt.checkpoint)),
+            slot=path.slot,
+            salt=path.salt,
+            path=path.path,
+            checkpoint=path.checkpoint_text,
+        )
+
+    async def ExportLog(self, request: pb.ExportLogRequest, context: Any) -> AsyncIterator[pb.ExportLogChunk]:  # noqa: N802, ARG002  gRPC's names
+        """Stream an export of one log."""
+        async for chunk in self._reads.export(_call(), request.tenant_id):
+            yield pb.ExportLogChunk(data=chunk)
+
+
+def _call() -> AdminCall:
+    return AdminCall(current_caller(), current_request_id())
+
+
+def _filter(message: pb.RecordFilter) -> RecordFilter:
+    if message.from_us < 0 or message.until_us < 0:
+        raise InvalidRequestError("filter: times are microseconds since 1970")
+    if message.tenant_id and message.tenant_id != PLATFORM:
+        _bounded(message.tenant_id, MAX_FILTER_CHARS)
+    return RecordFilter(
+        action=_bounded(message.action, MAX_FILTER_CHARS),
+        decision=_bounded(message.decision, MAX_FILTER_CHARS),
+        session=_bounded(message.session_id, MAX_FILTER_CHARS),
+        subject=_bounded(message.subject, MAX_FILTER_CHARS),
+        since_us=message.from_us or None,
+        until_us=message.until_us or None,
+    )
+
+
+def _bounded(value: str, limit: int) -> str:
+    if len(value) > limit:
+        raise InvalidRequestError(f"filter and page token: at most {limit} characters")
+    return value
+
+
+def _origin_of(checkpoint: str) -> str:
+    """Return the log's name: the first line of its checkpoint (C2SP tlog-checkpoint)."""
+    return checkpoint.partition("\n")[0]
