@@ -129,6 +129,7 @@ class SealedServer:
             SealError: 6.
         """
         parsed = Envelope.parse(envelope)  # 1
+        now_s = self._monotonic(now_s)
         claims = self._check_ticket(parsed.ticket, now_s=now_s)  # 2
         keys = self._keys.get(claims.keyset_digest)  # 3
         if keys is None or now_s >= keys.keyset.not_after_s:
@@ -158,15 +159,19 @@ class SealedServer:
             TicketError: the ticket does not hold here.
             SignatureError: the session key did not sign for that request id.
         """
-        claims = self._check_ticket(ticket, now_s=now_s)
+        claims = self._check_ticket(ticket, now_s=self._monotonic(now_s))
         message = receipt_fetch_message(tenant=claims.tenant, session=claims.session, request_id=request_id)
         _check_signature(claims.cnf, signature, message)
         return claims
 
-    def _check_ticket(self, ticket: str, *, now_s: int) -> TicketClaims:
+    def _monotonic(self, now_s: int) -> int:
+        """Return the latest time seen: a clock that is set back revives no ticket and no key."""
         with self._lock:
-            self._latest_s = latest_s = max(self._latest_s, now_s)
-        claims = self._tickets.verify(ticket, now_s=latest_s, audience=self._authority, is_revoked=self._is_revoked)
+            self._latest_s = max(self._latest_s, now_s)
+            return self._latest_s
+
+    def _check_ticket(self, ticket: str, *, now_s: int) -> TicketClaims:
+        claims = self._tickets.verify(ticket, now_s=now_s, audience=self._authority, is_revoked=self._is_revoked)
         if (claims.tenant, claims.partition) != (self._tenant, self._partition):
             raise TicketError("the ticket is for another tenant or partition")
         if claims.model_digest != self._model_digest:
