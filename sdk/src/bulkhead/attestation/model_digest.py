@@ -75,7 +75,7 @@ def model_manifest(directory: Path) -> ModelManifest:
     try:
         root = directory.resolve(strict=True)
         files = sorted((_read_file(root, path) for path in _walk(root)), key=lambda file: file.path.encode())
-    except (OSError, UnicodeEncodeError) as error:
+    except (OSError, UnicodeEncodeError, RuntimeError) as error:  # RuntimeError: Path.resolve on a loop of links
         raise InvalidRequestError(f"model directory {directory.name}: {type(error).__name__}") from error
     if not files:
         raise InvalidRequestError(f"model directory {directory.name} is empty")

@@ -1,0 +1,128 @@
+import math
+
+import pytest
+import torch
+
+from bulkhead.errors import InternalError, InvalidRequestError
+from data_plane.engine.port import ChatMessage, EngineRequest, SamplingParams
+from data_plane.engine.sampling import Sampler, choose
+
+DRAWS = 4000
+
+
+def exact(logits: list[float], *, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> list[float]:
+    """Return the distribution that the parameters define, in plain Python."""
+    weights = [math.exp(value / temperature) for value in logits]
+    order = sorted(range(len(logits)), key=lambda i: -weights[i])
+    kept = order[: top_k or len(order)]
+    total = sum(weights[i] for i in kept)
+    nucleus: list[int] = []
+    reached = 0.0
+    for i in kept:
+        nucleus.append(i)
+        reached += weights[i] / total
+        if reached >= top_p:
+            break
+    total = sum(weights[i] for i in nucleus)
+    return [weights[i] / total if i in nucleus else 0.0 for i in range(len(logits))]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"temperature": 1.0},
+        {"temperature": 0.5},
+        {"temperature": 2.0, "top_k": 3},
+        {"temperature": 1.0, "top_p": 0.7},
+        {"temperature": 1.5, "top_k": 5, "top_p": 0.8},
+        {"temperature": 1.0, "top_k": 1},
+        {"temperature": 1.0, "top_p": 1e-9},
+    ],
+)
+def test_sampled_frequencies_follow_the_exact_distribution(options: dict[str, float]) -> None:
+    """Chi-square of 4,000 draws against the distribution that the parameters define; nothing outside it is drawn."""
+    logits = [2.0, 1.5, 1.4, 0.3, 0.0, -0.5, -1.0, -3.0]
+    probabilities = exact(logits, **options)  # type: ignore[arg-type]
+    sampler = Sampler(SamplingParams(seed=11, **options))  # type: ignore[arg-type]
+    counts = [0] * len(logits)
+    for _ in range(DRAWS):
+        counts[sampler.draw(torch.tensor(logits))] += 1
+    assert all(count == 0 for count, p in zip(counts, probabilities, strict=True) if p == 0.0)
+    expected = [(count, p * DRAWS) for count, p in zip(counts, probabilities, strict=True) if p > 0.0]
+    statistic = sum((count - mean) ** 2 / mean for count, mean in expected)
+    assert statistic < 24.3  # the 0.999 quantile of chi-square with 7 degrees of freedom, the most there are
+
+
+def test_a_nucleus_wider_than_the_guess_is_found() -> None:
+    """When the likeliest 1,024 tokens do not reach top_p the whole vocabulary is considered."""
+    sampler = Sampler(SamplingParams(temperature=1.0, top_p=0.9, seed=1))
+    drawn = {sampler.draw(torch.zeros(4000)) for _ in range(3000)}
+    assert len(drawn) > 1800
+    assert len(drawn) <= 3601
+
+
+def test_greedy_takes_the_most_likely_token_of_each_row() -> None:
+    """Temperature 0 is the argmax, row by row."""
+    logits = torch.tensor([[0.0, 3.0, 1.0], [9.0, 3.0, 1.0]])
+    assert choose(logits, [Sampler(SamplingParams())] * 2) == [1, 0]
+
+
+def test_a_seed_fixes_the_draws_whatever_other_rows_draw() -> None:
+    """Each request has a random stream of its own: neighbours change nothing."""
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(30, 100, generator=generator)
+    alone, crowded = (Sampler(SamplingParams(temperature=1.0, seed=5)) for _ in range(2))
+    neighbour = Sampler(SamplingParams(temperature=1.0, seed=6, top_k=3))
+    for row in rows:
+        expected = choose(row[None], [alone])
+        assert choose(torch.stack((row, row.flip(0))), [crowded, neighbour])[:1] == expected
+
+
+def test_no_seed_draws_differently_each_time() -> None:
+    """Without a seed two requests are independent."""
+    first, second = (Sampler(SamplingParams(temperature=1.0)) for _ in range(2))
+    flat = torch.zeros(1000)
+    assert [first.draw(flat) for _ in range(8)] != [second.draw(flat) for _ in range(8)]
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_logits_that_are_not_numbers_are_an_error(bad: float) -> None:
+    """Damaged weights must not turn into tokens."""
+    with pytest.raises(InternalError):
+        choose(torch.tensor([[0.0, bad, 1.0]]), [Sampler(SamplingParams())])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"max_tokens": 0},
+        {"max_tokens": -5},
+        {"temperature": -0.1},
+        {"temperature": float("nan")},
+        {"temperature": float("inf")},
+        {"top_p": 0.0},
+        {"top_p": 1.01},
+        {"top_p": float("nan")},
+        {"top_k": -1},
+        {"seed": -1},
+        {"seed": 2**63},
+        {"stop": ("",)},
+        {"stop": ("x" * 257,)},
+        {"stop": ("x",) * 17},
+    ],
+)
+def test_parameters_outside_their_range_are_refused(options: dict[str, object]) -> None:
+    """Zero, negative, endless and not-a-number parameters are the caller's error."""
+    with pytest.raises(InvalidRequestError):
+        SamplingParams(**options)  # type: ignore[arg-type]
+
+
+def test_a_request_has_exactly_one_prompt() -> None:
+    """No prompt, two prompts, too many turns and odd roles are refused."""
+    turn = ChatMessage(role="user", content="x")
+    for options in ({}, {"messages": (turn,), "prompt_token_ids": (1,)}, {"messages": (turn,) * 1025}):
+        with pytest.raises(InvalidRequestError):
+            EngineRequest(request_id="r", **options)
+    for role in ("", "a b", "x" * 33, "<|im_start|>"):
+        with pytest.raises(InvalidRequestError):
+            ChatMessage(role=role, content="x")
