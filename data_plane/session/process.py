@@ -73,6 +73,7 @@ class WorkerProcess:
         channel: tuple[socket.socket, socket.socket],
         cwd: Path,
         environment: Mapping[str, str],
+        arguments: tuple[str, ...],
     ) -> "WorkerProcess":
         """Start ``python -m data_plane worker`` in a session of its own.
 
@@ -84,6 +85,7 @@ class WorkerProcess:
             channel: agent's end and worker's end.
             cwd: the partition's run directory.
             environment: the whole environment of the worker.
+            arguments: further arguments; visible to every user of the host.
 
         Raises:
             WorkerLostError: the process could not be started.
@@ -93,7 +95,7 @@ class WorkerProcess:
         mine, theirs = channel
         try:
             process = subprocess.Popen(
-                [sys.executable, "-I", "-m", "data_plane", "worker", "--sandbox", plan.to_argument()],
+                [sys.executable, "-I", "-m", "data_plane", "worker", "--sandbox", plan.to_argument(), *arguments],
                 stdin=subprocess.DEVNULL,
                 pass_fds=(theirs.fileno(),),
                 cwd=cwd,

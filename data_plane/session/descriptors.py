@@ -1,0 +1,44 @@
+"""What an agent's evidence says of a partition."""
+
+import hashlib
+from typing import Final
+
+from bulkhead.attestation import PartitionDescriptor
+from bulkhead.attestation.descriptor import key_fingerprint
+from data_plane.ports import TrayInventory
+from data_plane.session.messages import WorkerReady
+from data_plane.session.partition import Partition
+
+__all__ = ["describe_partition", "evidence_digest"]
+
+MAX_SOFTWARE_CHARS: Final = 256  # of the descriptor's texts
+
+
+def describe_partition(
+    partition: Partition, *, ready: WorkerReady, inventory: TrayInventory, agent_id: str, software: str
+) -> PartitionDescriptor:
+    """Return the descriptor of a partition whose worker listens.
+
+    Its software names the confinements that the worker reported to hold.
+    """
+    return PartitionDescriptor(
+        partition=partition.partition_id,
+        tenant=partition.spec.tenant_id,
+        tier=partition.spec.tier,
+        simulated=inventory.simulated,
+        region=inventory.region,
+        rack=inventory.rack,
+        tray=str(inventory.tray),
+        agent=agent_id,
+        gpus=partition.assignment.device_uuids,
+        memory_mib=partition.assignment.memory_mib,
+        ticket_issuers=tuple(key_fingerprint(key) for key in partition.ticket_issuers),
+        model=partition.model_name,
+        model_digest=ready.model_digest,
+        software=f"{software}; sandbox: {' '.join(ready.sandbox)}"[:MAX_SOFTWARE_CHARS],
+    )
+
+
+def evidence_digest(evidence: bytes) -> str:
+    """Return the digest by which tickets name encoded evidence, in hexadecimal."""
+    return hashlib.sha256(evidence).hexdigest()
