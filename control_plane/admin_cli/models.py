@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from bulkhead.cli.console import emit, emit_rows, example, json_option, note, on_channel
+from bulkhead.cli.console import emit, emit_rows, example, json_option, note
+from bulkhead.cli.settings import on_channel
 from bulkhead.errors import InvalidRequestError
 
 if TYPE_CHECKING:

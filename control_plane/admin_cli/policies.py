@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from bulkhead.cli.console import emit, emit_rows, example, json_option, note, on_channel, time_text
+from bulkhead.cli.console import emit, emit_rows, example, json_option, note, time_text
+from bulkhead.cli.settings import on_channel
 from bulkhead.errors import BundleError
 
 if TYPE_CHECKING:

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import click
 
-from bulkhead.cli.console import Program, Settings, example, with_settings
+from bulkhead.cli.console import Program, example
+from bulkhead.cli.settings import Settings, with_settings
 from control_plane.admin_cli.fleet import fleet
 from control_plane.admin_cli.models import model
 from control_plane.admin_cli.policies import policy

@@ -4,7 +4,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
-from bulkhead.cli.console import compose, emit, emit_rows, example, json_option, on_channel
+from bulkhead.cli.console import compose, emit, emit_rows, example, json_option
+from bulkhead.cli.settings import on_channel
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -8,17 +8,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from bulkhead.cli.console import (
-    Settings,
-    emit,
-    emit_rows,
-    example,
-    json_option,
-    note,
-    on_channel,
-    settings_of,
-)
+from bulkhead.cli.console import emit, emit_rows, example, json_option, note
 from bulkhead.cli.record_text import US_PER_S, proof_text, record_text, what, when, where, who, why
+from bulkhead.cli.settings import Settings, on_channel, settings_of
 from bulkhead.errors import ConfigError, InvalidRequestError
 
 if TYPE_CHECKING:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bulkhead.cli.asking import Wanted, opened, session_options
-from bulkhead.cli.console import emit, example, json_option, note, run, settings_of
+from bulkhead.cli.console import emit, example, json_option, note, run
+from bulkhead.cli.settings import settings_of
 from bulkhead.errors import BulkheadError, InvalidRequestError
 
 if TYPE_CHECKING:

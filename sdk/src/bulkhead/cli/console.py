@@ -1,4 +1,4 @@
-"""What every command shares: exit codes, error lines, tables, JSON, profile options. Also used by `bulkhead-admin`.
+"""What the commands of the project share: exit codes, error lines, tables, JSON.
 
 Exit codes: 0 done, 1 refused or failed verification, 2 wrong usage or configuration. An error is one line on standard
 error, ``error CODE: sentence. What to do.``; a stack trace is shown only with ``BULKHEAD_DEBUG=1``.
@@ -10,38 +10,28 @@ import datetime as dt
 import json
 import os
 import sys
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import click
 
 from bulkhead.errors import BulkheadError, ConfigError
 
-if TYPE_CHECKING:
-    from bulkhead.client.config import Profile
-    from bulkhead.client.transport import Channel
-
 __all__ = [
     "EXIT_REFUSED",
     "EXIT_USAGE",
     "Program",
-    "Settings",
     "compose",
     "emit",
     "emit_rows",
     "example",
     "json_option",
     "note",
-    "on_channel",
     "one_line",
     "run",
-    "settings_of",
     "time_text",
     "to_json",
-    "with_settings",
 ]
 
 EXIT_REFUSED: Final = 1
@@ -72,24 +62,6 @@ WHAT_TO_DO: Final[Mapping[str, str]] = MappingProxyType(
     }
 )
 """Code -> advice for a person."""
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """Which profile the command line chose."""
-
-    profile_name: str | None
-    config_path: Path | None
-
-    def profile(self) -> "Profile":
-        """Return the profile.
-
-        Raises:
-            ConfigError: see :func:`bulkhead.client.config.load_profile`.
-        """
-        from bulkhead.client.config import load_profile
-
-        return load_profile(self.profile_name, path=self.config_path)
 
 
 class Program(click.Group):
@@ -152,20 +124,6 @@ def json_option(function: Function) -> Function:
     return click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")(function)
 
 
-def with_settings(function: Function) -> Function:
-    """Add ``--profile`` and ``--config`` to a root command."""
-    options = (
-        click.option("--profile", "profile_name", metavar="NAME", help="Profile to use [env: BULKHEAD_PROFILE]."),
-        click.option(
-            "--config",
-            "config_path",
-            type=click.Path(path_type=Path, dir_okay=False),
-            help="Configuration file [env: BULKHEAD_CONFIG; default: ~/.config/bulkhead/config.toml].",
-        ),
-    )
-    return compose(options, function)
-
-
 def compose(options: Iterable[Callable[[Function], Function]], function: Function) -> Function:
     """Apply option decorators so that ``--help`` lists them in this order."""
     for option in reversed(tuple(options)):
@@ -173,30 +131,9 @@ def compose(options: Iterable[Callable[[Function], Function]], function: Functio
     return function
 
 
-def settings_of(ctx: click.Context) -> Settings:
-    """Return the settings that the root command stored."""
-    settings = ctx.find_object(Settings)
-    if settings is None:
-        raise ConfigError("the command was started without its root command")
-    return settings
-
-
 def run(work: Coroutine[Any, Any, Result]) -> Result:
     """Run asynchronous work to its end; Ctrl-C cancels it first."""
     return asyncio.run(work)
-
-
-def on_channel(ctx: click.Context, work: Callable[["Channel"], Awaitable[Result]]) -> Result:
-    """Run ``work`` with a :class:`bulkhead.client.transport.Channel` to the profile's control plane."""
-    from bulkhead.client.connect import control_plane_channel
-
-    profile = settings_of(ctx).profile()
-
-    async def connected() -> Result:
-        async with control_plane_channel(profile) as channel:
-            return await work(channel)
-
-    return run(connected())
 
 
 def to_json(value: Any) -> Any:

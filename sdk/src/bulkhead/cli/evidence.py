@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bulkhead.cli.asking import Wanted, kind_of, opened, session_options
-from bulkhead.cli.console import emit, example, json_option, run, settings_of, time_text
+from bulkhead.cli.console import emit, example, json_option, run, time_text
+from bulkhead.cli.settings import settings_of
 
 if TYPE_CHECKING:
     from bulkhead.client.session import AsyncSession

@@ -4,7 +4,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from bulkhead.cli.console import emit, emit_rows, example, json_option, on_channel, settings_of
+from bulkhead.cli.console import emit, emit_rows, example, json_option
+from bulkhead.cli.settings import on_channel, settings_of
 
 if TYPE_CHECKING:
     from bulkhead.client.config import Profile

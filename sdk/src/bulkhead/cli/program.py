@@ -7,10 +7,11 @@ import click
 
 from bulkhead.cli.audit import audit
 from bulkhead.cli.chat import chat
-from bulkhead.cli.console import Program, Settings, example, with_settings
+from bulkhead.cli.console import Program, example
 from bulkhead.cli.evidence import evidence
 from bulkhead.cli.profiles import profile
 from bulkhead.cli.sessions import session
+from bulkhead.cli.settings import Settings, with_settings
 
 __all__ = ["main", "program"]
 

@@ -4,7 +4,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from bulkhead.cli.console import emit, emit_rows, example, json_option, on_channel, time_text
+from bulkhead.cli.console import emit, emit_rows, example, json_option, time_text
+from bulkhead.cli.settings import on_channel
 
 if TYPE_CHECKING:
     from bulkhead.client.transport import Channel
