@@ -30,7 +30,10 @@ def migrate(connection: Connection, revision: str = SCHEMA_REVISION) -> None:
     config = Config()
     config.set_main_option("script_location", str(_MIGRATIONS))
     config.attributes["connection"] = connection
-    (command.upgrade if current is None or current < revision else command.downgrade)(config, revision)
+    if current is not None and (revision == "base" or revision < current):
+        command.downgrade(config, revision)
+    else:
+        command.upgrade(config, revision)
 
 
 def check_schema(connection: Connection) -> None:

@@ -1,0 +1,254 @@
+"""The audit store's contract, over the model in memory and over SQLite."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from audit.chain import GENESIS, LockState
+from audit.model import LogInfo, Order, Page, RecordFilter, RoundHead
+from audit.sql import open_sqlite
+from audit.store import AuditStore, NewLeaf, Placed
+from bulkhead.errors import ConflictError, InvalidRequestError, LogForkError, NotFoundError
+from bulkhead.transparency.merkle import Frontier
+from tests.simulator.audit_memory_store import MemoryAuditStore
+from tests.simulator.audit_world import OTHER, TENANT, decision, event, new_leaf, opening, stamper
+
+PLATFORM = LogInfo(log_id=1, origin="audit.test/platform/1", tenant=None, epoch=1, slot=None)
+FIRST = LogInfo(log_id=2, origin="audit.test/t/a/1", tenant=TENANT, epoch=1, slot=0)
+SECOND = LogInfo(log_id=3, origin="audit.test/t/b/1", tenant=OTHER, epoch=1, slot=1)
+
+
+@pytest.fixture(params=["memory", "sqlite"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[AuditStore]:
+    found = MemoryAuditStore() if request.param == "memory" else open_sqlite(tmp_path / "a.db", busy_timeout_s=0.2)
+    yield found
+    found.close()
+
+
+@pytest.fixture
+def commit(store: AuditStore) -> Callable[..., tuple[object, ...]]:
+    """Commit leaves on top of the last commit; return their places."""
+
+    def do(*batch: NewLeaf) -> tuple[object, ...]:
+        return store.commit(batch, store.last_commit()).places
+
+    return do
+
+
+@pytest.fixture
+def logs(commit) -> None:
+    commit(opening(PLATFORM), opening(FIRST), opening(SECOND))
+
+
+def test_an_empty_store_is_at_genesis(store):
+    """A new store has no commit, log, head, round or record."""
+    assert store.last_commit() == GENESIS
+    assert store.chain_at(0) == GENESIS.chain
+    assert store.chain_at(1) is None
+    assert (store.logs(), store.heads(), store.last_round(), store.unindexed()) == ((), (), None, 0)
+
+
+def test_indexes_follow_the_order_of_the_batch(store, logs, commit):
+    """Leaves get the next indexes of their own logs in the order in which they were handed in."""
+    records = [decision(number=n, tenant=t) for n, t in enumerate([TENANT, OTHER, TENANT, TENANT, OTHER])]
+    leaves = [new_leaf(2 if r.fields.tenant == TENANT else 3, r) for r in records]
+    assert commit(*leaves) == (Placed(2, 1), Placed(3, 1), Placed(2, 2), Placed(2, 3), Placed(3, 2))
+    assert [stored.leaf for stored in store.leaves(2, 1, 9)] == [records[0].leaf, records[2].leaf, records[3].leaf]
+    assert store.leaf_hashes(3, 0, 9)[1:] == (leaves[1].leaf_hash, leaves[4].leaf_hash)
+
+
+def test_heads_are_those_of_the_leaves(store, logs, commit):
+    """After every commit each head is the compact range of the log's leaf hashes."""
+    for n in range(9):
+        commit(*(new_leaf(2, decision(number=n)) for _ in range(n)))
+        for head in store.heads():
+            assert head.frontier == Frontier().extend(store.leaf_hashes(head.log_id, 0, 4_000))
+
+
+def test_chain_is_the_models(tmp_path):
+    """SQLite's chain equals the model's over the same commits."""
+    model, store = MemoryAuditStore(), open_sqlite(tmp_path / "a.db", busy_timeout_s=0.2)
+    batches = [[opening(PLATFORM), opening(FIRST), opening(SECOND)]] + [
+        [new_leaf(2 + n % 2, decision(number=n, tenant=OTHER if n % 2 else TENANT)) for _ in range(n + 1)]
+        for n in range(5)
+    ]
+    for batch in batches:
+        model.commit(batch, model.last_commit())
+        store.commit(batch, store.last_commit())
+        assert model.last_commit() == store.last_commit()
+    store.close()
+
+
+def test_the_same_leaf_again_keeps_its_place(store, logs, commit):
+    """A record id that is there already is not appended again, alone, among others or twice in one batch."""
+    old, new = new_leaf(2, decision()), new_leaf(2, decision())
+    assert commit(old) == (Placed(2, 1),)
+    before = store.last_commit()
+    assert commit(old) == (Placed(2, 1),)
+    assert store.last_commit() == before
+    assert commit(new, old, new) == (Placed(2, 2), Placed(2, 1), Placed(2, 2))
+    assert len(store.leaves(2, 0, 99)) == 3
+
+
+def test_an_id_with_other_content_is_a_conflict(store, logs, commit):
+    """A second record under a taken id is refused alone; its neighbours are committed."""
+    record, other = decision(), decision()
+    commit(new_leaf(2, record))
+    stolen = NewLeaf(2, record.record_id, other.leaf, new_leaf(2, other).leaf_hash)
+    places = commit(stolen, new_leaf(2, other))
+    assert isinstance(places[0], ConflictError)
+    assert places[1] == Placed(2, 2)
+
+
+def test_an_unknown_log_is_refused_alone(store, logs, commit):
+    """A leaf for a log that does not exist fails by itself."""
+    places = commit(new_leaf(9, decision()), new_leaf(2, decision()))
+    assert isinstance(places[0], NotFoundError)
+    assert places[1] == Placed(2, 1)
+
+
+@pytest.mark.parametrize(
+    "taken",
+    [
+        LogInfo(log_id=2, origin="audit.test/t/c/1", tenant="tenant_c", epoch=1, slot=2),
+        LogInfo(log_id=4, origin=FIRST.origin, tenant="tenant_c", epoch=1, slot=2),
+        LogInfo(log_id=4, origin="audit.test/t/c/1", tenant=TENANT, epoch=1, slot=2),
+        LogInfo(log_id=4, origin="audit.test/t/c/1", tenant="tenant_c", epoch=1, slot=0),
+    ],
+    ids=["number", "origin", "tenant", "slot"],
+)
+def test_a_log_is_opened_once(store, logs, commit, taken):
+    """Number, origin, tenant and slot of a log each belong to one log."""
+    places = commit(opening(taken), new_leaf(2, decision()))
+    assert isinstance(places[0], ConflictError)
+    assert places[1] == Placed(2, 1)
+    assert len(store.logs()) == 3
+
+
+def test_a_foreign_lock_state_is_a_fork(store, logs, commit):
+    """A commit on top of a lock state that is not in this store is refused and changes nothing."""
+    last = store.last_commit()
+    for foreign in (LockState(last.seq, bytes(32)), LockState(last.seq + 1, last.chain), LockState(0, bytes(32))):
+        with pytest.raises(LogForkError):
+            store.commit([new_leaf(2, decision())], foreign)
+    assert store.last_commit() == last
+    assert commit(new_leaf(2, decision())) == (Placed(2, 1),)
+
+
+def test_a_store_ahead_of_the_lock_is_kept(store, logs, commit):
+    """A commit that was never acknowledged stays, and the next goes on top of it."""
+    behind = store.last_commit()
+    commit(new_leaf(2, decision()))
+    assert store.commit([new_leaf(2, decision())], behind).places == (Placed(2, 2),)
+
+
+def test_an_empty_batch_commits_nothing(store, logs):
+    """Committing nothing gives the last commit."""
+    last = store.last_commit()
+    done = store.commit([], last)
+    assert (done.last, done.places) == (last, ())
+    assert store.last_commit() == last
+
+
+def test_full_tiles_are_kept(store, logs, commit):
+    """A tile is there once it is full, equal to the leaf hashes, whatever the commits' sizes."""
+    total = 1
+    for size in (100, 154, 1, 256, 3, 255):  # ends before, at and after tile boundaries
+        commit(*(new_leaf(2, decision()) for _ in range(size)))
+        total += size
+        for number in range(4):
+            expected = (
+                b"".join(store.leaf_hashes(2, number * 256, (number + 1) * 256)) if number < total // 256 else None
+            )
+            assert store.tile(2, 0, number) == expected
+    assert store.tile(2, 1, 0) is None
+
+
+def test_a_kept_checkpoint_stays(store, logs):
+    """The first note of a size is the one that is kept."""
+    store.put_checkpoints({(2, 1): "first", (3, 1): "other"})
+    store.put_checkpoints({(2, 1): "second", (2, 5): "later"})
+    assert store.checkpoints(2, 0, 5) == ((1, "first"),)
+    assert store.checkpoints(2, 0, 6) == ((1, "first"), (5, "later"))
+
+
+def test_round_heads_are_committed_with_the_round(store, logs, commit):
+    """The round's number is known as soon as its leaf is."""
+    leaf = new_leaf(1, event())
+    commit(NewLeaf(leaf.log_id, leaf.record_id, leaf.leaf, leaf.leaf_hash, round_heads=(RoundHead(7, 2, 1),)))
+    assert store.last_round() == 7
+
+
+def test_the_index_follows(store, logs, commit):
+    """The projector takes leaves in commit order; queries say how far it has come."""
+    commit(*(new_leaf(2, decision(number=n)) for n in range(10)))
+    assert store.unindexed() == 13
+    assert store.project(5) == 5
+    page = store.query(RecordFilter(log_id=2), Page())
+    assert (page.indexed, page.size, len(page.rows)) == (3, 11, 3)
+    assert store.project(99) == 8
+    assert store.project(99) == 0
+    assert store.unindexed() == 0
+
+
+@pytest.mark.parametrize("order", list(Order))
+@pytest.mark.parametrize("log_id", [None, 2])
+def test_paging_is_stable(store, logs, commit, order, log_id):
+    """Following the pages lists every record once, in order, also while the log grows behind them."""
+    commit(*(new_leaf(2, decision(number=n)) for n in range(10)))
+    store.project(99)
+    expected = [item.row.pos for item in store.query(RecordFilter(log_id=log_id), Page(order=order)).rows]
+    found: list[int] = []
+    token = ""
+    while True:
+        page = store.query(RecordFilter(log_id=log_id), Page(limit=3, after=token, order=order))
+        found += [item.row.pos for item in page.rows]
+        token = page.next
+        if not token:
+            break
+        if order is Order.NEWEST_FIRST:
+            commit(new_leaf(2, decision()))
+            store.project(99)
+    assert found == expected
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        RecordFilter(action="decision"),
+        RecordFilter(action="log."),
+        RecordFilter(action="platform.", log_id=1),
+        RecordFilter(decision="deny"),
+        RecordFilter(decision="deny", log_id=3),
+        RecordFilter(session="sess_3"),
+        RecordFilter(pair_id="pair_4", log_id=2),
+        RecordFilter(subject="subj_01h455vb4pex5vsknk084sn02q"),
+        RecordFilter(subject="subj_nobody"),
+        RecordFilter(since_us=1_700_000_003_000_000, until_us=1_700_000_006_000_000),
+    ],
+)
+def test_filters(store, logs, commit, query):
+    """Each filter gives the model's answer."""
+    model = MemoryAuditStore()
+    model.commit([opening(PLATFORM), opening(FIRST), opening(SECOND)], GENESIS)
+    clock = stamper(start_us=1_700_000_000_000_000)
+    leaves = [
+        new_leaf(2 + n % 2, decision(number=n, allow=n % 3 > 0, tenant=OTHER if n % 2 else TENANT, stamps=clock))
+        for n in range(9)
+    ] + [new_leaf(1, event(stamps=clock))]
+    commit(*leaves)
+    model.commit(leaves, model.last_commit())
+    store.project(99)
+    model.project(99)
+    found = [item.row.pos for item in store.query(query, Page()).rows]
+    assert found == [item.row.pos for item in model.query(query, Page()).rows]
+
+
+@pytest.mark.parametrize(
+    "page", [Page(limit=0), Page(limit=1_001), Page(after="x1"), Page(after="p1"), Page(after="i-1")]
+)
+def test_bad_pages_are_refused(store, logs, page):
+    """A limit out of range or a token of another list is the caller's error."""
+    with pytest.raises(InvalidRequestError):
+        store.query(RecordFilter(log_id=2), page)

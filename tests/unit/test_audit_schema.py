@@ -1,0 +1,96 @@
+import sqlite3
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import create_engine, text
+
+from audit.chain import GENESIS
+from audit.sql import open_sqlite
+from audit.sql.schema import SCHEMA_REVISION, migrate
+from audit.sql.sqlite import open_for_reading
+from audit.sql.tables import METADATA
+from bulkhead.errors import AuditUnavailableError
+from tests.contract.test_audit_store import FIRST, PLATFORM
+from tests.simulator.audit_world import decision, new_leaf, opening
+
+
+def test_migrations_make_the_tables(tmp_path):
+    """A migrated database has exactly the tables that the code speaks of."""
+    engine = create_engine(f"sqlite:///{tmp_path / 'a.db'}")
+    with engine.begin() as connection:
+        migrate(connection)
+    with engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"version_table": "audit_schema"})
+        assert compare_metadata(context, METADATA) == []
+
+
+def test_migrations_go_back(tmp_path):
+    """Downgrading removes every table, upgrading makes them again."""
+    engine = create_engine(f"sqlite:///{tmp_path / 'a.db'}")
+    with engine.begin() as connection:
+        migrate(connection)
+        migrate(connection, "base")
+        left = connection.execute(text("SELECT name FROM sqlite_master WHERE name LIKE 'audit_%'")).scalars().all()
+        assert left == ["audit_schema"]
+        migrate(connection)
+
+
+def test_opening_again_keeps_the_records(tmp_path):
+    """A second opening finds what the first has committed."""
+    store = open_sqlite(tmp_path / "a.db", busy_timeout_s=0.2)
+    store.commit([opening(PLATFORM), opening(FIRST), new_leaf(2, decision())], GENESIS)
+    last = store.last_commit()
+    store.close()
+    again = open_sqlite(tmp_path / "a.db", busy_timeout_s=0.2)
+    assert again.last_commit() == last
+    assert len(again.leaves(2, 0, 9)) == 2
+    again.close()
+
+
+def test_a_second_writer_is_refused(tmp_path):
+    """While one store is open for writing, another is refused; afterwards it is not."""
+    store = open_sqlite(tmp_path / "a.db", busy_timeout_s=0.2)
+    with pytest.raises(AuditUnavailableError, match="another process"):
+        open_sqlite(tmp_path / "a.db", busy_timeout_s=0.2)
+    store.close()
+    open_sqlite(tmp_path / "a.db", busy_timeout_s=0.2).close()
+
+
+def test_a_newer_database_is_refused(tmp_path):
+    """A database of a later schema is neither opened nor changed."""
+    open_sqlite(tmp_path / "a.db", busy_timeout_s=0.2).close()
+    with sqlite3.connect(tmp_path / "a.db") as connection:
+        connection.execute("UPDATE audit_schema SET version_num = '9999'")
+    for opener in (lambda path: open_sqlite(path, busy_timeout_s=0.2), open_for_reading):
+        with pytest.raises(AuditUnavailableError, match=f"9999.*{SCHEMA_REVISION}"):
+            opener(tmp_path / "a.db")
+
+
+@pytest.mark.parametrize("content", [b"", b"not a database" * 1000])
+def test_something_else_is_not_opened_for_reading(tmp_path, content):
+    """A file that is no audit database is a typed error."""
+    (tmp_path / "a.db").write_bytes(content)
+    with pytest.raises(AuditUnavailableError):
+        open_for_reading(tmp_path / "a.db")
+
+
+def test_readers_cannot_write(tmp_path):
+    """A reading connection refuses to change anything."""
+    store = open_sqlite(tmp_path / "a.db", busy_timeout_s=0.2)
+    with pytest.raises(AuditUnavailableError, match="readonly"), store.reading() as connection:
+        connection.execute(text("DELETE FROM audit_commit"))
+    store.close()
+
+
+def test_the_database_is_durable_by_pragma(tmp_path):
+    """The writing connection runs in WAL mode with full synchronisation and never checkpoints by itself."""
+    store = open_sqlite(tmp_path / "a.db", busy_timeout_s=0.2)
+    with store._writing() as connection:
+        found = [
+            connection.execute(text(f"PRAGMA {name}")).scalar()
+            for name in ("journal_mode", "synchronous", "wal_autocheckpoint")
+        ]
+    assert found == ["wal", 2, 0]
+    assert (tmp_path / "a.db").stat().st_mode & 0o777 == 0o600
+    store.close()
