@@ -58,7 +58,7 @@ def _sealed(session: AsyncSession) -> Ask:
 
 
 def _plain(channel: grpc.aio.Channel) -> Ask:
-    call: "grpc.aio.UnaryStreamMultiCallable[bytes, bytes]" = channel.unary_stream(METHOD)
+    call: grpc.aio.UnaryStreamMultiCallable[bytes, bytes] = channel.unary_stream(METHOD)
 
     async def deltas(prompt: str, max_tokens: int) -> AsyncIterator[int]:
         async for message in call(json.dumps({"prompt": prompt, "max_tokens": max_tokens}).encode()):
