@@ -9,6 +9,7 @@ from bulkhead.attestation import EvidenceKind, SimulatedWorker, Tier, VerifiedWo
 from bulkhead.errors import (
     CheckpointError,
     EvidenceBindingError,
+    EvidenceError,
     EvidenceExpiredError,
     EvidencePolicyError,
     InclusionError,
@@ -219,3 +220,14 @@ def test_renewal_may_not_weaken(world):
     simulated = check(World(kind=EvidenceKind.SIMULATED)).worker
     with pytest.raises(EvidencePolicyError):
         verify_renewal(old, replace(old, worker=simulated))
+
+
+def test_evidence_may_not_outlive_the_keys():
+    """Evidence beyond its keys' end is not honest, and once the keys have ended they are expired whatever it says."""
+    own = World(seed=31)
+    own.keys = WorkerKeys.generate(authority=own.authority, now_s=NOW_S, life_s=100)
+    offer = own.offer()
+    with pytest.raises(EvidenceError, match="outlives"):
+        check(own, offer)
+    with pytest.raises(EvidenceExpiredError, match="keys"):
+        check(own, offer, now_s=NOW_S + 100)
