@@ -179,7 +179,12 @@ def _command(directory: RunDirectory, path: Path, port: int, account: Account | 
     uid, gid = (-1, -1) if account is None else (account.uid, account.gid)
     launch = [sys.executable, "-I", "-S", str(_LAUNCHER), str(os.getpid()), str(uid), str(gid)]
     serve = [str(directory.opa), "run", "--server", "--addr", f"{HOST}:{port}"]
-    guard = ["--authentication=token", "--authorization=basic", "--skip-version-check"]
+    guard = [
+        "--authentication=token",
+        "--authorization=basic",
+        "--skip-version-check",
+        "--optimize-store-for-read-speed",
+    ]
     quiet = ["--log-level=error", "--log-level-request=debug", "--shutdown-grace-period=1"]
     return [*launch, *serve, *guard, *quiet, "--config-file", str(path / "config.json"), str(path / "authz.rego")]
 

@@ -114,10 +114,10 @@ async def test_the_serving_bundle_survives_every_hostile_switch():
         assert supervisor.active == bundle().info
 
 
-@pytest.mark.parametrize("name", ["unsigned", "another key", "changed policy", "added policy", "algorithm confusion"])
+@pytest.mark.parametrize("name", ["unsigned", "another key", "changed policy"])
 async def test_opa_refuses_it_too(name, monkeypatch):
     """The second fence: with our own check out of the way, OPA does not come up with such a bundle."""
-    monkeypatch.setattr(process_module, "START_TIMEOUT_S", 1.0)
+    monkeypatch.setattr(process_module, "START_TIMEOUT_S", 1.5)
     unverified = dataclasses.replace(bundle(), data=hostile()[name])
     account = default_account()
     directory = RunDirectory.create(base=None, opa=find_opa(), account=account)

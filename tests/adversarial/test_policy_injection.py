@@ -38,7 +38,7 @@ HOSTILE = [
 
 
 async def test_text_is_text_wherever_it_stands():
-    """Quotes, line breaks, control and look-alike characters decide like any unknown word, and equal only themselves."""
+    """Quotes, line breaks, control and look-alike characters decide like any other word, and equal only themselves."""
     async with supervised() as supervisor:
         connection = supervisor.connection()
 

@@ -1,5 +1,4 @@
 import aiohttp
-import pytest
 
 from control_plane.authz.client import PolicyClient
 from control_plane.authz.vocabulary import SESSION_DOMAIN
@@ -64,17 +63,18 @@ async def test_the_token_opens_the_entrypoints_and_health_alone():
         assert before.bundle_digest == bundle().info.digest
 
 
-@pytest.mark.parametrize(
-    "forge", ["", "Bearer", "Bearer ", "Bearer wrong", "Basic {}", "Bearer {}x", "Bearer {} x", "{}"]
-)
-async def test_any_other_token_is_refused(forge):
+FORGED = ["", "Bearer", "Bearer ", "Bearer wrong", "Basic {}", "Bearer {}x", "Bearer {} x", "{}"]
+
+
+async def test_any_other_token_is_refused():
     """Wrong, empty, extended, or under another scheme."""
     async with supervised() as supervisor, aiohttp.ClientSession() as http:
         opa = supervisor.connection()._client
-        token = forge.format(opa.headers["Authorization"].removeprefix("Bearer "))
         base = opa.root_url.removesuffix("/v1")
-        assert await status(http, "POST", base + DECISION, '{"input": {}}', token) == 401
-        assert await status(http, "GET", base + "/health", "", token) == 401
+        for form in FORGED:
+            token = form.format(opa.headers["Authorization"].removeprefix("Bearer "))
+            assert await status(http, "POST", base + DECISION, '{"input": {}}', token) == 401, form
+            assert await status(http, "GET", base + "/health", "", token) == 401, form
 
 
 async def test_each_process_has_its_own_token_and_none_lies_on_disk():
