@@ -98,6 +98,7 @@ class Spool:
         self._sound = False
         self._flusher: asyncio.Task[None] | None = None
         self._arrived = asyncio.Event()
+        self._acknowledged = asyncio.Event()
         self.spool_id = ""
         self.last_seq = 0
         self.acknowledged_seq = 0
@@ -175,8 +176,32 @@ class Spool:
             entry = self._entries.popleft()
             self._counts[entry.kind] -= 1
             self.acknowledged_seq = entry.seq
+        self._acknowledged.set()
+        self._acknowledged = asyncio.Event()
         if self._wasteful():
             self._start_flusher()
+
+    async def wait_acknowledged(self, seq: int) -> None:
+        """Return once events up to ``seq`` are acknowledged."""
+        while self.acknowledged_seq < seq:
+            await self._acknowledged.wait()
+
+    async def skip_to(self, seq: int) -> None:
+        """Go on after ``seq``, which the audit log has committed: this file lost events that were sent before.
+
+        What it still holds has lower numbers and is committed too. Numbers must not be given out twice.
+        """
+        while self._flusher is not None:
+            await asyncio.shield(self._flusher)
+        if seq <= self.last_seq:
+            self.acknowledge(seq)
+            return
+        _log.error("spool.lost_events", last_seq=self.last_seq, committed_seq=seq)
+        self._entries.clear()
+        self._counts = dict.fromkeys(EventKind, 0)
+        self.last_seq = self.acknowledged_seq = seq
+        self._sound = False
+        await self.repair()
 
     async def repair(self) -> None:
         """Try to make an unsound file sound; a failure leaves it as it was."""
