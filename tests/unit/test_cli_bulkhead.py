@@ -11,8 +11,10 @@ import pytest
 from click.testing import CliRunner, Result
 
 from bulkhead.attestation import EvidenceKind
+from bulkhead.cli import chat as chat_module
 from bulkhead.cli.console import one_line
 from bulkhead.cli.program import program
+from bulkhead.client.config import load_profile
 from bulkhead.encoding import b64url_decode
 from bulkhead.errors import BulkheadError, PolicyDeniedError
 from tests.simulator.fake_platform import ANSWER, FakePlatform, running_platform
@@ -95,6 +97,35 @@ async def test_chat_reads_standard_input_and_saves_the_receipt(tmp_path: Path) -
     assert saved.stat().st_mode & 0o777 == 0o600
     assert json.loads(b64url_decode(content["receipt"], what="receipt"))["status"] == "ok"
     assert content["decision"]["checkpoint"].startswith(ORIGIN)
+
+
+async def test_conversation_keeps_its_history(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a prompt on a terminal each line is a turn; the next request carries the whole conversation."""
+    lines = iter(["first", "second", ""])
+    monkeypatch.setattr(chat_module, "_line", lambda: next(lines))
+    async with running_platform() as platform:
+        profile = load_profile("test", path=platform.write_config(tmp_path), environ={})
+        conversation = chat_module._Chat(
+            as_json=False,
+            model=None,
+            tier=None,
+            region=None,
+            purpose=None,
+            data_classes=(),
+            system="be brief",
+            max_tokens=None,
+            temperature=0.0,
+            seed=None,
+            save_receipt=None,
+        )
+        await conversation.lines(profile)
+    turns = [(message.role, message.content) for message in platform.prompts[1].messages]
+    assert turns == [
+        ("system", "be brief"),
+        ("user", "first"),
+        ("assistant", "".join(ANSWER)),
+        ("user", "second"),
+    ]
 
 
 async def test_denial_is_one_line_with_reason_and_exit_1(tmp_path: Path) -> None:
