@@ -101,7 +101,7 @@ class PartitionSpec:
         mig_profile_id: for ``mig`` only, else 0; so are the two fields after it.
         memory_slice_start: first memory slice of the instance.
         memory_slices: size of the instance; must be the profile's.
-        memory_mib: device memory that the control plane counts on; 0 leaves it to the table.
+        memory_mib: device memory that the model needs; a smaller place is refused.
     """
 
     partition_id: str

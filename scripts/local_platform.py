@@ -65,10 +65,12 @@ TENANTS: Final = (
     TenantPlan(
         "mercy-hospital",
         "gpu",
-        ("--pack", "hipaa", "--region", REGION, "--session-limit", "20"),
+        ("--pack", "hipaa", "--region", REGION, "--session-limit", "20", "--max-output-tokens", "2048"),
         {"tier": "gpu", "purpose": "treatment", "data_classes": ["phi"]},
     ),
-    TenantPlan("acme", "mig", ("--region", REGION, "--session-limit", "100"), {"tier": "mig"}),
+    TenantPlan(
+        "acme", "mig", ("--region", REGION, "--session-limit", "100", "--max-output-tokens", "2048"), {"tier": "mig"}
+    ),
 )
 ACCOUNTS: Final = (
     Account("acme", "acme", "developer"),
@@ -339,7 +341,7 @@ user = "if_possible"
 tenant = "{tenant["tenant_id"]}"
 role = "{account.role}"
 log_vkey = "{tenant["log_vkey"]}"
-ticket_issuer_fingerprint = "{hashlib.sha256(bytes.fromhex(made["ticket_issuer"])).hexdigest()}"
+ticket_issuer = "{made["ticket_issuer"]}"
 # The rack is simulated: only development mode accepts its evidence, and says so every time.
 development_mode = true
 

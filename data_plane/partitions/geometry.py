@@ -65,9 +65,9 @@ class GpuLedger:
             raise InvalidRequestError(
                 f"MIG profile {profile.profile_id} does not start at memory slice {spec.memory_slice_start}"
             )
-        if spec.memory_mib not in {0, profile.memory_mib}:
+        if spec.memory_mib > profile.memory_mib:
             raise InvalidRequestError(
-                f"MIG profile {profile.profile_id} has {profile.memory_mib} MiB here, not {spec.memory_mib}"
+                f"MIG profile {profile.profile_id} has {profile.memory_mib} MiB here, and the model needs {spec.memory_mib}"
             )
         return Placement(spec.memory_slice_start, profile.memory_slices, profile)
 

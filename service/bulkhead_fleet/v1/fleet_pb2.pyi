@@ -437,6 +437,7 @@ class CreatePartition(_message.Message):
     """Path below the agent's model directory."""
     model_digest: _builtins.bytes
     memory_mib: _builtins.int
+    """Device memory that the model needs, weights and cache; a smaller place is refused."""
     max_output_tokens: _builtins.int
     """Largest number of output tokens; 0 means the model's limit."""
     @_builtins.property
