@@ -67,7 +67,7 @@ class GpuLedger:
             )
         if spec.memory_mib > profile.memory_mib:
             raise InvalidRequestError(
-                f"MIG profile {profile.profile_id} has {profile.memory_mib} MiB here, and the model needs {spec.memory_mib}"
+                f"MIG profile {profile.profile_id} has {profile.memory_mib} MiB, the model needs {spec.memory_mib}"
             )
         return Placement(spec.memory_slice_start, profile.memory_slices, profile)
 
