@@ -155,6 +155,7 @@ class Server:
         self, serving: Serving, partition: Partition, report: Report, *, expected: SessionState
     ) -> Grant | None:
         report(Phase.ATTESTING, "asking the worker for evidence")
+        partition = self._book.get(partition.partition_id) or partition  # with the newest fence
         expires_s = self._grants.expiry_s()
         try:
             worker = await self._attestor.attest(

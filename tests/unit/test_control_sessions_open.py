@@ -1,0 +1,549 @@
+import asyncio
+import secrets
+import time
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import grpc
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from bulkhead import ids
+from bulkhead.attestation import EvidenceKind, TrustPolicy
+from bulkhead.attestation import Tier as EvidenceTier
+from bulkhead.errors import AuditUnavailableError, PolicyEngineError
+from bulkhead.protocol.grant import Expectation, SessionOffer, TrustAnchors, verify_grant, verify_renewal
+from bulkhead.transparency import AuditReceipt
+from bulkhead.v1 import common_pb2, session_pb2
+from control_plane.authz.decision import Exclusive, KeyCustody, MaxTokens, MinTier, Padding, Reason, Region
+from control_plane.domain.roles import Caller
+from control_plane.domain.tiers import Tier
+from service.bulkhead_fleet.v1 import fleet_pb2
+from tests.simulator.fake_agent import FakeAgent
+from tests.simulator.session_world import (
+    BUNDLE,
+    MODEL,
+    MODEL_DIGEST,
+    SessionWorld,
+    code_of,
+    request,
+    session_world,
+)
+
+PHASES = session_pb2.OpenPhase
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[SessionWorld]:
+    async with session_world(tmp_path) as opened:
+        yield opened
+
+
+@pytest.fixture
+async def acme(world: SessionWorld) -> Caller:
+    return await world.tenant("acme")
+
+
+@pytest.fixture
+async def agent(world: SessionWorld) -> FakeAgent:
+    return await world.agent()
+
+
+async def refused(world: SessionWorld, name: str, message: session_pb2.OpenSessionRequest) -> grpc.aio.AioRpcError:
+    with pytest.raises(grpc.aio.AioRpcError) as error:
+        await world.open(name, message)
+    return error.value
+
+
+async def actions(world: SessionWorld, tenant_id: str) -> list[str]:
+    return [record.action for record in await world.records(tenant_id)]
+
+
+def verified(world: SessionWorld, caller: Caller, message: session_pb2.OpenSessionRequest, grant, vkey: str, **changes):
+    """What a tenant's SDK makes of a grant."""
+    offer = SessionOffer(
+        session=grant.session_id,
+        ticket=grant.ticket,
+        authority=grant.endpoint.authority,
+        worker_certificate=grant.worker_certificate,
+        evidence=grant.evidence,
+        decision=AuditReceipt(
+            leaf=grant.decision.leaf,
+            index=grant.decision.index,
+            proof=tuple(grant.decision.proof),
+            checkpoint=grant.decision.checkpoint,
+        ),
+        model_digest=grant.model_digest,
+        policy_digest=grant.policy_digest,
+    )
+    expectation = Expectation(
+        tenant=caller.tenant_id,
+        request_id=message.request_id,
+        model=MODEL,
+        minimum_tier=EvidenceTier.PROCESS,
+        nonce=message.nonce,
+        cnf=message.session_public_key,
+    )
+    anchors = TrustAnchors(
+        log_vkey=vkey,
+        ticket_issuers=[world.issuer.public_key],
+        trust_policy=TrustPolicy(
+            accepted_kinds=frozenset({EvidenceKind.SIMULATED}), minimum_tier=EvidenceTier.PROCESS
+        ),
+        development_mode=True,
+    )
+    return verify_grant(offer, expectation=replace(expectation, **changes), anchors=anchors, now_s=int(time.time()))
+
+
+async def vkey_of(world: SessionWorld, tenant_id: str) -> str:
+    return world.audit.vkey((await world.audit.ensure_log(tenant_id)).log_id)
+
+
+async def test_what_an_open_returns_holds_in_the_sdks_eyes(world, acme, agent) -> None:
+    """Decision, evidence, keyset, certificate, descriptor and ticket verify with the tenant's own anchors."""
+    message = request()
+    opened = await world.open("acme", message)
+    grant = verified(world, acme, message, opened.grant, await vkey_of(world, acme.tenant_id))
+    assert grant.simulated
+    assert opened.grant.simulated
+    assert opened.grant.tier == common_pb2.TIER_MIG
+    assert grant.claims.limits.max_tokens == opened.grant.max_output_tokens == 256
+    assert opened.grant.policy_digest.hex() == BUNDLE
+    assert opened.grant.model_digest == MODEL_DIGEST
+    assert opened.grant.endpoint.address == agent.inventory.ingress_address
+
+
+async def test_records_stand_in_the_one_order(world, acme, agent) -> None:
+    """The decision is recorded before any step of a partition, the outcome after all of them."""
+    opened = await world.open("acme", request())
+    found = await world.records(acme.tenant_id)
+    assert [record.action for record in found] == [
+        "log.opened",
+        "decision",
+        "partition.reserved",
+        "partition.creating",
+        "partition.attesting",
+        "partition.ready",
+        "outcome",
+    ]
+    decision, outcome = found[1], found[-1]
+    assert decision.pair_id == outcome.pair_id != ""
+    assert decision.tier == outcome.tier == "mig"
+    assert outcome.data["result"] == "ready"
+    assert outcome.data["evidence_kind"] == "simulated"
+    assert {record.session for record in found[1:]} == {opened.grant.session_id}
+    assert opened.phases == [
+        PHASES.OPEN_PHASE_DECIDED,
+        PHASES.OPEN_PHASE_PLACING,
+        PHASES.OPEN_PHASE_CREATING,
+        PHASES.OPEN_PHASE_CREATING,
+        PHASES.OPEN_PHASE_LOADING,
+        PHASES.OPEN_PHASE_ATTESTING,
+    ]
+
+
+async def test_equal_sessions_share_a_partition_and_each_has_its_own_evidence(world, acme, agent) -> None:
+    """A second session is served by the first one's worker, for its own nonce and key."""
+    one, two = request(), request()
+    first, second = await world.open("acme", one), await world.open("acme", two)
+    vkey = await vkey_of(world, acme.tenant_id)
+    assert first.grant.partition_id == second.grant.partition_id
+    assert verified(world, acme, two, second.grant, vkey).claims.session == second.grant.session_id
+    with pytest.raises(Exception, match="session key|evidence|nonce"):
+        verified(world, acme, one, second.grant, vkey, request_id=two.request_id)
+
+
+async def test_concurrent_opens_wait_for_one_creation(world, acme, agent) -> None:
+    """Eight opens at once make one partition."""
+    agent.create_delay_s = 0.2
+    opened = await asyncio.gather(*(world.open("acme", request()) for _ in range(8)))
+    assert len({item.grant.partition_id for item in opened}) == 1
+    assert [command.WhichOneof("command") for command in agent.commands].count("create") == 1
+    assert (await actions(world, acme.tenant_id)).count("partition.ready") == 1
+
+
+async def test_other_tenants_and_exclusive_purposes_get_partitions_of_their_own(world, acme, agent) -> None:
+    """A partition is one tenant's; under `exclusive` it is one purpose's."""
+    await world.tenant("globex")
+    mine, theirs = await world.open("acme", request()), await world.open("globex", request())
+    assert mine.grant.partition_id != theirs.grant.partition_id
+    world.policy.obligations = (Exclusive(),)
+    treatment = await world.open("acme", request(purpose="treatment"))
+    again = await world.open("acme", request(purpose="treatment"))
+    research = await world.open("acme", request(purpose="research"))
+    assert treatment.grant.partition_id == again.grant.partition_id
+    assert len({mine.grant.partition_id, treatment.grant.partition_id, research.grant.partition_id}) == 3
+
+
+async def test_obligations_reach_placement_and_ticket(world, acme, agent) -> None:
+    """Tier, region, tokens and padding are what policy demands, not what was asked for."""
+    west = await world.agent(2)
+    west_inventory = fleet_pb2.Inventory()
+    west_inventory.CopyFrom(west.inventory)
+    west_inventory.region = "eu-west"
+    await west.stop()
+    west.inventory = west_inventory
+    await west.start()
+    world.policy.obligations = (MinTier(Tier.GPU), Region("eu-west"), MaxTokens(64), Padding("default"))
+    message = request(padding="off", max_output_tokens=200)
+    opened = await world.open("acme", message)
+    claims = verified(world, acme, message, opened.grant, await vkey_of(world, acme.tenant_id)).claims
+    assert opened.grant.tier == common_pb2.TIER_GPU
+    assert claims.limits.max_tokens == 64
+    assert claims.padding.value == opened.grant.padding == "default"
+    assert [c for c in west.commands if c.WhichOneof("command") == "create"]
+    assert not agent.commands
+    assert len(opened.grant.obligations) == 4
+
+
+async def test_denial_is_told_with_reasons_recorded_and_ends_there(world, acme, agent) -> None:
+    """PERMISSION_DENIED with policy's code; nothing is placed; the session is known as denied."""
+    world.policy.deny = (Reason("PURPOSE_MISSING", "hipaa", "A purpose of use is needed."),)
+    error = await refused(world, "acme", request())
+    assert (error.code(), code_of(error)) == (grpc.StatusCode.PERMISSION_DENIED, "POLICY_DENIED")
+    assert "A purpose of use is needed." in (error.details() or "")
+    found = await world.records(acme.tenant_id)
+    assert [record.action for record in found] == ["log.opened", "decision"]
+    assert found[1].decision == "deny"
+    assert found[1].reasons[0]["code"] == "PURPOSE_MISSING"
+    assert not agent.commands
+    assert (await world.session("acme", found[1].session)).state == "denied"
+
+
+async def test_flood_of_denials_is_recorded_as_ten_and_a_sum(world, acme, agent) -> None:
+    """Thirty denials of one principal make ten records, and one that counts the other twenty."""
+    world.policy.deny = (Reason("MODEL_NOT_ENTITLED", "tenancy", "The tenant may not use this model."),)
+    errors = await asyncio.gather(*(refused(world, "acme", request()) for _ in range(30)))
+    assert {code_of(error) for error in errors} == {"POLICY_DENIED"}
+    await world.core.denials.sum_up(everything=True)
+    found = await world.records(acme.tenant_id)
+    assert [record.action for record in found].count("decision") == 10
+    assert found[-1].action == "access.denied"
+    assert found[-1].data["left_out"] == 20
+    assert found[-1].data["codes"] == {"MODEL_NOT_ENTITLED": 20}
+
+
+async def test_policy_engine_down_is_unavailable_and_places_nothing(world, acme, agent) -> None:
+    """UNAVAILABLE POLICY_ENGINE, recorded as an error; the slot is free again."""
+    world.policy.fail = PolicyEngineError("The policy engine cannot be reached.")
+    error = await refused(world, "acme", request())
+    assert (error.code(), code_of(error)) == (grpc.StatusCode.UNAVAILABLE, "POLICY_ENGINE")
+    assert [r.decision for r in await world.records(acme.tenant_id, "decision")] == ["error"]
+    assert not agent.commands
+    world.policy.fail = None
+    assert (await world.open("acme", request())).grant.session_id
+    assert world.policy.asked[-1].context.tenant.sessions_open == 0
+
+
+async def test_obligation_that_cannot_be_kept_is_a_denial(world, acme, agent) -> None:
+    """Tenant key custody is refused, not ignored."""
+    world.policy.obligations = (KeyCustody("tenant"),)
+    error = await refused(world, "acme", request())
+    assert (error.code(), code_of(error)) == (grpc.StatusCode.PERMISSION_DENIED, "OBLIGATION_UNKNOWN")
+    assert [r.decision for r in await world.records(acme.tenant_id, "decision")] == ["deny"]
+    assert not agent.commands
+
+
+async def test_contradicting_regions_are_a_denial(world, acme, agent) -> None:
+    """A region obligation against the caller's own region places nowhere."""
+    world.policy.obligations = (Region("eu-west"),)
+    assert code_of(await refused(world, "acme", request(region="eu-central"))) == "POLICY_DENIED"
+    assert not agent.commands
+
+
+async def test_audit_log_down_is_unavailable_and_places_nothing(world, acme, agent, monkeypatch) -> None:
+    """UNAVAILABLE AUDIT_UNAVAILABLE before anything is sent to an agent; service returns when the log does."""
+
+    async def broken(_record: object) -> None:
+        raise AuditUnavailableError("the audit database is locked")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(world.audit, "write", broken)
+        error = await refused(world, "acme", request())
+    assert (error.code(), code_of(error)) == (grpc.StatusCode.UNAVAILABLE, "AUDIT_UNAVAILABLE")
+    assert not agent.commands
+    assert world.core.book.all() == ()
+    assert (await world.open("acme", request())).grant.session_id
+
+
+async def test_outcome_that_cannot_be_recorded_gives_no_ticket(world, acme, agent, monkeypatch) -> None:
+    """The log fails between decision and outcome: no grant, the slot is free, the pair is closed once it can be."""
+    await world.open("acme", request())
+    write, calls = world.audit.write, 0
+
+    async def failing(record):
+        nonlocal calls
+        calls += 1
+        if record.fields.action == "outcome" and calls < 5:
+            raise AuditUnavailableError("the audit database is locked")
+        return await write(record)
+
+    monkeypatch.setattr(world.audit, "write", failing)
+    error = await refused(world, "acme", request())
+    assert code_of(error) == "AUDIT_UNAVAILABLE"
+    await agent.until(lambda: not world.core.opener._background)
+    calls = 10
+    await world.journal.retry()
+    outcomes = await world.records(acme.tenant_id, "outcome")
+    assert [record.data["result"] for record in outcomes] == ["ready", "failed"]
+    assert (await world.open("acme", request())).grant.session_id
+    assert world.policy.asked[-1].context.tenant.sessions_open == 1
+
+
+async def test_repeating_a_request_id_returns_the_session_with_fresh_evidence(world, acme, agent) -> None:
+    """Same id, same content: same session, evidence for the new nonce, a decision of its own, and no second slot."""
+    message = request()
+    first = await world.open("acme", message)
+    message.nonce = secrets.token_bytes(32)
+    second = await world.open("acme", message)
+    assert first.grant.session_id == second.grant.session_id
+    assert first.grant.evidence != second.grant.evidence
+    verified(world, acme, message, second.grant, await vkey_of(world, acme.tenant_id))
+    assert [r.data["on"] for r in await world.records(acme.tenant_id, "decision")] == ["session.open", "session.renew"]
+
+
+async def test_request_id_of_another_request_is_refused(world, acme, agent) -> None:
+    """Another session key, or another purpose, under the same id is ALREADY_EXISTS."""
+    message = request()
+    await world.open("acme", message)
+    other = session_pb2.OpenSessionRequest()
+    other.CopyFrom(message)
+    other.session_public_key = secrets.token_bytes(32)
+    error = await refused(world, "acme", other)
+    assert (error.code(), code_of(error)) == (grpc.StatusCode.ALREADY_EXISTS, "ALREADY_EXISTS")
+
+
+async def test_same_request_id_of_two_tenants_is_two_sessions(world, acme, agent) -> None:
+    """Request ids are unique per tenant only."""
+    await world.tenant("globex")
+    message = request()
+    one, two = await world.open("acme", message), await world.open("globex", message)
+    assert one.grant.session_id != two.grant.session_id
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [
+        ({"request_id": "req_x"}, "INVALID_REQUEST"),
+        ({"model": "No Such"}, "INVALID_REQUEST"),
+        ({"model": "unknown"}, "MODEL_UNKNOWN"),
+        ({"nonce": b"short"}, "INVALID_REQUEST"),
+        ({"session_public_key": b""}, "INVALID_REQUEST"),
+        ({"padding": "strict"}, "INVALID_REQUEST"),
+        ({"purpose": "a person@example.org"}, "INVALID_REQUEST"),
+        ({"data_classes": ["phi"] * 65}, "INVALID_REQUEST"),
+        ({"max_output_tokens": 2**32 - 1}, "INVALID_REQUEST"),
+    ],
+)
+async def test_bad_requests_are_typed_errors_and_hold_no_slot(world, acme, agent, changes, code) -> None:
+    """Each is refused with its code before policy is asked, and nothing stays behind."""
+    assert code_of(await refused(world, "acme", request(**changes))) == code
+    assert world.policy.asked == []
+    assert (await world.records(acme.tenant_id, "decision")) == []
+
+
+async def test_officers_open_no_sessions_of_the_platform(world, acme, agent) -> None:
+    """A caller without a tenant is refused before anything is reserved."""
+    from control_plane.domain.roles import Role
+
+    await world.person("root", Role.ADMIN)
+    assert code_of(await refused(world, "root", request())) == "SCOPE_MISSING"
+
+
+async def test_no_agent_is_a_typed_error_with_an_outcome(world, acme) -> None:
+    """Allowed, and nothing to place it on: RESOURCE_EXHAUSTED NO_CAPACITY, the pair closed as failed."""
+    error = await refused(world, "acme", request())
+    assert (error.code(), code_of(error)) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "NO_CAPACITY")
+    async with asyncio.timeout(5):
+        while not (found := await world.records(acme.tenant_id, "outcome")):
+            await asyncio.sleep(0.02)
+    assert found[0].data["code"] == "NO_CAPACITY"
+
+
+async def test_failed_creation_is_undone_and_can_be_tried_again(world, acme, agent) -> None:
+    """The agent's failure reaches the caller as a typed error, the place is scrubbed, the same request id works later."""
+    agent.create_failure = fleet_pb2.Failure(code="NO_CAPACITY", message="the slice is in use")
+    message = request()
+    assert code_of(await refused(world, "acme", message)) == "NO_CAPACITY"
+    await agent.until(lambda: world.core.book.all() == () and not world.core.opener._background)
+    assert "partition.freed" in await actions(world, acme.tenant_id)
+    agent.create_failure = None
+    assert (await world.open("acme", message)).grant.session_id
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"tenant": "tenant_00000000000000000000000000"},
+        {"partition": "part_00000000000000000000000000"},
+        {"agent": "rack1-tray99"},
+        {"model_digest": b"x" * 32},
+        {"tier": EvidenceTier.PROCESS},
+        {"tier": EvidenceTier.GPU},
+        {"region": "us-east"},
+        {"ticket_issuers": (b"i" * 32,)},
+    ],
+)
+async def test_evidence_of_something_else_gives_no_ticket(world, acme, agent, change) -> None:
+    """A descriptor that differs from what was ordered in any field is an evidence error, and the partition goes."""
+    agent.descriptor = lambda found: replace(found, **change)
+    error = await refused(world, "acme", request())
+    assert code_of(error).startswith("EVIDENCE_")
+    await agent.until(lambda: world.core.book.all() == ())
+    assert [r.data["result"] for r in await world.records(acme.tenant_id, "outcome")] == ["failed"]
+
+
+async def test_evidence_for_another_nonce_gives_no_ticket(world, acme, agent) -> None:
+    """Evidence that was made for somebody else's nonce is refused."""
+    agent.evidence_nonce = b"n" * 32
+    assert code_of(await refused(world, "acme", request())) == "EVIDENCE_BINDING"
+
+
+async def test_evidence_of_another_key_than_the_agents_gives_no_ticket(world, acme, agent) -> None:
+    """Simulated evidence proves nothing, and still has to be the connected agent's."""
+    agent.evidence_key = Ed25519PrivateKey.generate()
+    assert code_of(await refused(world, "acme", request())) == "EVIDENCE_POLICY"
+
+
+async def test_facts_that_change_meanwhile_are_decided_on_again(world, acme, agent) -> None:
+    """A tenant's update between decision and activation leads to a second decision on the new facts, and one session."""
+    agent.create_delay_s = 0.3
+    opening = asyncio.create_task(world.open("acme", request()))
+    await agent.until(lambda: bool(agent.commands))
+    await world.database.write(
+        lambda tx: tx.connection.exec_driver_sql("UPDATE tenants SET revision = revision + 1, max_output_tokens = 99")
+    )
+    opened = await opening
+    assert opened.grant.max_output_tokens == 99
+    decisions = await world.records(acme.tenant_id, "decision")
+    assert [d.data["input"]["context"]["tenant"]["max_output_tokens"] for d in decisions] == [256, 99]
+    assert len(await world.records(acme.tenant_id, "outcome")) == 1
+
+
+async def test_decision_of_a_superseded_bundle_is_not_acted_on(world, acme, agent) -> None:
+    """While the engine answers with another bundle than the active one, nothing is placed; afterwards it works."""
+    await world.database.write(
+        lambda tx: tx.connection.exec_driver_sql(
+            "INSERT INTO policy_bundles (bundle_id, digest, revision, status, bundle, published_by, created_us) "
+            f"VALUES ('{ids.new_id(ids.BUNDLE)}', '{'ef' * 32}', 1, 'active', x'00', 'subj', 1)"
+        )
+    )
+    error = await refused(world, "acme", request())
+    assert (error.code(), code_of(error)) == (grpc.StatusCode.ABORTED, "CONFLICT")
+    assert not agent.commands
+    world.policy.bundle = "ef" * 32
+    assert (await world.open("acme", request())).grant.session_id
+
+
+async def test_cancelled_open_gives_its_slot_back(world, agent) -> None:
+    """The caller goes away while the worker starts: with a limit of one the next open succeeds, on the same worker."""
+    caller = await world.tenant("solo", session_limit=1)
+    agent.create_delay_s = 0.4
+    opening = asyncio.create_task(world.open("solo", request()))
+    await agent.until(lambda: bool(agent.commands))
+    opening.cancel()
+    await asyncio.gather(opening, return_exceptions=True)
+    async with asyncio.timeout(5):
+        while not (outcomes := await world.records(caller.tenant_id, "outcome")):
+            await asyncio.sleep(0.02)
+    assert outcomes[0].data["code"] == "CANCELLED"
+    assert (await world.open("solo", request())).grant.session_id
+    assert [command.WhichOneof("command") for command in agent.commands].count("create") == 1
+
+
+async def test_session_limit_is_exact_under_a_burst(world, agent) -> None:
+    """300 opens at once against a limit of 20: exactly 20 are open, the others SESSION_LIMIT."""
+    caller = await world.tenant("busy", session_limit=20)
+
+    async def one() -> str:
+        try:
+            return "open" if (await world.open("busy", request())).grant.session_id else "nothing"
+        except grpc.aio.AioRpcError as error:
+            assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+            return code_of(error)
+
+    results = await asyncio.gather(*(one() for _ in range(300)))
+    assert (results.count("open"), results.count("SESSION_LIMIT")) == (20, 280)
+    assert len(await world.records(caller.tenant_id, "decision")) == 20 + 10
+
+
+async def test_a_policy_without_the_limit_cannot_exceed_it(world, agent) -> None:
+    """The slot, not the answer of the engine, is what counts: an allow without a slot is a denial."""
+    await world.tenant("small", session_limit=1)
+
+    async def allow(asked):
+        decision = await type(world.policy).decide(world.policy, asked)
+        return replace(decision, allow=True, reasons=())
+
+    await world.open("small", request())
+    world.core.opener._decider._policy = type("Allowing", (), {"decide": staticmethod(allow)})()
+    error = await refused(world, "small", request())
+    assert (error.code(), code_of(error)) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "SESSION_LIMIT")
+
+
+async def test_renewal_continues_without_weakening(world, acme, agent) -> None:
+    """A renewed grant verifies as the old one's continuation and cites its own decision."""
+    message = request()
+    opened = await world.open("acme", message)
+    nonce = secrets.token_bytes(32)
+    renewed = await world.renew("acme", opened.grant.session_id, nonce=nonce)
+    vkey = await vkey_of(world, acme.tenant_id)
+    old = verified(world, acme, message, opened.grant, vkey)
+    new = verified(world, acme, message, renewed, vkey, nonce=nonce)
+    assert verify_renewal(old, new) is new
+    assert new.decision.index > old.decision.index
+    assert (await actions(world, acme.tenant_id))[-2:] == ["decision", "session.renewed"]
+
+
+async def test_renewal_asks_policy_again(world, acme, agent) -> None:
+    """A tenant that was suspended meanwhile gets no new ticket."""
+    opened = await world.open("acme", request())
+    await world.database.write(lambda tx: tx.connection.exec_driver_sql("UPDATE tenants SET status = 'suspended'"))
+    with pytest.raises(grpc.aio.AioRpcError) as error:
+        await world.renew("acme", opened.grant.session_id)
+    assert code_of(error.value) == "POLICY_DENIED"
+
+
+async def test_renewal_under_a_higher_tier_ends_the_partition_for_the_session(world, acme, agent) -> None:
+    """A demand that the session's partition cannot meet is WORKER_LOST, never a weaker ticket."""
+    opened = await world.open("acme", request())
+    world.policy.obligations = (MinTier(Tier.GPU),)
+    with pytest.raises(grpc.aio.AioRpcError) as error:
+        await world.renew("acme", opened.grant.session_id)
+    assert code_of(error.value) == "WORKER_LOST"
+    assert (await world.records(acme.tenant_id, "outcome"))[-1].data["result"] == "failed"
+
+
+async def test_tier_of_a_session_never_falls_on_renewal(world, acme, agent) -> None:
+    """What one decision demanded is demanded of the session afterwards, also when policy no longer does."""
+    world.policy.obligations = (MinTier(Tier.GPU),)
+    opened = await world.open("acme", request())
+    world.policy.obligations = ()
+    renewed = await world.renew("acme", opened.grant.session_id)
+    assert renewed.tier == common_pb2.TIER_GPU
+    assert (await world.records(acme.tenant_id, "decision"))[-1].tier == "gpu"
+
+
+async def test_closing_is_idempotent_and_final(world, acme, agent) -> None:
+    """Closed twice, recorded once; renewing or repeating the open says SESSION_CLOSED."""
+    message = request()
+    opened = await world.open("acme", message)
+    await world.close_session("acme", opened.grant.session_id)
+    await world.close_session("acme", opened.grant.session_id)
+    assert (await actions(world, acme.tenant_id)).count("session.closed") == 1
+    with pytest.raises(grpc.aio.AioRpcError) as error:
+        await world.renew("acme", opened.grant.session_id)
+    assert (error.value.code(), code_of(error.value)) == (grpc.StatusCode.FAILED_PRECONDITION, "SESSION_CLOSED")
+    assert code_of(await refused(world, "acme", message)) == "SESSION_CLOSED"
+
+
+async def test_warm_open_is_quick(world, acme, agent) -> None:
+    """The median of opens on a running partition stays far below a second (the goal is measured in benchmarks/)."""
+    await world.open("acme", request())
+    times_s = []
+    for _ in range(9):
+        started = time.perf_counter()
+        await world.open("acme", request())
+        times_s.append(time.perf_counter() - started)
+    assert sorted(times_s)[4] < 0.25
