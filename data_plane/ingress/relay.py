@@ -50,9 +50,8 @@ class IngressLimits:
     idle_timeout_s: float = 900.0
 
     def __post_init__(self) -> None:
-        require_between(self.max_connections, 1, 1_000_000)
-        require_between(self.max_connections_per_worker, 1, self.max_connections)
-        require_between(self.max_pending, 1, self.max_connections)
+        for count in (self.max_connections, self.max_connections_per_worker, self.max_pending):
+            require_between(count, 1, 1_000_000)
         for seconds in (self.hello_timeout_s, self.connect_timeout_s, self.stall_timeout_s, self.idle_timeout_s):
             require_between(seconds, 0.01, 86_400)
 
