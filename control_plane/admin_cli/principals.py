@@ -46,7 +46,7 @@ def create_principal(ctx: click.Context, name: str, *, tenant: str | None, role:
 
 
 @principal.command("list", epilog=example("bulkhead-admin principal list --tenant acme"))
-@click.option("--tenant", help="Name or identifier; without it, those that belong to no tenant.")
+@click.option("--tenant", help="Name or identifier; without it everybody.")
 @json_option
 @click.pass_context
 def list_principals(ctx: click.Context, *, tenant: str | None, as_json: bool) -> None:
@@ -64,6 +64,7 @@ def list_principals(ctx: click.Context, *, tenant: str | None, as_json: bool) ->
         columns={
             "name": lambda item: item.name,
             "role": lambda item: item.role,
+            "tenant": lambda item: item.tenant_id,
             "principal": lambda item: item.principal_id,
             "subject": lambda item: item.subject_id,
         },

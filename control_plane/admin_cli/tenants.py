@@ -18,6 +18,8 @@ __all__ = ["TIERS", "tenant"]
 
 Function = TypeVar("Function", bound="Callable[..., Any]")
 TIERS: Final = ("process", "mig", "gpu", "confidential")
+DEFAULT_SESSION_LIMIT: Final = 20
+DEFAULT_MAX_OUTPUT_TOKENS: Final = 4096
 
 
 @click.group()
@@ -44,9 +46,14 @@ def _settings_options(function: Function) -> Function:
 @json_option
 @click.pass_context
 def create(ctx: click.Context, /, name: str, *, as_json: bool, **settings: Any) -> None:
-    """Create the tenant NAME and its audit log."""
+    """Create the tenant NAME and its audit log.
+
+    Without options: no region, pack or model, 20 sessions, 4096 output tokens for each request.
+    """
     from bulkhead.client.tenancy import TenancyAdmin
 
+    settings["session_limit"] = settings["session_limit"] or DEFAULT_SESSION_LIMIT
+    settings["max_output_tokens"] = settings["max_output_tokens"] or DEFAULT_MAX_OUTPUT_TOKENS
     wanted = _settings(**settings)
     made = on_channel(ctx, lambda channel: TenancyAdmin(channel).create_tenant(name, wanted))
     emit(made, as_json=as_json, text=f"created tenant {made.name}\n{_text(made)}")

@@ -69,6 +69,7 @@ async def test_tenant_is_created_changed_and_suspended(tmp_path: Path) -> None:
             )
         )
         assert (made["packs"], made["minimum_tier"], made["status"]) == (["hipaa"], "gpu", "active")
+        assert (made["session_limit"], made["max_output_tokens"]) == (20, 4096)
         await admin.done("tenant", "update", "mercy", "--session-limit", "7", "--region", "eu-central")
         await admin.done("tenant", "suspend", made["tenant_id"])
         updates = [said for said in admin.state.said if isinstance(said, tenancy_pb2.UpdateTenantRequest)]

@@ -46,7 +46,6 @@ WHAT_TO_DO: Final[Mapping[str, str]] = MappingProxyType(
         "CREDENTIAL_EXPIRED": "Ask an admin for a new credential.",
         "CREDENTIAL_INVALID": "Check the profile's credential.",
         "CREDENTIAL_MISSING": "Give the profile an api_key_file or a client certificate.",
-        "CREDENTIAL_REVOKED": "Ask an admin for a new credential.",
         "DEADLINE_EXCEEDED": "Try again; if it persists the server is overloaded.",
         "EVIDENCE_POLICY": "The profile's trust policy decides what is accepted.",
         "EVIDENCE_SIMULATED": "For development only: development_mode = true in the profile.",

@@ -33,11 +33,10 @@ def what(fields: "LeafFields") -> str:
 
 
 def why(fields: "LeafFields") -> str:
-    """Return the reasons of a decision, the error of a failure, or the purpose that was stated."""
-    reasons = [f"{reason['code']}: {reason['message']}" for reason in fields.reasons]
-    if _text(fields, "code"):
-        reasons.append(f"{_text(fields, 'code')}: {_text(fields, 'message')}")
-    return "; ".join(reasons)
+    """Return the reasons of a decision, or the error of a failure."""
+    reasons = [(reason["code"], reason["message"]) for reason in fields.reasons]
+    reasons.append((_text(fields, "code"), _text(fields, "message")))
+    return "; ".join(": ".join(part for part in reason if part) for reason in reasons if any(reason))
 
 
 def where(fields: "LeafFields") -> str:

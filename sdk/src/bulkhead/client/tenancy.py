@@ -19,7 +19,7 @@ __all__ = ["TenancyAdmin", "TenantSettings"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TenantSettings:
-    """What an admin sets for a tenant; None leaves it as it is, or to the server's default.
+    """What an admin sets for a tenant; None leaves it as it is. A new tenant needs both limits.
 
     Attributes:
         status: `active` or `suspended`; ignored when a tenant is created.
@@ -76,10 +76,11 @@ class TenancyAdmin:
         self._query = tenancy_pb2_grpc.TenancyQueryServiceStub(channel.raw)
 
     async def create_tenant(self, name: str, settings: TenantSettings) -> TenantView:
-        """Create a tenant and its audit log; what ``settings`` leaves open takes the server's default.
+        """Create a tenant and its audit log.
 
         Raises:
             AlreadyExistsError: the name is taken.
+            InvalidRequestError: a limit is missing or out of bounds.
             BulkheadError: see :meth:`Channel.unary`.
         """
         tenant = settings.message()
@@ -129,7 +130,7 @@ class TenancyAdmin:
         return convert.principal_view(reply.principal)
 
     def principals(self, tenant_id: str) -> AsyncGenerator[PrincipalView, None]:
-        """Yield the principals of a tenant; an empty id lists those that belong to none."""
+        """Yield the principals of a tenant; an empty id lists everybody."""
 
         async def fetch(page: common_pb2.PageRequest) -> tuple[Iterable[PrincipalView], str]:
             request = tenancy_pb2.ListPrincipalsRequest(tenant_id=tenant_id, page=page)
