@@ -31,8 +31,10 @@ from scripts.local_processes import LocalError  # noqa: E402
 STARTED: Final = time.monotonic()
 CHAT_TIMEOUT_S: Final = 180.0
 
-HOSPITAL_QUESTION: Final = "A patient asks how much water an adult should drink each day. Answer in two sentences."
-STARTUP_QUESTION: Final = "What is the capital of France?"
+FIRST_QUESTION: Final = "What is the capital of France?"
+HOSPITAL_QUESTION: Final = "Explain why washing hands before surgery protects patients."
+STARTUP_QUESTION: Final = "Explain how a bakery can win new customers."
+LINE_CHARS: Final = 96
 
 
 class DemoError(Exception):
@@ -74,10 +76,10 @@ class Chat(threading.Thread):
         self._question = question
 
     def run(self) -> None:
-        """Ask, and show progress and answer."""
-        command = [str(BIN / "bulkhead"), "chat", "--max-tokens", "64", self._question]
+        """Ask, show progress, and show the answer line by line as it streams in."""
+        self._print(f'asks: "{self._question}"')
         child = subprocess.Popen(
-            command,
+            [str(BIN / "bulkhead"), "chat", "--max-tokens", "96", self._question],
             env=environment(self._platform, self._profile),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -85,27 +87,43 @@ class Chat(threading.Thread):
         )
         assert child.stdout is not None
         assert child.stderr is not None
-        progress = threading.Thread(target=self._show, args=(child.stderr, "  "))
+        progress = threading.Thread(target=self._show_progress, args=(child.stderr,))
         progress.start()
+        shown = 0
         while piece := os.read(child.stdout.fileno(), 4096):
             if not self.answer:
                 self.first_text_s = time.monotonic()
             self.answer += piece.decode(errors="replace")
+            shown = self._show_answer(shown, final=False)
         self.end_s = time.monotonic()
+        self._show_answer(shown, final=True)
         progress.join()
         code = child.wait(CHAT_TIMEOUT_S)
         if code:
             self.failed = f"bulkhead chat of {self._who} ended with exit code {code}"
-        else:
-            self._print(f'asked  "{self._question}"')
-            self._print(f'answer "{" ".join(self.answer.split())}"')
 
-    def _show(self, stream: IO[bytes], indent: str) -> None:
+    def _show_answer(self, shown: int, *, final: bool) -> int:
+        """Print whole lines of the answer that are not shown yet; return how many characters are."""
+        while True:
+            text = self.answer[shown:]
+            cut = text.rfind(" ", 0, LINE_CHARS) if len(text) > LINE_CHARS else -1
+            newline = text.find("\n", 0, LINE_CHARS)
+            if newline >= 0:
+                cut = newline
+            if cut < 0:
+                if final and text.strip():
+                    self._print(f"> {text.strip()}")
+                return shown
+            if text[:cut].strip():
+                self._print(f"> {text[:cut].strip()}")
+            shown += cut + 1
+
+    def _show_progress(self, stream: IO[bytes]) -> None:
         for line in stream:
-            self._print(indent + line.decode(errors="replace").rstrip())
+            self._print("  " + line.decode(errors="replace").strip())
 
     def _print(self, text: str) -> None:
-        say(f"   {self._who:9} | {text}")
+        say(f"   {self._who:8} | {text}")
 
 
 def environment(platform: LocalPlatform, profile: str) -> dict[str, str]:
@@ -145,12 +163,12 @@ def show(profile: str, program: str, *arguments: str, platform: LocalPlatform, e
     return done
 
 
-def two_tenants(platform: LocalPlatform) -> None:
-    """Let both tenants ask at the same time, each on its own partition."""
-    chats = [
-        Chat(platform=platform, who="hospital", profile="mercy", question=HOSPITAL_QUESTION),
-        Chat(platform=platform, who="start-up", profile="acme", question=STARTUP_QUESTION),
-    ]
+def ask_both(platform: LocalPlatform, hospital: str, startup: str) -> tuple[Chat, Chat]:
+    """Let both tenants ask at the same time and wait for both answers."""
+    chats = (
+        Chat(platform=platform, who="hospital", profile="mercy", question=hospital),
+        Chat(platform=platform, who="start-up", profile="acme", question=startup),
+    )
     for chat in chats:
         chat.start()
     for chat in chats:
@@ -158,14 +176,22 @@ def two_tenants(platform: LocalPlatform) -> None:
     for chat in chats:
         if chat.failed:
             raise DemoError(chat.failed)
-    if "Paris" not in chats[1].answer:
-        raise DemoError(f"the start-up's answer does not name Paris: {chats[1].answer!r}")
-    if len(chats[0].answer.split()) < 5:
-        raise DemoError(f"the hospital's answer is too short: {chats[0].answer!r}")
-    partitions = platform.admin("fleet", "partitions")
-    tiers = {partition["tier"]: partition for partition in partitions if partition["state"] == "ready"}
-    if not {"gpu", "mig"} <= set(tiers) or tiers["gpu"]["tenant_id"] == tiers["mig"]["tenant_id"]:
-        raise DemoError(f"expected a gpu and a mig partition of two tenants, found {partitions}")
+    return chats
+
+
+def two_tenants(platform: LocalPlatform) -> None:
+    """Let both tenants ask, first on cold partitions, then on warm ones so that their answers stream side by side."""
+    for chat in ask_both(platform, FIRST_QUESTION, FIRST_QUESTION):
+        if "Paris" not in chat.answer:
+            raise DemoError(f"an answer does not name Paris: {chat.answer!r}")
+    say("   both partitions are warm now; longer answers, side by side:")
+    hospital, startup = ask_both(platform, HOSPITAL_QUESTION, STARTUP_QUESTION)
+    if min(hospital.end_s, startup.end_s) <= max(hospital.first_text_s, startup.first_text_s):
+        raise DemoError("the two answers did not stream at the same time")
+    ready = [entry for entry in platform.admin("fleet", "partitions") if entry["state"] == "ready"]
+    tenants = {entry["tier"]: entry["tenant_id"] for entry in ready}
+    if set(tenants) != {"gpu", "mig"} or len(set(tenants.values())) != 2 or len(ready) != 2:
+        raise DemoError(f"expected a gpu and a mig partition of two tenants, found {ready}")
     show("admin", "bulkhead-admin", "fleet", "partitions", platform=platform)
 
 
@@ -180,7 +206,7 @@ def denial(platform: LocalPlatform) -> None:
 def officer(platform: LocalPlatform, scratch: Path) -> None:
     """Let the hospital's officer read, prove, export and verify."""
     listed = show("mercy-officer", "bulkhead", "audit", "list", platform=platform)
-    if "deny" not in listed.out:
+    if "DENY" not in listed.out:
         raise DemoError("the officer does not see the denial")
     records: list[dict[str, Any]] = json.loads(
         command(platform, "mercy-officer", "bulkhead", "audit", "list", "--decision", "deny", "--json").out
@@ -193,12 +219,13 @@ def officer(platform: LocalPlatform, scratch: Path) -> None:
 
 def tamper(platform: LocalPlatform, scratch: Path) -> None:
     """Change one byte in a copy of the audit database and show that verification names the record."""
-    copy = scratch / "copy"
-    shutil.copytree(platform.root / "control" / "audit", copy)
-    database = copy / "audit.db"
-    intact = platform.run([str(BIN / "bulkhead-audit"), "verify", str(database), "--json"])
-    say(f"   a copy of the database verifies as it is: {intact.strip()[:120]}")
+    database = scratch / "copy.db"
+    live = sqlite3.connect(f"file:{platform.root / 'control' / 'audit' / 'audit.db'}?mode=ro", uri=True)
     connection = sqlite3.connect(database)
+    live.backup(connection)
+    live.close()
+    say("   a copy of the database verifies as it is:")
+    show("operator", "bulkhead-audit", "verify", str(database), platform=platform)
     with connection:
         position, leaf = connection.execute(
             "SELECT pos, leaf FROM audit_leaf WHERE instr(CAST(leaf AS TEXT), '\"deny\"') > 0 LIMIT 1"
@@ -257,8 +284,9 @@ def main(run: Callable[[LocalPlatform, Path], None] = steps, argv: Sequence[str]
     if failed is not None:
         print(f"demo failed: {failed}\nits state and logs are kept in {root}", file=sys.stderr)
         return 1
-    say(f"done{f'; the state is kept in {root}' if arguments.keep else ''}. The rack, its GPUs and its evidence were")
-    say("SIMULATED; the model, its answers, the sealing, the policies and the audit log were real.")
+    say(f"done{f'; the state is kept in {root}' if arguments.keep else ''}")
+    say("The rack, its GPUs and its evidence were SIMULATED.")
+    say("The model and its answers, the policies, the sealing and the audit log were real.")
     return 0
 
 
