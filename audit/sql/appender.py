@@ -13,6 +13,7 @@ from sqlalchemy import Connection, Dialect, insert, select
 
 from audit.chain import GENESIS, LockState, next_chain
 from audit.model import Failpoint, Head
+from audit.sql.queries import as_bytes, as_int, as_text
 from audit.sql.statements import CHAIN_AT, HEADS_OF, PLACES_OF, CommitStatements
 from audit.sql.tables import audit_log, audit_round, audit_writer
 from audit.store import Committed, NewLeaf, Placed
@@ -71,7 +72,7 @@ class Appender:
         if connection.dialect.name != "sqlite":  # there BEGIN IMMEDIATE is the lock
             connection.execute(select(audit_writer.c.id).with_for_update())
         row = self._sql.last.run(connection, {}).first()
-        last, pos = (GENESIS, 0) if row is None else (LockState(row.seq, row.chain), row.pos)
+        last, pos = (GENESIS, 0) if row is None else (LockState(as_int(row.seq), as_bytes(row.chain)), as_int(row.pos))
         _check_locked(connection, last, locked)
         self._failpoint("commit.begun")
         growing = self._heads(connection, {leaf.log_id for leaf in batch}, last)
@@ -176,7 +177,9 @@ class Appender:
         unknown = sorted(log_id for log_id in ids if log_id not in growing)
         if unknown:
             for row in connection.execute(HEADS_OF, {"ids": unknown}):
-                growing[row.log_id] = _Growth(row.origin, Frontier.decode(row.size, row.frontier))
+                growing[row.log_id] = _Growth(
+                    as_text(row.origin), Frontier.decode(as_int(row.size), as_bytes(row.frontier))
+                )
         return growing
 
     def _write_heads(
@@ -212,7 +215,8 @@ class Appender:
         low, high, old_size = number * TILE_WIDTH, (number + 1) * TILE_WIDTH, growth.base.size
         hashes: list[bytes] = []
         if low < old_size:  # the tile's first leaves are from earlier commits
-            hashes = list(self._sql.hashes.run(connection, {"log": log_id, "low": low, "high": old_size}).scalars())
+            found = self._sql.hashes.run(connection, {"log": log_id, "low": low, "high": old_size}).scalars()
+            hashes = [as_bytes(value) for value in found]
         return hashes + growth.hashes[max(low - old_size, 0) : high - old_size]
 
     def _root(self, connection: Connection, log_id: int, level: int, number: int) -> bytes:
@@ -221,7 +225,7 @@ class Appender:
             data = self._sql.tile.run(connection, {"log": log_id, "lev": level, "num": number}).scalar()
             if data is None:
                 raise InternalError(f"log {log_id} has no tile {level}/{number}")
-            root = tree_root(split_tile(data))
+            root = tree_root(split_tile(as_bytes(data)))
             self._remember((log_id, level, number), root)
         return root
 
@@ -247,7 +251,7 @@ def _check_locked(connection: Connection, last: LockState, locked: LockState) ->
 
 def _known(connection: Connection, batch: Sequence[NewLeaf]) -> dict[str, tuple[int, int, bytes]]:
     rows = connection.execute(PLACES_OF, {"ids": [leaf.record_id for leaf in batch]})
-    return {row.record_id: (row.log_id, row.idx, row.leaf_hash) for row in rows}
+    return {row.record_id: (as_int(row.log_id), as_int(row.idx), as_bytes(row.leaf_hash)) for row in rows}
 
 
 def _again(leaf: NewLeaf, there: tuple[int, int, bytes]) -> Placed | BulkheadError:

@@ -10,7 +10,7 @@ from audit.sql.tables import audit_head, audit_index, audit_leaf
 from audit.store import IndexedLeaf, IndexedLeaves
 from bulkhead.errors import InvalidRequestError
 
-__all__ = ["index_row", "run_query", "stored_leaf"]
+__all__ = ["as_bytes", "as_int", "as_text", "index_row", "run_query", "stored_leaf"]
 
 _TOKEN: Final = re.compile(r"([ip])(0|[1-9][0-9]{0,17})")
 _INDEX: Final = audit_index.c
@@ -51,22 +51,48 @@ def run_query(connection: Connection, query: RecordFilter, page: Page) -> Indexe
     return IndexedLeaves(rows, token, *_sizes(connection, query.log_id))
 
 
+def as_bytes(value: object) -> bytes:
+    """Return ``value`` if it is bytes; else none.
+
+    SQLite stores any type in any column. A value of the wrong type is somebody's edit: it must fail the check that is
+    due, with that check's name for it, and not the code that reads it.
+    """
+    return value if isinstance(value, bytes) else b""
+
+
+def as_text(value: object) -> str:
+    """Return ``value`` if it is text; else none. See :func:`as_bytes`."""
+    return value if isinstance(value, str) else ""
+
+
+def as_int(value: object) -> int:
+    """Return ``value`` if it is an integer; else -1. See :func:`as_bytes`."""
+    return value if isinstance(value, int) else -1
+
+
 def index_row(row: Row[Any]) -> IndexRow:
-    """Return a row of ``audit_index`` as a value."""
+    """Return a row of ``audit_index`` as a value; its texts are only ever compared."""
     return IndexRow(
-        row.pos, row.log_id, row.idx, row.ts_us, row.action, row.decision, row.subject, row.session, row.pair_id
-    )
+        as_int(row.pos), as_int(row.log_id), as_int(row.idx), row.ts_us, row.action, row.decision, row.subject,
+        row.session, row.pair_id,
+    )  # fmt: skip
 
 
 def stored_leaf(row: Row[Any]) -> StoredLeaf:
     """Return a row of ``audit_leaf`` as a value."""
-    return StoredLeaf(row.pos, row.log_id, row.idx, row.record_id, row.leaf, row.leaf_hash)
+    return StoredLeaf(
+        as_int(row.pos), as_int(row.log_id), as_int(row.idx), as_text(row.record_id), as_bytes(row.leaf),
+        as_bytes(row.leaf_hash),
+    )  # fmt: skip
 
 
 def _leaf_beside(row: Row[Any]) -> StoredLeaf | None:
     if row.leaf_pos is None:
         return None
-    return StoredLeaf(row.leaf_pos, row.leaf_log_id, row.leaf_idx, row.record_id, row.leaf, row.leaf_hash)
+    return StoredLeaf(
+        row.leaf_pos, as_int(row.leaf_log_id), as_int(row.leaf_idx), as_text(row.record_id), as_bytes(row.leaf),
+        as_bytes(row.leaf_hash),
+    )  # fmt: skip
 
 
 def _conditions(query: RecordFilter) -> list[ColumnElement[bool]]:

@@ -11,7 +11,7 @@ from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from audit.chain import GENESIS, LockState
 from audit.model import Failpoint, Head, IndexRow, LogInfo, Page, RecordFilter, StoredLeaf
 from audit.sql.appender import Appender
-from audit.sql.queries import run_query, stored_leaf
+from audit.sql.queries import as_bytes, as_int, as_text, run_query, stored_leaf
 from audit.sql.tables import (
     audit_checkpoint,
     audit_commit,
@@ -78,7 +78,7 @@ class SqlAuditReader:
             row = connection.execute(
                 select(audit_commit.c.seq, audit_commit.c.chain).order_by(audit_commit.c.seq.desc()).limit(1)
             ).first()
-            return GENESIS if row is None else LockState(row.seq, row.chain)
+            return GENESIS if row is None else LockState(as_int(row.seq), as_bytes(row.chain))
 
     def chain_at(self, seq: int) -> bytes | None:
         """Return a commit's chain value."""
@@ -91,7 +91,13 @@ class SqlAuditReader:
         """Return every log by id."""
         with self.reading() as connection:
             return tuple(
-                LogInfo(log_id=row.log_id, origin=row.origin, tenant=row.tenant, epoch=row.epoch, slot=row.slot)
+                LogInfo(
+                    log_id=as_int(row.log_id),
+                    origin=as_text(row.origin),
+                    tenant=None if row.tenant is None else as_text(row.tenant),
+                    epoch=as_int(row.epoch),
+                    slot=None if row.slot is None else as_int(row.slot),
+                )
                 for row in connection.execute(select(audit_log).order_by(audit_log.c.log_id))
             )
 
@@ -99,7 +105,9 @@ class SqlAuditReader:
         """Return every head."""
         with self.reading() as connection:
             rows = connection.execute(select(audit_head)).all()
-            return tuple(Head(row.log_id, Frontier.decode(row.size, row.frontier)) for row in rows)
+            return tuple(
+                Head(as_int(row.log_id), Frontier.decode(as_int(row.size), as_bytes(row.frontier))) for row in rows
+            )
 
     def leaves(self, log_id: int, start: int, stop: int) -> tuple[StoredLeaf, ...]:
         """Return leaves of a log in order; at most 4,096 at a time."""
@@ -124,7 +132,7 @@ class SqlAuditReader:
         wanted = select(table.size, table.note).where(table.log_id == log_id).order_by(table.size.desc()).limit(1)
         with self.reading() as connection:
             row = connection.execute(wanted).first()
-            return None if row is None else (row.size, row.note)
+            return None if row is None else (as_int(row.size), as_text(row.note))
 
     def leaf_hashes(self, log_id: int, start: int, stop: int) -> tuple[bytes, ...]:
         """Return leaf hashes of a log in order; at most 4,096 at a time."""
@@ -135,7 +143,7 @@ class SqlAuditReader:
             .limit(_MAX_ROWS)
         )
         with self.reading() as connection:
-            return tuple(connection.execute(wanted).scalars())
+            return tuple(as_bytes(value) for value in connection.execute(wanted).scalars())
 
     def tile(self, log_id: int, level: int, number: int) -> bytes | None:
         """Return a full tile."""
@@ -143,7 +151,8 @@ class SqlAuditReader:
             audit_tile.c.log_id == log_id, audit_tile.c.level == level, audit_tile.c.n == number
         )
         with self.reading() as connection:
-            return connection.execute(wanted).scalar()
+            row = connection.execute(wanted).first()
+            return None if row is None else as_bytes(row.hashes)
 
     def checkpoints(self, log_id: int, start: int, stop: int) -> tuple[tuple[int, str], ...]:
         """Return kept checkpoints in order; at most 4,096 at a time."""
@@ -155,7 +164,7 @@ class SqlAuditReader:
             .limit(_MAX_ROWS)
         )
         with self.reading() as connection:
-            return tuple((row.size, row.note) for row in connection.execute(wanted))
+            return tuple((as_int(row.size), as_text(row.note)) for row in connection.execute(wanted))
 
     def last_round(self) -> int | None:
         """Return the last round's number."""

@@ -23,7 +23,7 @@ from sqlalchemy import Row, func, select
 from audit.chain import GENESIS, LockState, next_chain
 from audit.export import check_leaf
 from audit.model import IndexRow, LogInfo, Progress, StoredLeaf
-from audit.sql.queries import index_row, stored_leaf
+from audit.sql.queries import as_int, as_text, index_row, stored_leaf
 from audit.sql.store import SqlAuditReader
 from audit.sql.tables import (
     audit_checkpoint,
@@ -125,9 +125,9 @@ class _Verifier:
         with self._reader.reading() as connection:
             last = connection.execute(select(func.max(audit_commit.c.seq), func.max(audit_commit.c.pos))).one()
             heads = connection.execute(select(audit_head)).all()
-            indexed_to = connection.execute(select(func.max(audit_index.c.pos))).scalar() or 0
+            indexed_to = as_int(connection.execute(select(func.max(audit_index.c.pos))).scalar() or 0)
         self._logs = {info.log_id: _Log(info) for info in self._reader.logs()}
-        last_seq, last_pos = last[0] or 0, last[1] or 0
+        last_seq, last_pos = as_int(last[0] or 0), as_int(last[1] or 0)
         pos = 0
         while pos < last_pos:
             pos = self._chunk(pos, min(pos + _CHUNK, last_pos), indexed_to)
@@ -166,7 +166,7 @@ class _Verifier:
                 select(audit_index).where(audit_index.c.pos > done, audit_index.c.pos <= stop)
             ).all()
         rows = {row.pos: index_row(row) for row in index}
-        by_size = {(row.log_id, row.size): row.note for row in notes}
+        by_size = {(row.log_id, row.size): as_text(row.note) for row in notes}
         at = {row.pos: row for row in commits}
         for expected, row in enumerate(leaves, start=done + 1):
             stored = stored_leaf(row)
