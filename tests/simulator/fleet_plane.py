@@ -118,7 +118,7 @@ class FleetPlane(fleet_pb2_grpc.FleetServiceServicer):
             )
         )
 
-    async def Connect(  # noqa: N802
+    async def Connect(
         self, request_iterator: AsyncIterator[pb.AgentMessage], context: Any
     ) -> AsyncIterator[pb.ControlMessage]:
         """Serve one agent's stream."""

@@ -171,6 +171,7 @@ class ForgetfulMemory(StandInMemory):
     """Memory whose clearing leaves a byte behind."""
 
     def clear(self, slices: range) -> None:
+        """Clear, but for one byte."""
         super().clear(slices)
         self._slices[slices[0]][17] = 1
 
