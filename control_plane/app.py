@@ -74,8 +74,8 @@ class App:
             BulkheadError: what could not be opened, started or listened on.
         """
         config = self._config
+        resources = await open_resources(config, self._stack)  # from here on no other process has this directory
         config.ports_file.unlink(missing_ok=True)  # of a process that was killed
-        resources = await open_resources(config, self._stack)
         runtime = build_runtime(resources)
         await runtime.load()
         self._stack.push_async_callback(runtime.close)
@@ -100,7 +100,8 @@ class App:
         """Drain and close. Safe to call after a failed start, and twice."""
         for health in self._health:
             await health.drain()
-        self._config.ports_file.unlink(missing_ok=True)
+        if self._ports is not None:
+            self._config.ports_file.unlink(missing_ok=True)
         await self._stack.aclose()
 
     async def _listen(self, resources: Resources, runtime: Runtime, who: Admissions) -> Ports:

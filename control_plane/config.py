@@ -72,11 +72,11 @@ class StateTable:
 
     Attributes:
         url_file: file (0600) that holds an SQLAlchemy URL; absent, SQLite's ``state.db`` in the state directory.
-        timeout_s: longest that a call waits for the database.
+        timeout_s: longest that a call waits for the database, behind a burst of others too.
     """
 
     url_file: Path | None = None
-    timeout_s: float = 10.0
+    timeout_s: float = 20.0
 
     def __post_init__(self) -> None:
         """Check the time-out."""
