@@ -11,6 +11,7 @@ import contextlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import Final
 
 import grpc
 import structlog
@@ -28,6 +29,8 @@ from service.server import Health, add_health, add_reflection, new_server
 from service.tls import mutual_server_credentials, server_credentials
 
 __all__ = ["App", "Ports"]
+
+STREAM_GRACE_S: Final = 0.5  # of the agents' streams: they reconnect
 
 log = structlog.get_logger(__name__)
 
@@ -53,7 +56,8 @@ class App:
         self._stack = contextlib.AsyncExitStack()
         self._tasks = TaskSet()
         self._health: list[Health] = []
-        self._servers: list[grpc.aio.Server] = []
+        self._public_servers: list[grpc.aio.Server] = []
+        self._internal_servers: list[grpc.aio.Server] = []
         self._ports: Ports | None = None
 
     @property
@@ -109,30 +113,29 @@ class App:
         roots = keys.authority.certificate_pem
         clients = roots if listen.client_roots is None else roots + b"\n" + _read_roots(self._config)
         public = runtime.public_services()
-        internal = await self._serve(
+        internal, internal_port = await self._serve(
             address=listen.internal,
             credentials=mutual_server_credentials(keys.server, roots),
             offered=runtime.internal_services(),
             admit=who.agent.admit,
             unlimited=runtime.unlimited_methods,
         )
-        return Ports(
-            public=await self._serve(
-                address=listen.public,
-                credentials=server_credentials(keys.server),
+        self._internal_servers.append(internal)
+        ports: list[int] = []
+        for address, credentials, admission in (
+            (listen.public, server_credentials(keys.server), who.api_key),
+            (listen.public_mtls, mutual_server_credentials(keys.server, clients), who.certificate),
+        ):
+            server, port = await self._serve(
+                address=address,
+                credentials=credentials,
                 offered=public,
-                admit=who.api_key.admit,
-                on_refusal=who.api_key.on_refusal,
-            ),
-            public_mtls=await self._serve(
-                address=listen.public_mtls,
-                credentials=mutual_server_credentials(keys.server, clients),
-                offered=public,
-                admit=who.certificate.admit,
-                on_refusal=who.certificate.on_refusal,
-            ),
-            internal=internal,
-        )
+                admit=admission.admit,
+                on_refusal=admission.on_refusal,
+            )
+            self._public_servers.append(server)
+            ports.append(port)
+        return Ports(public=ports[0], public_mtls=ports[1], internal=internal_port)
 
     async def _serve(
         self,
@@ -143,7 +146,7 @@ class App:
         admit: Admit,
         on_refusal: OnRefusal | None = None,
         unlimited: frozenset[str] = frozenset(),
-    ) -> int:
+    ) -> tuple[grpc.aio.Server, int]:
         limits = self._config.limits
         server = new_server(
             max_call_s=limits.max_call_s,
@@ -161,13 +164,14 @@ class App:
             port = server.add_secure_port(address, credentials)
         except RuntimeError as error:
             raise ConfigError(f"cannot listen on {address}: it is in use, or not this machine's") from error
-        self._servers.append(server)
         await server.start()
-        return port
+        return server, port
 
     async def _stop_servers(self) -> None:
+        """Let tenants' calls finish, for which agents are needed; then end the agents' streams, which never finish."""
         drain_s = self._config.limits.drain_s
-        await asyncio.gather(*(server.stop(drain_s) for server in self._servers))
+        await asyncio.gather(*(server.stop(drain_s) for server in self._public_servers))
+        await asyncio.gather(*(server.stop(STREAM_GRACE_S) for server in self._internal_servers))
 
     async def _record_stop(self, resources: Resources) -> None:
         try:
