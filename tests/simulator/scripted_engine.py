@@ -1,0 +1,92 @@
+"""An engine whose answers a test dictates: for faults that a real model does not have on demand."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+
+from bulkhead.errors import UnsupportedError
+from data_plane.engine.port import (
+    ChatMessage,
+    Embedding,
+    EmbedRequest,
+    EngineHealth,
+    EngineRequest,
+    EngineState,
+    FinishReason,
+    ModelDescription,
+    TokenDelta,
+    Usage,
+)
+
+
+class ScriptedEngine:
+    """Gives the texts of ``script``, one token each, and waits where it holds an event or raises an exception of it.
+
+    Attributes:
+        script: texts, events to wait for, exceptions to raise.
+        requests: what was asked, in order.
+        closed: how many streams were closed before their end.
+    """
+
+    def __init__(self, *script: str | asyncio.Event | Exception) -> None:
+        self.script = script
+        self.requests: list[EngineRequest] = []
+        self.closed = 0
+        self.state = EngineState.SERVING
+        self.context_tokens = 100
+
+    async def generate(self, request: EngineRequest) -> AsyncGenerator[TokenDelta, None]:
+        """Follow the script."""
+        self.requests.append(request)
+        count = 0
+        try:
+            for item in self.script:
+                if isinstance(item, asyncio.Event):
+                    await item.wait()
+                elif isinstance(item, Exception):
+                    raise item
+                else:
+                    count += 1
+                    yield TokenDelta(text=item, token_ids=(count,))
+            usage = Usage(prompt_tokens=5, completion_tokens=count)
+            yield TokenDelta(text="", token_ids=(), finish_reason=FinishReason.STOP, usage=usage)
+        except (asyncio.CancelledError, GeneratorExit):
+            self.closed += 1
+            raise
+
+    async def embed(self, request: EmbedRequest) -> Embedding:
+        """Refuse: this is no encoder."""
+        raise UnsupportedError(f"{request.request_id}: the model served is not an embedding model")
+
+    async def tokenize(self, text: str) -> tuple[int, ...]:
+        """Return one token per character."""
+        return tuple(map(ord, text))
+
+    async def count_tokens(self, messages: tuple[ChatMessage, ...]) -> int:
+        """Return 5, always."""
+        return 5 if messages else 0
+
+    def describe(self) -> ModelDescription:
+        """Describe nothing in particular."""
+        return ModelDescription(
+            name="scripted",
+            architecture="None",
+            context_tokens=self.context_tokens,
+            parameters=0,
+            vocabulary=1,
+            compute="fp32",
+            weights="fp32",
+        )
+
+    def health(self) -> EngineHealth:
+        """Return the state that the test set."""
+        return EngineHealth(
+            state=self.state, running=0, waiting=0, kv_blocks_used=0, kv_blocks_total=1, steps=len(self.requests)
+        )
+
+    async def drain(self, *, timeout_s: float) -> bool:
+        """Have nothing to finish."""
+        return timeout_s >= 0
+
+    async def aclose(self) -> None:
+        """Close."""
+        self.state = EngineState.CLOSED
