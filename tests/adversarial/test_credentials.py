@@ -61,7 +61,7 @@ async def test_nothing_tells_which_part_was_wrong(ports: Served) -> None:
 
 
 @pytest.mark.parametrize(
-    "form", ["{key}", "bearer {key}", "Basic {key}", "Bearer  {key}", "Bearer {key} ", "Bearer " + "x" * 10_000]
+    "form", ["{key}", "bearer {key}", "Basic {key}", "Bearer  {key}", "Bearer {key} ", "Bearer " + "x" * 1_000]
 )
 async def test_only_one_form_of_the_metadata_counts(ports: Served, form: str) -> None:
     """Any other way to write the header is refused, however valid the key in it is."""
