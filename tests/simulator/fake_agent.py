@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass, field, replace
 
 import grpc
@@ -110,6 +110,7 @@ class FakeAgent:
 
     @property
     def agent_id(self) -> str:
+        """Its name."""
         return f"rack1-tray{self.tray:02}"
 
     async def start(self, *, identity: str = "") -> None:
@@ -146,6 +147,7 @@ class FakeAgent:
         )
 
     def hello(self) -> pb.Hello:
+        """Return the first message of a stream."""
         return pb.Hello(
             agent_id=self.agent_id,
             boot_id=self.boot_id,
@@ -157,12 +159,14 @@ class FakeAgent:
         )
 
     def statuses(self) -> list[pb.PartitionStatus]:
+        """Return what runs."""
         return [
             pb.PartitionStatus(partition_id=partition_id, fence=worker.fence, state=worker.state)
             for partition_id, worker in self.workers.items()
         ]
 
     def heartbeat(self) -> None:
+        """Send a heartbeat."""
         self._say(pb.AgentMessage(heartbeat=pb.Heartbeat(partitions=self.statuses())))
 
     def event(self, partition_id: str, *, seq: int | None = None, **event: object) -> int:
@@ -182,6 +186,7 @@ class FakeAgent:
         return self.last_seq
 
     def receipt(self, partition_id: str, session_id: str, *, tenant_id: str, digest: bytes = b"r" * 32) -> int:
+        """Send the event of one served request; return its number."""
         return self.event(
             partition_id,
             receipt=pb.ReceiptEvent(
@@ -211,7 +216,7 @@ class FakeAgent:
         while (message := await self._outgoing.get()) is not None:
             yield message
 
-    async def _listen(self, call: grpc.aio.StreamStreamCall) -> None:
+    async def _listen(self, call: AsyncIterable[pb.ControlMessage]) -> None:
         try:
             async for message in call:
                 self._take(message)
@@ -303,7 +308,7 @@ class FakeAgent:
             )
         )
 
-    def _spawn(self, work: object) -> None:
-        task = asyncio.create_task(work)  # type: ignore[arg-type]
+    def _spawn(self, work: Coroutine[object, object, None]) -> None:
+        task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

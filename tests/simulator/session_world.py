@@ -4,11 +4,12 @@ Admission alone is replaced: a call names its caller, or its agent, in metadata.
 tests call what they want to happen.
 """
 
+import asyncio
 import contextlib
 import dataclasses
 import secrets
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -80,6 +81,7 @@ class LimitingPolicy:
     asked: list[PolicyInput] = field(default_factory=list)
 
     async def decide(self, request: PolicyInput) -> Decision:
+        """Answer as scripted."""
         self.asked.append(request)
         if self.fail is not None:
             raise self.fail
@@ -150,17 +152,13 @@ class SessionWorld:
             unlimited=frozenset({"/bulkhead_fleet.v1.FleetService/Connect"}),
         )
         session_pb2_grpc.add_SessionServiceServicer_to_server(SessionServicer(sessions=core.sessions), server)
-        session_pb2_grpc.add_SessionQueryServiceServicer_to_server(
-            SessionQueryServicer(sessions=core.sessions), server
-        )
+        session_pb2_grpc.add_SessionQueryServiceServicer_to_server(SessionQueryServicer(sessions=core.sessions), server)
         audit_pb2_grpc.add_AuditServiceServicer_to_server(
             AuditServicer(reads=AuditReads(journal=self.journal, authorisation=asks)), server
         )
         fleet_pb2_grpc.add_FleetAdminServiceServicer_to_server(
             FleetAdminServicer(
-                fleet=FleetAdmin(
-                    administration=changes, fleet=core.fleet, book=core.book, releaser=core.releaser
-                )
+                fleet=FleetAdmin(administration=changes, fleet=core.fleet, book=core.book, releaser=core.releaser)
             ),
             server,
         )
@@ -188,6 +186,7 @@ class SessionWorld:
 
     @property
     def channel(self) -> grpc.aio.Channel:
+        """The channel of every caller."""
         assert self._channel is not None
         return self._channel
 
@@ -204,26 +203,22 @@ class SessionWorld:
         return agent
 
     async def tenant(self, name: str, *, session_limit: int = 10, **changes: Any) -> Caller:
-        """Create a tenant with a developer and an officer, named ``name`` and ``name-officer``; return the developer."""
-        tenant = Tenant(
-            **(
-                {
-                    "tenant_id": ids.new_id(ids.TENANT),
-                    "name": name,
-                    "status": TenantStatus.ACTIVE,
-                    "regions": ("eu-central",),
-                    "packs": (),
-                    "models": (MODEL,),
-                    "minimum_tier": Tier.MIG,
-                    "session_limit": session_limit,
-                    "max_output_tokens": 256,
-                    "revision": 1,
-                    "log_vkey": "",
-                    "created_us": now_us(),
-                }
-                | changes
-            )
-        )
+        """Create a tenant with a developer and an officer, ``name`` and ``name-officer``; return the developer."""
+        fields: dict[str, Any] = {
+            "tenant_id": ids.new_id(ids.TENANT),
+            "name": name,
+            "status": TenantStatus.ACTIVE,
+            "regions": ("eu-central",),
+            "packs": (),
+            "models": (MODEL,),
+            "minimum_tier": Tier.MIG,
+            "session_limit": session_limit,
+            "max_output_tokens": 256,
+            "revision": 1,
+            "log_vkey": "",
+            "created_us": now_us(),
+        }
+        tenant = Tenant(**(fields | changes))
         log = await self.audit.ensure_log(tenant.tenant_id)
         vkey = self.audit.vkey(log.log_id)
         await self.database.write(lambda tx: _insert_tenant(tx, tenant, vkey))
@@ -246,6 +241,13 @@ class SessionWorld:
         self.callers[name] = caller
         return caller
 
+    async def eventually(self, holds: Callable[[], Awaitable[object]], *, timeout_s: float = 10.0) -> Any:
+        """Wait until ``holds`` returns something true, and return that."""
+        async with asyncio.timeout(timeout_s):
+            while not (found := await holds()):  # noqa: ASYNC110  what happens in the service tells nobody
+                await asyncio.sleep(0.02)
+        return found
+
     async def records(self, tenant_id: str = "", *actions: str) -> list[LeafFields]:
         """Return the records of a tenant's log (the platform's without one), oldest first."""
         log = self.audit.platform_log if not tenant_id else await self.audit.ensure_log(tenant_id)
@@ -267,17 +269,20 @@ class SessionWorld:
         return opened
 
     async def renew(self, name: str, session_id: str, *, nonce: bytes | None = None) -> session_pb2.SessionGrant:
+        """Renew a session as ``name``."""
         stub = session_pb2_grpc.SessionServiceStub(self.channel)
         request = session_pb2.RenewSessionRequest(session_id=session_id, nonce=nonce or secrets.token_bytes(32))
         return (await stub.RenewSession(request, metadata=as_caller(name), timeout=25)).grant
 
     async def close_session(self, name: str, session_id: str) -> None:
+        """Close a session as ``name``."""
         stub = session_pb2_grpc.SessionServiceStub(self.channel)
         await stub.CloseSession(
             session_pb2.CloseSessionRequest(session_id=session_id), metadata=as_caller(name), timeout=25
         )
 
     async def session(self, name: str, session_id: str) -> session_pb2.Session:
+        """Return a session as ``name`` sees it."""
         stub = session_pb2_grpc.SessionQueryServiceStub(self.channel)
         request = session_pb2.GetSessionRequest(session_id=session_id)
         return (await stub.GetSession(request, metadata=as_caller(name), timeout=25)).session
@@ -347,8 +352,8 @@ async def session_world(
     config = audit or AuditConfig(
         database=directory / "audit.db", lock=directory / "audit.lock", keys_dir=directory / "keys", domain="test"
     )
+    await _state_file(directory)
     database = Database(url=f"sqlite:///{directory / 'state.db'}")
-    await migrate(database)
     log = await AuditLog.open(config)
     world = SessionWorld(
         database=database,
@@ -366,6 +371,20 @@ async def session_world(
         await world.close()
         await log.close()
         await database.close()
+
+
+_EMPTY_STATE: list[bytes] = []  # migrated once: migrations have tests of their own, and take longer than a session
+
+
+async def _state_file(directory: Path) -> None:
+    path = directory / "state.db"
+    if not path.exists() and _EMPTY_STATE:
+        path.write_bytes(_EMPTY_STATE[0])
+    elif not path.exists():
+        database = Database(url=f"sqlite:///{path}")
+        await migrate(database)
+        await database.close()
+        _EMPTY_STATE.append(path.read_bytes())
 
 
 def _insert_tenant(tx: Transaction, tenant: Tenant, vkey: str) -> None:

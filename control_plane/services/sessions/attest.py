@@ -11,6 +11,7 @@ Obligations of :meth:`Attestor.attest`; a tenant's SDK checks the same again, an
 """
 
 import hmac
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
@@ -20,7 +21,6 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from bulkhead.attestation import (
     AppraisedWorker,
-    Evidence,
     EvidenceKind,
     SimulatedWorker,
     TrustPolicy,
@@ -28,6 +28,7 @@ from bulkhead.attestation import (
 )
 from bulkhead.attestation import Tier as EvidenceTier
 from bulkhead.attestation.policy import MAX_EVIDENCE_AGE_S
+from bulkhead.encoding import b64url_encode
 from bulkhead.errors import (
     AgentUnavailableError,
     EvidenceBindingError,
@@ -151,7 +152,8 @@ class Attestor:
             now_s=now_s,
             development_mode=self._settings.allow_simulated,
         )
-        if not hmac.compare_digest(Evidence.parse(outcome.evidence).signer, agent.row.evidence_public_key):  # 2
+        signer = json.loads(outcome.evidence)["signer"]  # whose form the appraisal has checked
+        if not hmac.compare_digest(signer, b64url_encode(agent.row.evidence_public_key)):  # 2
             raise EvidencePolicyError("the evidence is not signed with the agent's own key")
         self._check_descriptor(worker, partition, agent)  # 3
         certificate = certificate_der(outcome.worker_certificate)
