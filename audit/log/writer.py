@@ -20,7 +20,6 @@ from audit.store import AuditStore, Committed, NewLeaf, Placed
 from bulkhead.errors import (
     AuditUnavailableError,
     BulkheadError,
-    InternalError,
     LogForkError,
     ShuttingDownError,
 )
@@ -175,7 +174,7 @@ class CommitThread:
         except AuditUnavailableError as failure:
             self.failure = error = failure
         except Exception as defect:  # noqa: BLE001 - the thread's boundary: a defect fails its callers, it never hangs them
-            self.failure = error = InternalError(f"the audit log failed: {type(defect).__name__}: {defect}")
+            self.failure = error = AuditUnavailableError(f"the audit log failed: {type(defect).__name__}: {defect}")
         else:
             self.failure = None
             self._unindexed += sum(isinstance(place, Placed) for place in committed.places)
@@ -220,7 +219,7 @@ class CommitThread:
         except AuditUnavailableError as failure:
             self.housekeeping_failure = failure
         except Exception as defect:  # noqa: BLE001 - the thread's boundary: housekeeping must not end commits
-            self.housekeeping_failure = InternalError(f"housekeeping failed: {type(defect).__name__}: {defect}")
+            self.housekeeping_failure = AuditUnavailableError(f"housekeeping failed: {type(defect).__name__}: {defect}")
 
     def _put_notes(self, notes: Mapping[tuple[int, int], str]) -> None:
         if not notes:

@@ -262,3 +262,22 @@ def test_bad_values_are_refused(tmp_path, bad):
     """Configuration out of range is a ConfigError."""
     with pytest.raises(ConfigError):
         config(tmp_path, **bad)
+
+
+async def test_a_defect_fails_its_callers_and_nothing_else(tmp_path):
+    """An exception that nobody foresaw in the commit thread is UNAVAILABLE to its callers; the thread lives on."""
+    failing = False
+
+    def failpoint(step: str) -> None:
+        if failing and step == "commit.heads":
+            raise ValueError("a defect")
+
+    log = await opened(tmp_path, failpoint)
+    await log.ensure_log(TENANT)
+    failing = True
+    record = decision()
+    with pytest.raises(AuditUnavailableError, match="a defect"):
+        await log.append(2, record)
+    failing = False
+    assert (await log.append(2, record)).index == 1
+    await log.close()
