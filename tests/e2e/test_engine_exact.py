@@ -1,0 +1,167 @@
+"""The native engine against transformers on the demo's chat model, in fp32."""
+
+import asyncio
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from data_plane.engine import ChatMessage, Engine, EngineRequest, SamplingParams, runner
+from scripts import fetch_model
+from tests.simulator.tiny_engine import Answer, answer, chat_request, running_engine
+
+LOGIT_ERROR = 1e-3
+LOGIT_ERROR_BF16 = 1.5  # logits have a spread of 3.4 here; the largest error measured is 0.77
+QUESTIONS = (
+    "What is the capital of France?",
+    "Hi",
+    "Write a haiku about the sea.",
+    "Translate to German: The patient has a fever and was given two tablets.",
+    "List three prime numbers above 100, then explain in one sentence why each of them is prime.",
+    "日本の首都はどこですか 🙂",
+    'def fib(n):\n    """Return the n-th Fibonacci number."""\n',
+    "Summarise: " + "The hospital keeps its records on its own machines. A start-up shares the rack. " * 4,
+    "What is 17 times 23?",
+    "Who wrote 'Faust'? Answer with the name only.",
+    "Continue: once upon a time there was a",
+    "Explain TLS to a child.",
+    "SELECT name FROM patients WHERE",
+    "Name a colour.",
+    "Write an e-mail to my landlord about a broken heater, politely but firmly, and ask for a date.",
+    "What would happen if the moon were twice as far away? " * 3,
+)
+
+
+@pytest.fixture(scope="module")
+def model() -> Path:
+    """The chat model, fetched if it is not in the cache: without it this test fails, it is never skipped."""
+    return fetch_model.ensure_chat_model(fetch_model.default_cache())
+
+
+@pytest.fixture(scope="module")
+def oracle(model: Path) -> Any:
+    import transformers
+
+    return transformers.AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+
+
+@pytest.fixture(scope="module")
+def prompts(model: Path) -> list[tuple[int, ...]]:
+    """The questions as transformers tokenises them."""
+    import transformers
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(model)
+    return [
+        tuple(tokenizer.apply_chat_template([{"role": "user", "content": text}], add_generation_prompt=True))
+        for text in QUESTIONS
+    ]
+
+
+def generated(oracle: Any, prompt: tuple[int, ...], count: int) -> tuple[int, ...]:
+    ids = torch.tensor([prompt])
+    done = oracle.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=count, do_sample=False)
+    return tuple(done[0, len(prompt) :].tolist())
+
+
+def forward(oracle: Any, prompt: tuple[int, ...], result: Answer) -> torch.Tensor:
+    """Return transformers' logits from which each token of the answer was to be chosen [tokens, vocabulary]."""
+    with torch.inference_mode():
+        ids = torch.tensor([prompt + result.tokens[:-1]])
+        logits: torch.Tensor = oracle(ids).logits[0, len(prompt) - 1 :]
+    return logits
+
+
+async def ask_all(engine: Engine, prompts: list[tuple[int, ...]], count: int, *, together: bool) -> list[Answer]:
+    requests = [
+        EngineRequest(request_id=str(i), prompt_token_ids=prompt, sampling=SamplingParams(max_tokens=count))
+        for i, prompt in enumerate(prompts)
+    ]
+    if together:
+        return list(await asyncio.gather(*(answer(engine, request) for request in requests)))
+    return [await answer(engine, request) for request in requests]
+
+
+async def test_text_is_tokenised_as_transformers_does_it(model: Path, prompts: list[tuple[int, ...]]) -> None:
+    """Chat template and tokenizer give transformers' token ids, and the model answers the demo's question."""
+    async with running_engine(model, threads=2, kv_memory_mib=256, block_tokens=32) as engine:
+        for text, prompt in zip(QUESTIONS, prompts, strict=True):
+            assert await engine.count_tokens((ChatMessage(role="user", content=text),)) == len(prompt)
+        result = await answer(engine, chat_request("r", QUESTIONS[0], max_tokens=20))
+        assert result.text == "The capital of France is Paris."
+        assert result.finish_reason == "stop"
+        assert result.usage.prompt_tokens == len(prompts[0])
+
+
+async def test_greedy_tokens_are_those_of_transformers(
+    model: Path, oracle: Any, prompts: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Eight mixed prompts, alone and in a batch: each token is transformers' choice, logits agree within 1e-3."""
+    rows: list[torch.Tensor] = []
+    choose = runner.choose
+    monkeypatch.setattr(runner, "choose", lambda logits, samplers: rows.extend(logits) or choose(logits, samplers))
+    async with running_engine(model, threads=2, kv_memory_mib=256, block_tokens=32) as engine:
+        alone = await ask_all(engine, prompts[:8], 24, together=False)
+        seen = rows.copy()
+        together = await ask_all(engine, prompts[:8], 24, together=True)
+    assert [item.tokens for item in together] == [item.tokens for item in alone]
+    assert alone[0].tokens == generated(oracle, prompts[0], 24)
+    for prompt, result in zip(prompts, alone, strict=False):
+        expected = forward(oracle, prompt, result)
+        own = torch.stack([seen.pop(0) for _ in result.tokens])
+        assert tuple(expected.argmax(-1).tolist()) == result.tokens
+        assert (own - expected).abs().max().item() < LOGIT_ERROR
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("step_tokens", [512, 64])
+async def test_sixteen_prompts_equal_transformers_generate(
+    model: Path, oracle: Any, prompts: list[tuple[int, ...]], step_tokens: int
+) -> None:
+    """All sixteen prompts, 64 tokens, alone and in a batch, whole and in chunks, equal ``generate``'s."""
+    expected = [generated(oracle, prompt, 64) for prompt in prompts]
+    settings = {"threads": 2, "kv_memory_mib": 512, "block_tokens": 32, "step_tokens": step_tokens}
+    async with running_engine(model, **settings) as engine:
+        for together in (True, False):
+            assert [item.tokens for item in await ask_all(engine, prompts, 64, together=together)] == expected
+
+
+async def test_bf16_weights_stay_within_their_rounding(
+    model: Path, oracle: Any, prompts: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bf16 option: logits near fp32's, and another token only where two are closer than twice the error."""
+    rows: list[torch.Tensor] = []
+    choose = runner.choose
+    monkeypatch.setattr(runner, "choose", lambda logits, samplers: rows.extend(logits) or choose(logits, samplers))
+    async with running_engine(model, threads=2, weights="bf16", kv_memory_mib=64, block_tokens=32) as engine:
+        assert engine.describe().weights == "bf16"
+        results = await ask_all(engine, prompts[:4], 4, together=False)
+    for prompt, result in zip(prompts, results, strict=False):
+        expected = forward(oracle, prompt, result)
+        own = torch.stack([rows.pop(0) for _ in result.tokens])
+        error = (own - expected).abs().max().item()
+        assert 0.0 < error < LOGIT_ERROR_BF16
+        chosen = expected.gather(1, torch.tensor(result.tokens)[:, None])[:, 0]
+        assert (expected.max(-1).values - chosen).max().item() <= 2 * error
+
+
+def test_fetching_again_is_instant_and_says_the_pinned_digest(model: Path) -> None:
+    """A second run finds the model whole and prints its path and digest."""
+    script = Path(fetch_model.__file__)
+    done = subprocess.run(
+        [sys.executable, str(script), "chat", "--cache", str(model.parent.parent), "--json"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert json.loads(done.stdout) == {
+        "name": "SmolLM2-135M-Instruct",
+        "path": str(model),
+        "digest": fetch_model.MODEL_DIGEST,
+    }
+    assert "fetching" not in done.stderr
