@@ -1,16 +1,24 @@
 """Sessions in SQL: the atomic reservation with its facts, the activation that re-checks them, lists and sweeps."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any
 
-from sqlalchemy import Connection, RowMapping, Select, delete, func, insert, select, update
+from sqlalchemy import Connection, RowMapping, Select, delete, select, update
 
 from bulkhead.errors import AlreadyExistsError, NotFoundError, SessionClosedError, UnknownModelError
 from control_plane.domain.sessions import HOLDING, TRANSITIONS, OpenRequest, Session, SessionState, check_step
 from control_plane.domain.tiers import Tier, tier_from_label
-from control_plane.storage.schema import credentials, models, partitions, policy_bundles, sessions, tenants
+from control_plane.storage.schema import credentials, sessions, tenants
+from control_plane.storage.session_statements import (
+    ACTIVATE,
+    ACTIVATION,
+    BY_ID,
+    BY_REQUEST,
+    INSERT,
+    MODEL,
+    SNAPSHOT,
+)
 
 __all__ = ["Activation", "Admission", "Found", "ModelFacts", "Sessions", "TenantSnapshot"]
 
@@ -104,11 +112,8 @@ class Sessions:
         Raises:
             NotFoundError: there is none, or it is another tenant's: a caller cannot tell which.
         """
-        query = select(sessions).where(sessions.c.session_id == session_id)
-        if tenant_id:
-            query = query.where(sessions.c.tenant_id == tenant_id)
-        row = self._connection.execute(query).mappings().first()
-        if row is None:
+        row = self._connection.execute(BY_ID, {"session_id": session_id}).mappings().first()
+        if row is None or (tenant_id and row["tenant_id"] != tenant_id):
             raise NotFoundError("no such session")
         return _session(row)
 
@@ -137,16 +142,23 @@ class Sessions:
             found = Found.OPEN if known.state is SessionState.OPEN else Found.RUNNING
             return Admission(found=found, session=known, facts=facts, model=model, reserved=False, before=known.state)
         reserved = facts.sessions_open < facts.session_limit
-        values = {"model_digest": model.digest, "tenant_revision": facts.revision}
         if known is None:
-            session = _changed(fresh, values)
+            session = replace(fresh, model_digest=model.digest, tenant_revision=facts.revision)
             if reserved:
-                self._connection.execute(insert(sessions).values(_columns(session)))
+                self._connection.execute(INSERT, _columns(session))
             return Admission(found=Found.NEW, session=session, facts=facts, model=model, reserved=reserved, before=None)
-        values |= {"state": SessionState.OPENING, "pair_id": fresh.pair_id, "credential_id": fresh.credential_id}
-        values |= {"principal_id": fresh.principal_id, "subject_id": fresh.subject_id, "partition_id": ""}
         check_step(known.state, SessionState.OPENING)
-        session = _changed(known, values)
+        session = replace(
+            known,
+            state=SessionState.OPENING,
+            model_digest=model.digest,
+            tenant_revision=facts.revision,
+            pair_id=fresh.pair_id,
+            credential_id=fresh.credential_id,
+            principal_id=fresh.principal_id,
+            subject_id=fresh.subject_id,
+            partition_id="",
+        )
         if reserved:
             self._store(session)
         return Admission(
@@ -159,7 +171,7 @@ class Sessions:
         Raises:
             UnknownModelError: there is none of that name.
         """
-        row = self._connection.execute(select(models).where(models.c.name == name)).mappings().first()
+        row = self._connection.execute(MODEL, {"name": name}).mappings().first()
         if row is None:
             raise UnknownModelError("no model of that name is registered")
         return ModelFacts(**{name: row[name] for name in ModelFacts.__slots__})
@@ -170,16 +182,10 @@ class Sessions:
         Raises:
             NotFoundError: no such tenant.
         """
-        row = self._connection.execute(select(tenants).where(tenants.c.tenant_id == tenant_id)).mappings().first()
+        parameters = {"tenant_id": tenant_id, "without": without}
+        row = self._connection.execute(SNAPSHOT, parameters).mappings().first()
         if row is None:
             raise NotFoundError("no such tenant")
-        held = self._connection.execute(
-            select(func.count()).where(
-                sessions.c.tenant_id == tenant_id,
-                sessions.c.state.in_([state.value for state in HOLDING]),
-                sessions.c.session_id != without,
-            )
-        ).scalar_one()
         return TenantSnapshot(
             tenant_id=tenant_id,
             status=row["status"],
@@ -188,10 +194,10 @@ class Sessions:
             models=tuple(row["models"]),
             minimum_tier=tier_from_label(row["minimum_tier"]),
             session_limit=row["session_limit"],
-            sessions_open=held,
+            sessions_open=row["held"],
             max_output_tokens=row["max_output_tokens"],
             revision=row["revision"],
-            active_bundle=self._active_bundle(),
+            active_bundle=row["bundle"] or "",
         )
 
     def activate(self, change: Activation, *, expected: SessionState) -> Session | None:
@@ -203,39 +209,36 @@ class Sessions:
         Raises:
             NotFoundError: the session is gone (its open was abandoned).
         """
-        session = self.get(change.session_id)
-        revision = self._connection.execute(
-            select(tenants.c.revision).where(tenants.c.tenant_id == session.tenant_id)
-        ).scalar_one()
-        fence = self._connection.execute(
-            select(partitions.c.fence).where(partitions.c.partition_id == change.partition_id)
-        ).scalar()
+        parameters = {"session_id": change.session_id, "partition_id": change.partition_id}
+        row = self._connection.execute(ACTIVATION, parameters).mappings().first()
+        if row is None:
+            raise NotFoundError("the session was ended while it was being opened")
+        session = _session(row)
         unchanged = (
             session.state is expected
             and session.pair_id == change.pair_id
-            and revision == change.tenant_revision
-            and fence == change.partition_fence
-            and self._active_bundle() == change.active_bundle
+            and row["current_revision"] == change.tenant_revision
+            and row["current_fence"] == change.partition_fence
+            and (row["current_bundle"] or "") == change.active_bundle
         )
         if not unchanged:
             return None
-        after = _changed(
+        after = replace(
             session,
-            {
-                "state": SessionState.OPEN,
-                "partition_id": change.partition_id,
-                "tier": change.tier,
-                "tier_floor": change.tier_floor,
-                "simulated": change.simulated,
-                "obligations": change.obligations,
-                "policy_digest": change.policy_digest,
-                "decision_record_id": change.decision_record_id,
-                "tenant_revision": change.tenant_revision,
-                "expires_us": max(session.expires_us, change.expires_us),
-                "reason": "",
-            },
+            state=SessionState.OPEN,
+            partition_id=change.partition_id,
+            tier=change.tier,
+            tier_floor=change.tier_floor,
+            simulated=change.simulated,
+            obligations=change.obligations,
+            policy_digest=change.policy_digest,
+            decision_record_id=change.decision_record_id,
+            tenant_revision=change.tenant_revision,
+            expires_us=max(session.expires_us, change.expires_us),
+            reason="",
         )
-        self._store(after)
+        columns = {f"new_{name}": value for name, value in _columns(after).items()}
+        self._connection.execute(ACTIVATE, {"key": change.session_id} | columns)
         return after
 
     def for_renewal(self, session_id: str, *, tenant_id: str) -> Admission:
@@ -257,13 +260,13 @@ class Sessions:
 
     def settle(self, session_id: str, state: SessionState, *, reason: str, now_us: int) -> Session | None:
         """End a session as ``closed``, ``lost`` or ``denied``; None if it is in a state that has no such step."""
-        row = self._connection.execute(select(sessions).where(sessions.c.session_id == session_id)).mappings().first()
+        row = self._connection.execute(BY_ID, {"session_id": session_id}).mappings().first()
         if row is None:
             return None
         session = _session(row)
         if state not in TRANSITIONS[session.state]:
             return None
-        after = _changed(session, {"state": state, "reason": reason})
+        after = replace(session, state=state, reason=reason)
         self._store(after, closed_us=now_us)
         return after
 
@@ -329,18 +332,9 @@ class Sessions:
         return self._all(query.order_by(sessions.c.session_id.desc()).limit(limit))
 
     def _by_request(self, tenant_id: str, request_id: str) -> Session | None:
-        row = (
-            self._connection.execute(
-                select(sessions).where(sessions.c.tenant_id == tenant_id, sessions.c.request_id == request_id)
-            )
-            .mappings()
-            .first()
-        )
+        parameters = {"tenant_id": tenant_id, "request_id": request_id}
+        row = self._connection.execute(BY_REQUEST, parameters).mappings().first()
         return None if row is None else _session(row)
-
-    def _active_bundle(self) -> str:
-        query = select(policy_bundles.c.digest).where(policy_bundles.c.status == "active")
-        return self._connection.execute(query).scalar() or ""
 
     def _all(self, query: Select[Any]) -> tuple[Session, ...]:
         return tuple(_session(row) for row in self._connection.execute(query).mappings())
@@ -351,10 +345,6 @@ class Sessions:
 
 
 _TIERS = ("minimum_tier", "tier", "tier_floor")
-
-
-def _changed(session: Session, values: Mapping[str, Any]) -> Session:
-    return Session(**({name: getattr(session, name) for name in Session.__slots__} | dict(values)))
 
 
 def _columns(session: Session) -> dict[str, Any]:

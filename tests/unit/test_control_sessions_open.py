@@ -444,9 +444,10 @@ async def test_cancelled_open_gives_its_slot_back(world, agent) -> None:
     assert [command.WhichOneof("command") for command in agent.commands].count("create") == 1
 
 
-async def test_session_limit_is_exact_under_a_burst(world, agent) -> None:
-    """300 opens at once against a limit of 20: exactly 20 are open, the others SESSION_LIMIT."""
-    caller = await world.tenant("busy", session_limit=20)
+@pytest.mark.parametrize(("opens", "limit"), [(300, 20), pytest.param(3_000, 100, marks=pytest.mark.long)])
+async def test_session_limit_is_exact_under_a_burst(world, agent, opens, limit) -> None:
+    """All opens at once: exactly as many as the limit are open, the others SESSION_LIMIT, few of them recorded."""
+    caller = await world.tenant("busy", session_limit=limit)
 
     async def one() -> str:
         try:
@@ -454,9 +455,9 @@ async def test_session_limit_is_exact_under_a_burst(world, agent) -> None:
         except grpc.aio.AioRpcError as error:
             return f"{error.code().name} {code_of(error)}"
 
-    results = await asyncio.gather(*(one() for _ in range(300)))
-    assert (results.count("open"), results.count("RESOURCE_EXHAUSTED SESSION_LIMIT")) == (20, 280)
-    assert len(await world.records(caller.tenant_id, "decision")) == 20 + 10
+    results = await asyncio.gather(*(one() for _ in range(opens)))
+    assert (results.count("open"), results.count("RESOURCE_EXHAUSTED SESSION_LIMIT")) == (limit, opens - limit)
+    assert len(await world.records(caller.tenant_id, "decision")) == limit + 10
 
 
 async def test_a_policy_without_the_limit_cannot_exceed_it(world, agent) -> None:

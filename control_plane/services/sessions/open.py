@@ -21,6 +21,7 @@ from control_plane.domain.roles import Caller
 from control_plane.domain.sessions import OpenRequest, Session, SessionState
 from control_plane.services.book import PartitionBook
 from control_plane.services.revocations import Revocations
+from control_plane.services.sessions.admissions import Admissions
 from control_plane.services.sessions.decide import Asked, Decider, Denied
 from control_plane.services.sessions.grant import Grant
 from control_plane.services.sessions.renew import SessionRenewer
@@ -73,6 +74,7 @@ class SessionOpener:
         now_us: Callable[[], int],
     ) -> None:
         self._database = database
+        self._admissions = Admissions(database=database)
         self._decider = decider
         self._server = server
         self._renewer = renewer
@@ -204,7 +206,7 @@ class SessionOpener:
             created_us=self._now_us(),
             tenant_revision=0,
         )
-        return await self._database.write(lambda tx: Sessions(tx.connection).admit(request, fresh))
+        return await self._admissions.admit(request, fresh)
 
     async def _deny(self, admission: Admission, denied: Denied) -> None:
         """Keep the row of a recorded denial; one that was only counted leaves none, or a flood would fill the table."""

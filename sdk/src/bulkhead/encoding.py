@@ -54,9 +54,32 @@ def canonical_json(value: Json) -> bytes:
             as a string), or a lone surrogate.
     """
     try:
+        if _is_plain(value):
+            # The same bytes as below, ten times as fast; a property test compares the two.
+            text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), sort_keys=True)
+            return text.encode("utf-8")
         return rfc8785.dumps(value)
     except (rfc8785.CanonicalizationError, UnicodeEncodeError, RecursionError) as error:
         raise MalformedRequestError(f"not representable as canonical JSON: {type(error).__name__}") from error
+
+
+def _is_plain(value: Json) -> bool:
+    """Return whether the standard encoder, with sorted keys, writes ``value`` as RFC 8785 does.
+
+    It does for everything but floats (ECMAScript's shortest form), integers out of range (an error), and member names
+    beyond ASCII, which RFC 8785 sorts by UTF-16 code units.
+    """
+    kind = type(value)
+    if kind is dict:
+        return all(
+            type(name) is str and name.isascii() and _is_plain(item)
+            for name, item in value.items()  # type: ignore[union-attr]  # kind says so
+        )
+    if kind is list or kind is tuple:
+        return all(_is_plain(item) for item in value)  # type: ignore[union-attr]  # kind says so
+    if kind is int:
+        return -MAX_SAFE_INTEGER <= value <= MAX_SAFE_INTEGER  # type: ignore[operator]  # kind says so
+    return kind is str or kind is bool or value is None
 
 
 def parse_canonical(data: bytes, *, max_bytes: int, what: str) -> dict[str, Json]:
