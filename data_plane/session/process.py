@@ -25,6 +25,7 @@ __all__ = ["ProcessIdentity", "WorkerProcess", "end_stranger"]
 
 KILL_TIMEOUT_S: Final = 10.0  # a killed process that stays is stuck in the kernel: its place is cordoned
 _STAT_FIELDS_AFTER_NAME: Final = 20  # proc(5): starttime is field 22, the name is field 2
+_ENDED: Final = frozenset({"Z", "X"})  # proc(5): zombie, dead
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,16 +37,21 @@ class ProcessIdentity:
 
     @classmethod
     def of(cls, pid: int) -> "ProcessIdentity | None":
-        """Return the identity of the process that has ``pid`` now, if there is one."""
+        """Return the identity of the process that has ``pid`` now, if one does that has not ended.
+
+        One that has ended and waits to be reaped by its new parent (containers often have none that reaps) holds no
+        memory, no files and no sockets any more.
+        """
         try:
             stat = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace")
-            return cls(pid, int(stat.rpartition(")")[2].split()[_STAT_FIELDS_AFTER_NAME - 1]))
+            fields = stat.rpartition(")")[2].split()
+            return None if fields[0] in _ENDED else cls(pid, int(fields[_STAT_FIELDS_AFTER_NAME - 1]))
         except (OSError, ValueError, IndexError):
             return None
 
     @property
     def is_alive(self) -> bool:
-        """Whether exactly this process exists and is no zombie of somebody else's."""
+        """Whether exactly this process exists and has not ended."""
         return ProcessIdentity.of(self.pid) == self
 
 
