@@ -101,7 +101,7 @@ async def test_requests_share_a_batch(tray: Tray, placed: Placed) -> None:
 async def test_prompts_beyond_the_context_are_refused_under_the_seal(tray: Tray, placed: Placed) -> None:
     """A prompt that is too long gets a sealed CONTEXT_LENGTH and a receipt; so does an impossible max_tokens."""
     session = await tray.session(placed, seed=4)
-    for text, options in (("x" * 2000, {}), ("y" * 200, {"max_tokens": 400})):
+    for text, options in (("x" * 2000, {}), ("y" * 300, {"max_tokens": 400})):
         answer = await session.ask(text, **options)
         assert isinstance(answer.end, Failure)
         assert answer.end.code == "CONTEXT_LENGTH"
