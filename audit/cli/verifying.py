@@ -35,8 +35,8 @@ _INDEX_CHUNK: Final = 2_000
     help="The lock store beside which the database must belong (databases only).",
 )  # fmt: skip
 @click.option(
-    "--seen", "seen", multiple=True, type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="A signed checkpoint from earlier that must be part of the same history (exports only). Repeatable.",
+    "--checkpoint", "seen", multiple=True, metavar="FILE", type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="A checkpoint (signed note) kept from earlier that must be part of the same history (exports only). Repeatable.",
 )  # fmt: skip
 @json_option
 def verify(

@@ -325,6 +325,10 @@ def test_a_rewrite_with_key_and_lock_store_meets_a_kept_checkpoint(platform, cop
         verify_export(file, vkeys=vkeys)
     with out.open("rb") as file, pytest.raises(ConsistencyError, match="earlier checkpoint"):
         verify_export(file, vkeys=vkeys, seen=[platform.kept])
+    (tmp_path / "kept").write_text(platform.kept)
+    arguments = ["verify", str(out), "--log-key", vkeys[0]]
+    assert CliRunner().invoke(program, arguments).exit_code == 0
+    assert CliRunner().invoke(program, [*arguments, "--checkpoint", str(tmp_path / "kept")]).exit_code == 1
 
 
 def test_an_older_copy_is_known_by_the_lock_store(platform, copy):
