@@ -27,10 +27,76 @@ from control_plane.services.sessions.serve import Server
 from control_plane.services.settings import FleetSettings, SessionSettings
 from control_plane.storage.engine import Database
 
-__all__ = ["Core"]
+__all__ = ["Core", "FleetCore"]
 
 
-class Core:
+class FleetCore:
+    """The fleet: agents, partitions, events, leases.
+
+    Args:
+        database: the state.
+        journal: the audit log.
+        ticket_issuers: Ed25519 public keys (32 bytes) that workers may take tickets of.
+        settings: of agents and partitions.
+        now_us: wall clock, microseconds since the epoch.
+    """
+
+    def __init__(
+        self,
+        *,
+        database: Database,
+        journal: Journal,
+        ticket_issuers: tuple[bytes, ...],
+        settings: FleetSettings,
+        now_us: Callable[[], int],
+    ) -> None:
+        self.book = PartitionBook()
+        self.revocations = Revocations(now_us=now_us)
+        self.ender = SessionEnder(
+            revocations=self.revocations, book=self.book, database=database, journal=journal, now_us=now_us
+        )
+        self.lifecycle = Lifecycle(book=self.book, ender=self.ender, database=database, journal=journal, now_us=now_us)
+        self.releaser = Releaser(book=self.book, lifecycle=self.lifecycle, settings=settings, now_us=now_us)
+        self.receipts = Receipts(
+            book=self.book,
+            lifecycle=self.lifecycle,
+            settings=settings,
+            database=database,
+            journal=journal,
+            now_us=now_us,
+        )
+        self.fleet = Fleet(
+            book=self.book,
+            lifecycle=self.lifecycle,
+            releaser=self.releaser,
+            receipts=self.receipts,
+            settings=settings,
+            ticket_issuers=ticket_issuers,
+            database=database,
+            journal=journal,
+            now_us=now_us,
+        )
+        self.pool = PartitionPool(
+            database=database,
+            fleet=self.fleet,
+            book=self.book,
+            lifecycle=self.lifecycle,
+            releaser=self.releaser,
+            settings=settings,
+            now_us=now_us,
+        )
+        self.leases = Leases(
+            fleet=self.fleet,
+            book=self.book,
+            journal=journal,
+            receipts=self.receipts,
+            revocations=self.revocations,
+            settings=settings,
+            now_us=now_us,
+        )
+
+
+class Core(FleetCore):
     """Sessions and fleet.
 
     Args:
@@ -54,38 +120,10 @@ class Core:
         fleet_settings: FleetSettings,
         now_us: Callable[[], int],
     ) -> None:
-        self.book = PartitionBook()
-        self.revocations = Revocations(now_us=now_us)
-        self.ender = SessionEnder(
-            database=database, journal=journal, revocations=self.revocations, book=self.book, now_us=now_us
-        )
-        self.lifecycle = Lifecycle(database=database, journal=journal, book=self.book, ender=self.ender, now_us=now_us)
-        self.releaser = Releaser(book=self.book, lifecycle=self.lifecycle, settings=fleet_settings, now_us=now_us)
-        self.receipts = Receipts(
+        super().__init__(
             database=database,
             journal=journal,
-            book=self.book,
-            lifecycle=self.lifecycle,
-            settings=fleet_settings,
-            now_us=now_us,
-        )
-        self.fleet = Fleet(
-            database=database,
-            journal=journal,
-            book=self.book,
-            lifecycle=self.lifecycle,
-            releaser=self.releaser,
-            receipts=self.receipts,
-            settings=fleet_settings,
             ticket_issuers=(issuer.public_key,),
-            now_us=now_us,
-        )
-        self.pool = PartitionPool(
-            database=database,
-            fleet=self.fleet,
-            book=self.book,
-            lifecycle=self.lifecycle,
-            releaser=self.releaser,
             settings=fleet_settings,
             now_us=now_us,
         )
@@ -127,15 +165,6 @@ class Core:
             releaser=self.releaser,
             book=self.book,
             expiry_grace_s=session_settings.expiry_grace_s,
-            now_us=now_us,
-        )
-        self.leases = Leases(
-            fleet=self.fleet,
-            book=self.book,
-            journal=journal,
-            receipts=self.receipts,
-            revocations=self.revocations,
-            settings=fleet_settings,
             now_us=now_us,
         )
         self.reconciler = Reconciler(

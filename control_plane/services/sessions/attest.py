@@ -138,14 +138,30 @@ class Attestor:
         if not isinstance(outcome, Attested):
             raise AgentUnavailableError("the node agent answered an attestation with something else")
         now_s = self._now_us() // US_PER_S
-        kind = EvidenceKind(agent.inventory.evidence_kind)
+        worker = self._appraise(outcome, agent, decided, nonce=nonce, context=context, now_s=now_s)  # 1, 2, 5
+        self._check_descriptor(worker, partition, agent)  # 3
+        certificate = certificate_der(outcome.worker_certificate)
+        return AttestedWorker(
+            worker=worker,
+            keyset=_check_keyset(worker, outcome, certificate, now_s),  # 4
+            evidence=outcome.evidence,
+            certificate=certificate,
+            kind=EvidenceKind(agent.inventory.evidence_kind),
+            ingress_address=agent.inventory.ingress_address,
+            authority=partition.endpoint.authority if partition.endpoint else "",
+        )
+
+    def _appraise(
+        self, outcome: Attested, agent: Agent, decided: Decided, *, nonce: bytes, context: bytes, now_s: int
+    ) -> AppraisedWorker:
+        key = agent.row.evidence_public_key
         worker = appraise(  # 1, 5
             outcome.evidence,
             nonce=nonce,
             context=context,
             trust_policy=TrustPolicy(
-                accepted_kinds=frozenset({kind}),
-                operator_keys=(agent.row.evidence_public_key,),  # 2
+                accepted_kinds=frozenset({EvidenceKind(agent.inventory.evidence_kind)}),
+                operator_keys=(key,),  # 2
                 minimum_tier=EvidenceTier(decided.wanted.tier.label),
                 maximum_age_s=MAX_EVIDENCE_AGE_S,
             ),
@@ -153,20 +169,9 @@ class Attestor:
             development_mode=self._settings.allow_simulated,
         )
         signer = json.loads(outcome.evidence)["signer"]  # whose form the appraisal has checked
-        if not hmac.compare_digest(signer, b64url_encode(agent.row.evidence_public_key)):  # 2
+        if not hmac.compare_digest(signer, b64url_encode(key)):  # 2
             raise EvidencePolicyError("the evidence is not signed with the agent's own key")
-        self._check_descriptor(worker, partition, agent)  # 3
-        certificate = certificate_der(outcome.worker_certificate)
-        keyset = _check_keyset(worker, outcome, certificate, now_s)  # 4
-        return AttestedWorker(
-            worker=worker,
-            keyset=keyset,
-            evidence=outcome.evidence,
-            certificate=certificate,
-            kind=kind,
-            ingress_address=agent.inventory.ingress_address,
-            authority=partition.endpoint.authority if partition.endpoint else "",
-        )
+        return worker
 
     def _check_descriptor(self, worker: AppraisedWorker, partition: Partition, agent: Agent) -> None:
         descriptor = worker.descriptor
