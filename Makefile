@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 PY := .venv/bin/python
 BIN := .venv/bin
-PACKAGES := sdk/src/bulkhead service control_plane data_plane audit
+PACKAGES := sdk/src/bulkhead service control_plane data_plane audit scripts benchmarks
 T ?= 60
 
 .PHONY: help setup setup-model demo up down test test-long lint format proto bench clean

@@ -1,0 +1,32 @@
+"""What the documents claim exists: the tests that the threat model names, and the files that pages link to."""
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = [ROOT / "README.md", ROOT / "sdk" / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def test_every_test_that_the_threat_model_names_exists() -> None:
+    """A claim without its test, or with a renamed one, is found."""
+    named = set(re.findall(r"`(test_\w+)`", (ROOT / "docs" / "threat-model.md").read_text()))
+    sources = "\n".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    assert len(named) > 50
+    assert sorted(name for name in named if not re.search(rf"def {name}\(", sources)) == []
+
+
+def test_links_between_pages_lead_somewhere() -> None:
+    """Every relative link of a page names a file or folder of the repository."""
+    broken = [
+        f"{page.relative_to(ROOT)}: {target}"
+        for page in PAGES
+        for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text())
+        if not (page.parent / target).exists()
+    ]
+    assert broken == []
+
+
+def test_adrs_are_numbered_without_gaps() -> None:
+    """Decision records are numbered 0001, 0002 and so on."""
+    numbers = [int(path.name[:4]) for path in sorted((ROOT / "docs" / "adr").glob("*.md"))]
+    assert numbers == list(range(1, len(numbers) + 1))
