@@ -36,7 +36,7 @@ _INDEX_CHUNK: Final = 2_000
 )  # fmt: skip
 @click.option(
     "--checkpoint", "seen", multiple=True, metavar="FILE", type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="A checkpoint (signed note) kept from earlier that must be part of the same history (exports only). Repeatable.",
+    help="A checkpoint (signed note) from earlier that must be part of the same history (exports only). Repeatable.",
 )  # fmt: skip
 @json_option
 def verify(
