@@ -30,6 +30,7 @@ __all__ = ["ChatTemplate"]
 
 MAX_TEMPLATE_CHARS: Final = 1 << 16  # the longest published ones, with tools, have about 20,000
 MAX_TEXT_CHARS: Final = 1 << 23  # no supported context holds as much
+ITEM_WEIGHT: Final = 32  # of a place in a list, in characters: handling it costs as much
 MAX_INDENTED: Final = 1 << 16
 MAX_DEPTH: Final = 32
 MAX_LINES: Final = 500_000  # 1,024 messages through the longest published template stay below 50,000
@@ -59,7 +60,7 @@ class _RefusedError(Exception):
 
 
 def _measure(value: Any, known: dict[int, tuple[int, int]]) -> tuple[int, int]:
-    """Return what ``value`` weighs when unfolded (a character, a number, a list: 1 each) and how deep it is nested."""
+    """Return what ``value`` weighs when unfolded, in characters, and how deep it is nested."""
     if isinstance(value, str):
         return 1 + len(value), 0
     if isinstance(value, utils.Namespace):
@@ -69,7 +70,7 @@ def _measure(value: Any, known: dict[int, tuple[int, int]]) -> tuple[int, int]:
     if id(value) not in known:
         parts = [part for item in value.items() for part in item] if isinstance(value, dict) else value
         measures = [_measure(part, known) for part in parts]
-        weight = 1 + sum(weight for weight, _ in measures)
+        weight = ITEM_WEIGHT * (1 + len(measures)) + sum(weight for weight, _ in measures)
         known[id(value)] = weight, 1 + max((depth for _, depth in measures), default=0)
     return known[id(value)]
 
