@@ -5,7 +5,7 @@ who may speak to a worker knows the protocol from the control plane.
 """
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
@@ -20,7 +20,7 @@ from bulkhead.v1 import inference_pb2 as pb
 from bulkhead.v1 import inference_pb2_grpc
 from data_plane.session.serving import RequestServer
 from service.server import Health, add_health, new_server
-from service.tls import Identity, server_credentials
+from service.tls import Identity
 
 __all__ = ["InferenceServer"]
 
@@ -82,8 +82,15 @@ class InferenceServer:
         self._health = health
 
     @classmethod
-    async def start(cls, requests: RequestServer, *, identity: Identity, socket_path: Path) -> "InferenceServer":
+    async def start(
+        cls, requests: RequestServer, *, identity: Callable[[], Identity], socket_path: Path
+    ) -> "InferenceServer":
         """Listen on ``socket_path`` and report SERVING.
+
+        Args:
+            requests: answers.
+            identity: gives the certificate for each new connection, in a thread of gRPC's.
+            socket_path: of the Unix socket, in a directory of the worker's own.
 
         Raises:
             ConfigError: the socket cannot be made.
@@ -92,7 +99,7 @@ class InferenceServer:
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(_Servicer(requests), server)
         health = await add_health(server, [SERVICE])
         try:
-            server.add_secure_port(f"unix:{socket_path}", server_credentials(identity))
+            server.add_secure_port(f"unix:{socket_path}", _credentials(identity))
         except RuntimeError as error:
             raise ConfigError(f"worker: cannot listen on {socket_path}") from error
         await server.start()
@@ -106,3 +113,11 @@ class InferenceServer:
     async def stop(self, *, grace_s: float) -> None:
         """Close the socket, give running calls ``grace_s``, then cancel them."""
         await self._server.stop(grace_s)
+
+
+def _credentials(identity: Callable[[], Identity]) -> grpc.ServerCredentials:
+    def configuration() -> grpc.ServerCertificateConfiguration:
+        current = identity()
+        return grpc.ssl_server_certificate_configuration([(current.private_key_pem, current.certificate_pem)])
+
+    return grpc.dynamic_ssl_server_credentials(configuration(), configuration)

@@ -236,6 +236,8 @@ class Partition:
                 _require(len(message.keyset) <= MAX_KEYSET_BYTES and len(message.certificate) <= MAX_CERTIFICATE_BYTES)
                 if not self._answered.done():
                     self._answered.set_result(message)
+                elif self.ready is not None:
+                    self.ready = message  # its keys were renewed
             case WorkerFailed():
                 if not self._answered.done():
                     error = error_from_code(message.code[:MAX_CODE_CHARS], message.message[:MAX_TEXT_CHARS])

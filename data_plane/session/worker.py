@@ -5,7 +5,7 @@ States::
     WAITING --start--> LOADING --listening--> SERVING --drain, agent gone, engine failed--> ENDING --> over
 
 - The model's digest is computed here, from the files that are then loaded; another digest than ordered is a failure.
-- Keys are made after that and live in this process only.
+- Keys are made after that, live in this process only, and are renewed at half their life.
 - When the agent goes away nothing can be recorded any more: running requests end with an error at once.
 - At the end the keys are destroyed, whatever happened.
 """
@@ -33,9 +33,10 @@ from bulkhead.errors import (
 )
 from bulkhead.protocol.server import SealedServer
 from bulkhead.protocol.tickets import TicketVerifier
-from bulkhead.sealing import WorkerKeys
+from bulkhead.sealing.keyset import MAX_KEYSET_LIFE_S
 from data_plane.engine import EngineConfig, open_engine
 from data_plane.engine.port import Engine
+from data_plane.session.keys import KeyRing
 from data_plane.session.lease import WorkerLease
 from data_plane.session.messages import (
     AgentLink,
@@ -51,7 +52,6 @@ from data_plane.session.messages import (
 from data_plane.session.receipts import ReceiptDesk
 from data_plane.session.refusals import RefusalReporter
 from data_plane.session.serving import RequestServer
-from service.tls import Identity
 
 __all__ = ["Listener", "WorkerProgram"]
 
@@ -61,6 +61,7 @@ START_TIMEOUT_S: Final = 30.0  # the agent sends the first message at once
 REPORT_EVERY_S: Final = 1.0
 ORPHAN_S: Final = 5.0  # for ending requests when the agent is gone; the restarted agent waits a little longer
 CLOSE_S: Final = 1.0
+MIN_PAUSE_S: Final = 0.05  # between two looks at the keys' ages
 _MS: Final = 1000
 
 
@@ -84,11 +85,13 @@ class WorkerProgram:
 
     Args:
         link: to the agent.
-        listen: starts the transport; called with the request server, ``identity`` and ``socket_path``.
+        listen: starts the transport; called with the request server, ``identity`` (gives the current TLS identity,
+            from any thread) and ``socket_path``.
         sandbox: names of the confinements that hold.
         wall_s: Unix seconds.
         monotonic_s: seconds that never go backwards.
         load: opens an engine.
+        key_life_s: seconds that a generation of keys lives.
     """
 
     def __init__(
@@ -100,6 +103,7 @@ class WorkerProgram:
         wall_s: Callable[[], float],
         monotonic_s: Callable[[], float],
         load: Callable[[EngineConfig], Awaitable[Engine]] = open_engine,
+        key_life_s: int = MAX_KEYSET_LIFE_S,
     ) -> None:
         self._link = link
         self._listen = listen
@@ -107,6 +111,7 @@ class WorkerProgram:
         self._wall_s = wall_s
         self._monotonic_s = monotonic_s
         self._load = load
+        self._key_life_s = key_life_s
         self._lease = WorkerLease(wall_s=wall_s, monotonic_s=monotonic_s)
         self._desk = ReceiptDesk(link=link, monotonic_s=monotonic_s)
         self._requests: RequestServer | None = None
@@ -146,18 +151,19 @@ class WorkerProgram:
             await asyncio.wait({loading, ending}, return_when=asyncio.FIRST_COMPLETED)
             if not loading.done():
                 raise DeadlineError("the node agent ended the worker while it was loading")
-            engine, keys = loading.result()
+            engine = loading.result()
+            ring = KeyRing(authority=start.authority, wall_s=self._wall_s, life_s=self._key_life_s)
             try:
-                return await self._serve(start, engine, keys)
+                return await self._serve(start, engine, ring)
             finally:
-                keys.destroy()
+                ring.destroy()
                 await engine.aclose()
         finally:
             for task in (reading, ending, loading):
                 task.cancel()
             await asyncio.gather(reading, ending, loading, return_exceptions=True)
 
-    async def _open(self, start: StartWorker) -> tuple[Engine, WorkerKeys]:
+    async def _open(self, start: StartWorker) -> Engine:
         directory = Path(start.model_directory)
         await self._link.send(WorkerLoading(text=f"checking the files of model {start.model_name}"))
         digest = await asyncio.to_thread(model_digest, directory)
@@ -168,7 +174,7 @@ class WorkerProgram:
                 details={"computed": digest.hex(), "registered": start.model_digest.hex()},
             )
         await self._link.send(WorkerLoading(text=f"loading model {start.model_name}"))
-        engine = await self._load(
+        return await self._load(
             EngineConfig(
                 model_path=directory,
                 threads=max(1, start.threads),
@@ -179,21 +185,22 @@ class WorkerProgram:
                 step_tokens=max(512, start.max_running_requests),
             )
         )
-        return engine, WorkerKeys.generate(authority=start.authority, now_s=int(self._wall_s()))
 
-    async def _serve(self, start: StartWorker, engine: Engine, keys: WorkerKeys) -> bool:
-        requests = self._requests = self._request_server(start, engine, keys)
-        identity = Identity(certificate_pem=keys.tls_certificate, private_key_pem=keys.tls_private_key())
-        listener = await self._listen(requests, identity=identity, socket_path=Path(start.socket_path))
+    async def _serve(self, start: StartWorker, engine: Engine, ring: KeyRing) -> bool:
+        sealed, requests = self._request_server(start, engine, ring)
+        self._requests = requests
+        listener = await self._listen(requests, identity=ring.identity, socket_path=Path(start.socket_path))
+        context_tokens = engine.describe().context_tokens
         tasks = [
-            asyncio.create_task(self._report(requests)),
             asyncio.create_task(requests.engine_failed.wait()),
             asyncio.create_task(self._ending.wait()),
+            asyncio.create_task(self._report(requests)),
+            asyncio.create_task(self._rotate(start, sealed, ring, context_tokens)),
         ]
         try:
-            await self._link.send(self._ready(start, engine, keys))
+            await self._link.send(self._ready(start, ring, context_tokens))
             _log.info("worker.ready", model=start.model_name, sandbox=list(self._sandbox))
-            await asyncio.wait(tasks[1:], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(tasks[:2], return_when=asyncio.FIRST_COMPLETED)
             failed = requests.engine_failed.is_set()
             await self._end(requests, listener, failed=failed)
         finally:
@@ -203,29 +210,43 @@ class WorkerProgram:
             await listener.stop(grace_s=CLOSE_S)
         return not failed and not self._gone.is_set()
 
-    def _ready(self, start: StartWorker, engine: Engine, keys: WorkerKeys) -> WorkerReady:
+    async def _rotate(self, start: StartWorker, sealed: SealedServer, ring: KeyRing, context_tokens: int) -> None:
+        """Renew the keys at half their life, and destroy each generation when its time has passed."""
+        while True:
+            await asyncio.sleep(max(MIN_PAUSE_S, ring.due_s))
+            for keys in ring.take_expired():
+                sealed.retire_keys(keys.key_id)
+            if (renewed := ring.rotate()) is not None:
+                sealed.add_keys(renewed)
+                _log.info("worker.keys_renewed")
+                with contextlib.suppress(AgentUnavailableError):  # then this worker is at its end
+                    await self._link.send(self._ready(start, ring, context_tokens))
+
+    def _ready(self, start: StartWorker, ring: KeyRing, context_tokens: int) -> WorkerReady:
+        keys = ring.current
         return WorkerReady(
             keyset=keys.keyset.encoded,
             certificate=x509.load_pem_x509_certificate(keys.tls_certificate).public_bytes(Encoding.DER),
             model_digest=start.model_digest,
-            context_length=engine.describe().context_tokens,
+            context_length=context_tokens,
             sandbox=self._sandbox,
         )
 
-    def _request_server(self, start: StartWorker, engine: Engine, keys: WorkerKeys) -> RequestServer:
+    def _request_server(self, start: StartWorker, engine: Engine, ring: KeyRing) -> tuple[SealedServer, RequestServer]:
         lease = self._lease
         tickets = TicketVerifier(issuer_keys=start.ticket_issuers)
-        return RequestServer(
-            sealed=SealedServer(
-                authority=start.authority,
-                tenant=start.tenant_id,
-                partition=start.partition_id,
-                model_digest=start.model_digest,
-                tickets=tickets,
-                keys=keys,
-                is_revoked=lambda claims: claims.session in lease.revoked,
-                knows_evidence=lease.knows_evidence,
-            ),
+        sealed = SealedServer(
+            authority=start.authority,
+            tenant=start.tenant_id,
+            partition=start.partition_id,
+            model_digest=start.model_digest,
+            tickets=tickets,
+            keys=ring.current,
+            is_revoked=lambda claims: claims.session in lease.revoked,
+            knows_evidence=lease.knows_evidence,
+        )
+        return sealed, RequestServer(
+            sealed=sealed,
             engine=engine,
             lease=lease,
             desk=self._desk,
