@@ -43,7 +43,7 @@ class IngressLimits:
 
     max_connections: int = 2048
     max_connections_per_worker: int = 512
-    max_pending: int = 256
+    max_pending: int = 1024
     hello_timeout_s: float = 5.0
     connect_timeout_s: float = 5.0
     stall_timeout_s: float = 60.0

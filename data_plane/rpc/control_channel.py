@@ -31,7 +31,7 @@ from service.bulkhead_fleet.v1 import worker_pb2 as pb
 
 __all__ = ["AgentChannel", "WorkerChannel"]
 
-MAX_FRAME_BYTES: Final = 4 << 20  # a lease that names 65,536 evidence digests is the largest message
+MAX_FRAME_BYTES: Final = 4 << 20  # a lease with every revocation and evidence digest that fits has 3.5 MB
 SEND_TIMEOUT_S: Final = 10.0  # a peer that does not read for so long hangs
 _LENGTH: Final = struct.Struct(">I")
 

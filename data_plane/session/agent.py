@@ -61,6 +61,8 @@ __all__ = ["Agent", "AgentFacts"]
 
 _log = structlog.get_logger(__name__)
 
+MAX_EVIDENCE: Final = 16_384  # opens and renewals within the life of evidence; each lease names them all
+SILENCE_S: Final = 30.0  # a worker reports every second
 MAX_PARTITIONS: Final = 256  # the control plane refuses a greeting with more
 _MS: Final = 1000
 
@@ -166,10 +168,19 @@ class Agent:
             self._push.clear()
             if not self._spool.sound:
                 await self._spool.repair()
-            await asyncio.gather(*(partition.grant(self._grant(partition)) for partition in self._partitions.values()))
+            for partition in list(self._partitions.values()):
+                self._tend(partition)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(every_s):
                     await self._push.wait()
+
+    def _tend(self, partition: Partition) -> None:
+        """Hand a partition its lease, without waiting for its worker; end a worker that has fallen silent."""
+        if partition.is_silent(SILENCE_S):
+            _log.error("partition.silent", partition_id=partition.partition_id, silence_s=SILENCE_S)
+            self._watch(partition.kill())
+        elif not partition.is_being_granted:
+            self._watch(partition.grant(self._grant(partition)))
 
     async def stop(self, *, drain_s: float) -> None:
         """Take no further orders, let running requests finish for ``drain_s``, and scrub everything."""
@@ -189,7 +200,7 @@ class Agent:
                 case CreatePartition():
                     return await self._create(command, command.order, progress)
                 case Attest():
-                    return self._attest(command, command.order)
+                    return await self._attest(command, command.order)
                 case Release():
                     return await self._release(command, command.order)
         except BulkheadError as error:
@@ -242,12 +253,14 @@ class Agent:
         taken = {partition.slot for partition in self._partitions.values()}
         return next(slot for slot in range(MAX_PARTITIONS + 1) if slot not in taken)
 
-    def _attest(self, command: Command, order: Attest) -> Result:
+    async def _attest(self, command: Command, order: Attest) -> Result:
         partition = self._partitions.get(command.partition_id)
         if partition is None or partition.ready is None:
             raise WorkerLostError("the partition has no worker here")
         if partition.state not in {PartitionState.ATTESTING, PartitionState.READY}:
             raise ConflictError(f"the partition is {partition.state.value}")
+        if len(partition.evidence) >= MAX_EVIDENCE:
+            raise ExhaustedError(f"the partition has {MAX_EVIDENCE} pieces of evidence that hold still")
         ready = partition.ready
         not_after_s = min(order.not_after_s, Keyset.parse(ready.keyset).not_after_s)
         if not_after_s <= self._wall_s():
@@ -266,7 +279,7 @@ class Agent:
         )
         partition.evidence[evidence_digest(evidence)] = not_after_s
         partition.state = PartitionState.READY
-        self.renew_soon()
+        await partition.grant(self._grant(partition))  # before anybody can hold a ticket on this evidence
         return Attested(evidence=evidence, keyset=ready.keyset, certificate=ready.certificate)
 
     def _grant(self, partition: Partition) -> LeaseGrant:

@@ -6,6 +6,8 @@ counted on a monotonic clock from the moment a grant arrives, and never for long
 neither a clock that is set back nor one that runs ahead elsewhere prolongs a lease.
 """
 
+import asyncio
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
@@ -77,10 +79,13 @@ class WorkerLease:
         self._until_s = monotonic_s()
         self._unacknowledged = 0
         self._evidence: frozenset[str] = frozenset()
+        self._granted = asyncio.Event()
         self.revoked: frozenset[str] = frozenset()
 
     def grant(self, grant: LeaseGrant) -> None:
         """Replace what was granted before."""
+        self._granted.set()
+        self._granted = asyncio.Event()
         self._until_s = self._monotonic_s() + min(grant.valid_until_ms / _MS - self._wall_s(), LEASE_S)
         self._unacknowledged = grant.unacknowledged_receipts
         self._evidence = grant.evidence_digests
@@ -96,6 +101,12 @@ class WorkerLease:
             raise AuditLeaseError("the audit log has not been reached for 30 s: no new requests until it is")
         if self._unacknowledged >= MAX_UNACKNOWLEDGED_RECEIPTS:
             raise AuditLeaseError(f"{self._unacknowledged} receipts wait for the audit log: no new requests until then")
+
+    async def next_grant(self, *, timeout_s: float) -> None:
+        """Return when another grant has come, or after ``timeout_s``."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self._granted.wait()
 
     def knows_evidence(self, digest: bytes) -> bool:
         """Tell whether evidence of this digest (32 bytes) was issued for this worker and holds still."""

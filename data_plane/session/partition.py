@@ -120,6 +120,8 @@ class Partition:
         self._answered: asyncio.Future[WorkerReady] = asyncio.get_running_loop().create_future()
         self._receipts: set[asyncio.Task[None]] = set()
         self._progress: Progress = _no_progress
+        self._granting = 0
+        self._heard_s = self._asked_s = asyncio.get_running_loop().time()
 
     @property
     def partition_id(self) -> str:
@@ -174,10 +176,37 @@ class Partition:
         return self.ready
 
     async def grant(self, grant: LeaseGrant) -> None:
-        """Hand a lease to the worker; one that does not take it is on its way out, and watched for that."""
-        if self._link is not None and self.ready is not None:
-            with contextlib.suppress(WorkerLostError):
-                await self._link.send(grant)
+        """Hand a lease to the worker; one that does not take it is ended, and its partition lost."""
+        if self._link is None or self.ready is None:
+            return
+        self._granting += 1
+        try:
+            await self._link.send(grant)
+        except WorkerLostError:
+            await self.kill()
+        finally:
+            self._granting -= 1
+
+    @property
+    def is_being_granted(self) -> bool:
+        """Whether the worker has not taken the last lease yet."""
+        return self._granting > 0
+
+    def is_silent(self, patience_s: float) -> bool:
+        """Whether a worker that listens has said nothing for ``patience_s``; to be asked regularly.
+
+        After a pause of the agent itself nobody is silent: what they said waits to be read.
+        """
+        now_s = asyncio.get_running_loop().time()
+        if now_s - self._asked_s > patience_s / 2:
+            self._heard_s = now_s
+        self._asked_s = now_s
+        return self.ready is not None and now_s - self._heard_s > patience_s
+
+    async def kill(self) -> None:
+        """End a worker that does not behave; who supervises it learns of its exit."""
+        if self._process is not None:
+            await self._process.end()
 
     async def exited(self) -> int:
         """Return the exit status of the worker when it is gone."""
@@ -227,6 +256,7 @@ class Partition:
             self._answered.exception()
 
     def _take(self, message: FromWorker) -> None:
+        self._heard_s = asyncio.get_running_loop().time()
         match message:
             case WorkerLoading():
                 self._progress("loading", message.text[:MAX_TEXT_CHARS])

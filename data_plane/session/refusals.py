@@ -19,7 +19,7 @@ from bulkhead.errors import (
     TicketError,
 )
 from bulkhead.protocol.envelope import Envelope
-from bulkhead.protocol.tickets import TicketVerifier
+from bulkhead.protocol.tickets import TicketClaims, TicketVerifier
 from data_plane.session.messages import AgentLink, WorkerRefused
 
 __all__ = ["RefusalReporter"]
@@ -51,11 +51,14 @@ class RefusalReporter:
 
     def refused_envelope(self, error: BulkheadError, envelope: bytes) -> None:
         """Report a request whose envelope (untrusted) was refused with ``error``."""
+        self.refused_ticket(error, _ticket_of(envelope))
+
+    def claims_of(self, envelope: bytes) -> TicketClaims | None:
+        """Return what the issuer signed of the ticket in an envelope (untrusted); it may not hold here or now."""
         try:
-            ticket = Envelope.parse(envelope).ticket
-        except InvalidRequestError:
-            ticket = ""
-        self.refused_ticket(error, ticket)
+            return self._tickets.authenticate(_ticket_of(envelope))
+        except TicketError:
+            return None
 
     def refused_ticket(self, error: BulkheadError, ticket: str) -> None:
         """Report a call whose ticket (untrusted, or empty) was refused with ``error``.
@@ -92,3 +95,10 @@ class RefusalReporter:
             await self._link.send(message)
         except AgentUnavailableError:
             _log.warning("worker.refusal_not_reported", code=message.code)
+
+
+def _ticket_of(envelope: bytes) -> str:
+    try:
+        return Envelope.parse(envelope).ticket
+    except InvalidRequestError:
+        return ""

@@ -10,14 +10,21 @@ import contextlib
 import secrets
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
-from typing import Any
+from typing import Any, Final
 
 import structlog
 
-from bulkhead.errors import BulkheadError, QueueFullError, RateLimitError, ShuttingDownError, TicketRevokedError
+from bulkhead.errors import (
+    BulkheadError,
+    QueueFullError,
+    RateLimitError,
+    ShuttingDownError,
+    TicketError,
+    TicketRevokedError,
+)
 from bulkhead.protocol.context import Method
 from bulkhead.protocol.receipts import SignedReceipt
-from bulkhead.protocol.server import SealedServer
+from bulkhead.protocol.server import SealedServer, ServerRequest
 from data_plane.engine.port import Engine, EngineState
 from data_plane.session.exchange import Exchange, ExchangePorts, SealedPart
 from data_plane.session.lease import WorkerLease
@@ -28,6 +35,8 @@ from data_plane.session.refusals import RefusalReporter
 __all__ = ["RequestServer"]
 
 _log = structlog.get_logger(__name__)
+
+GRANT_WAIT_S: Final = 0.5  # the agent has sent the grant before it hands out evidence: it is under way
 
 
 class RequestServer:
@@ -89,11 +98,7 @@ class RequestServer:
             BulkheadError: as :meth:`bulkhead.protocol.server.SealedServer.open` and :meth:`Exchange.run`.
         """
         self._admit()
-        try:
-            request = self._sealed.open(envelope, now_s=int(self._wall_s()))
-        except BulkheadError as error:
-            self._refusals.refused_envelope(error, envelope)
-            raise
+        request = await self._open(envelope)
         exchange = Exchange(request=request, ports=self._ports)
         session = exchange.session_id
         if self._by_session[session] >= request.claims.limits.max_concurrent_requests:
@@ -152,6 +157,22 @@ class RequestServer:
         while self._exchanges or self._background:
             await self._quiet.wait()
             await asyncio.gather(*self._background, return_exceptions=True)
+
+    async def _open(self, envelope: bytes) -> ServerRequest:
+        try:
+            try:
+                return self._sealed.open(envelope, now_s=int(self._wall_s()))
+            except TicketError:
+                claims = self._refusals.claims_of(envelope)
+                if claims is None or self._lease.knows_evidence(claims.evidence_digest):
+                    raise
+            # The ticket may be younger than the last grant, which names the evidence it stands on. Only tickets that
+            # the issuer signed get here, so strangers make nobody wait.
+            await self._lease.next_grant(timeout_s=GRANT_WAIT_S)
+            return self._sealed.open(envelope, now_s=int(self._wall_s()))
+        except BulkheadError as error:
+            self._refusals.refused_envelope(error, envelope)
+            raise
 
     def _admit(self) -> None:
         if self._draining:

@@ -18,11 +18,14 @@ from data_plane.__main__ import main
 from data_plane.config import WorkerConfig
 from data_plane.partitions import HostBackend, SimulatedRackBackend
 from data_plane.partitions.rack import StandInMemory
-from data_plane.ports import PartitionSpec, PartitionState
+from data_plane.ports import Assignment, PartitionSpec, PartitionState
+from data_plane.rpc.control_channel import WorkerChannel
 from data_plane.sandbox import SandboxConfig, Step
 from data_plane.session import ordering
 from data_plane.session.commands import Command, CreatePartition, Release, Released
+from data_plane.session.messages import WorkerLoad, WorkerReady
 from data_plane.session.ordering import CommandMemory
+from data_plane.session.partition import Partition, PartitionPorts
 from data_plane.session.process import ProcessIdentity, end_stranger
 from data_plane.session.rundir import PartitionRecord, RunDirectory
 from data_plane.session.scrubbing import Scrubber
@@ -228,6 +231,28 @@ async def test_memory_that_does_not_clear_is_never_reported_scrubbed(tmp_path: P
     with pytest.raises(ConflictError):
         await backend.create(replace(spec, partition_id=new_id(PARTITION)))
     await parts[2].aclose()
+
+
+async def test_a_worker_that_falls_silent_is_noticed_and_a_pause_of_the_agent_is_not(tmp_path: Path) -> None:
+    """Silence counts only while the agent itself keeps looking, and only for workers that listen."""
+    spool = Spool(path=tmp_path / "spool", new_id=lambda: "s")
+    spec = record(new_id(PARTITION)).spec
+    partition = Partition(
+        spec=spec,
+        fence=1,
+        slot=0,
+        assignment=Assignment(device_uuids=(), memory_mib=0),
+        ports=PartitionPorts(spool=spool, open_link=WorkerChannel.open, now_us=lambda: 0, stop_timeout_s=1),
+    )
+    partition._heard_s -= 100
+    assert not partition.is_silent(30)
+    partition.ready = WorkerReady(keyset=b"", certificate=b"", model_digest=b"", context_length=1, sandbox=())
+    assert partition.is_silent(30)
+    partition._take(WorkerLoad(running_requests=0, queued_requests=0))
+    assert not partition.is_silent(30)
+    partition._heard_s -= 100
+    partition._asked_s -= 100
+    assert not partition.is_silent(30)
 
 
 def starter(tmp_path: Path) -> WorkerStarter:

@@ -36,6 +36,7 @@ from bulkhead.protocol.payloads import (
     encode_generate_request,
 )
 from bulkhead.protocol.receipts import ReceiptStatus
+from bulkhead.protocol.server import SealedServer
 from bulkhead.protocol.tickets import TicketLimits, TicketVerifier
 from data_plane.engine.port import EngineState
 from data_plane.session import exchange as exchange_module
@@ -441,6 +442,41 @@ async def test_a_foreign_ticket_is_refused_and_its_owner_named() -> None:
     await asyncio.sleep(0)
     (refusal,) = bench.agent.refusals()
     assert (refusal.code, refusal.tenant_id) == ("TICKET_INVALID", other.tenant)
+
+
+@pytest.mark.parametrize("comes", [True, False])
+async def test_a_ticket_younger_than_the_lease_waits_for_the_next_grant(*, comes: bool) -> None:
+    """A genuine ticket on evidence that the lease does not name yet is served once it does, and else refused."""
+    bench = make()
+    world = bench.world
+    bench.server._sealed = SealedServer(
+        authority=world.authority,
+        tenant=world.tenant,
+        partition=world.partition,
+        model_digest=bench.client.grant.claims.model_digest,
+        tickets=TicketVerifier(issuer_keys=[world.issuer.public_key]),
+        keys=world.keys,
+        is_revoked=lambda _: False,
+        knows_evidence=bench.lease.knows_evidence,
+    )
+    request = bench.begin()
+    serving = asyncio.create_task(bench.events(request))
+    await asyncio.sleep(0.05)
+    assert not serving.done()
+    if comes:
+        bench.lease.grant(
+            LeaseGrant(
+                valid_until_ms=int((world.now_s + 30) * 1000),
+                revoked_sessions=frozenset(),
+                evidence_digests=frozenset({bench.client.grant.claims.evidence_digest.hex()}),
+                unacknowledged_receipts=0,
+            )
+        )
+        await serving
+        assert request.complete
+    else:
+        with pytest.raises(TicketError):
+            await serving
 
 
 async def test_garbage_is_refused_and_its_reports_are_bounded() -> None:
