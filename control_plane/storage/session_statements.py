@@ -7,7 +7,7 @@ from sqlalchemy import Select, bindparam, func, insert, select, update
 from control_plane.domain.sessions import HOLDING, SessionState
 from control_plane.storage.schema import models, partitions, policy_bundles, sessions, tenants
 
-__all__ = ["ACTIVATE", "ACTIVATION", "BY_ID", "BY_REQUEST", "INSERT", "MODEL", "SNAPSHOT"]
+__all__ = ["ACTIVATE", "ACTIVATION", "BY_ID", "BY_REQUEST", "INSERT", "MODEL", "SETTLE", "SNAPSHOT"]
 
 _BUNDLE: Final = select(policy_bundles.c.digest).where(policy_bundles.c.status == "active").limit(1).scalar_subquery()
 _HELD: Final = (
@@ -74,3 +74,16 @@ ACTIVATE: Final = (
     )
 )
 """Makes a session open; parameters ``key`` and ``new_`` with each name of what an activation writes."""
+
+SETTLE: Final = (
+    update(sessions)
+    .where(sessions.c.session_id == bindparam("key"))
+    .values(
+        {
+            sessions.c.state: bindparam("new_state"),
+            sessions.c.reason: bindparam("new_reason"),
+            sessions.c.closed_us: bindparam("new_closed_us"),
+        }
+    )
+)
+"""Ends a session; parameters ``key``, ``new_state``, ``new_reason``, ``new_closed_us``."""

@@ -17,6 +17,7 @@ from control_plane.storage.session_statements import (
     BY_REQUEST,
     INSERT,
     MODEL,
+    SETTLE,
     SNAPSHOT,
 )
 
@@ -266,9 +267,9 @@ class Sessions:
         session = _session(row)
         if state not in TRANSITIONS[session.state]:
             return None
-        after = replace(session, state=state, reason=reason)
-        self._store(after, closed_us=now_us)
-        return after
+        values = {"new_state": state.value, "new_reason": reason, "new_closed_us": now_us}
+        self._connection.execute(SETTLE, {"key": session_id} | values)
+        return replace(session, state=state, reason=reason)
 
     def abandon(self, session_id: str, pair_id: str, *, before: SessionState | None) -> None:
         """Give back what one attempt at an open took, however far it came; other attempts are left alone."""
@@ -339,9 +340,10 @@ class Sessions:
     def _all(self, query: Select[Any]) -> tuple[Session, ...]:
         return tuple(_session(row) for row in self._connection.execute(query).mappings())
 
-    def _store(self, session: Session, *, closed_us: int | None = None) -> None:
-        values = _columns(session) | ({"closed_us": closed_us} if closed_us is not None else {})
-        self._connection.execute(update(sessions).where(sessions.c.session_id == session.session_id).values(values))
+    def _store(self, session: Session) -> None:
+        self._connection.execute(
+            update(sessions).where(sessions.c.session_id == session.session_id).values(_columns(session))
+        )
 
 
 _TIERS = ("minimum_tier", "tier", "tier_floor")
