@@ -37,7 +37,7 @@ test-long: setup-model lint ## the full counts that the issues state
 lint: setup ## format, style, types, layers, protos, policies, generated code
 	@echo "[lint] ruff" && $(BIN)/ruff format --check --quiet . && $(BIN)/ruff check --quiet .
 	@echo "[lint] mypy --strict" && $(BIN)/mypy --no-error-summary $(PACKAGES)
-	@echo "[lint] import layers" && $(BIN)/lint-imports --no-timing | tail -n 3
+	@echo "[lint] import layers" && $(BIN)/lint-imports --no-cache | tail -n 3
 	@echo "[lint] protos" && $(BIN)/buf lint proto && $(PY) scripts/generate_proto.py --check
 	@echo "[lint] policies" && $(PY) -m control_plane.authz.check policies
 
