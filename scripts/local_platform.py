@@ -25,59 +25,22 @@ ROOT: Final = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
-from scripts.local_processes import LocalError, Processes  # noqa: E402  the path above makes it importable
+from scripts.local_config import (  # noqa: E402  the path above makes it importable
+    ACCOUNTS,
+    TENANTS,
+    agent_toml,
+    control_toml,
+    env_sh,
+    profiles_toml,
+)
+from scripts.local_processes import LocalError, Processes  # noqa: E402
 
 MODEL_NAME: Final = "smollm2-135m-instruct"
-REGION: Final = "us-east"
 READY_TIMEOUT_S: Final = 60.0
 COMMAND_TIMEOUT_S: Final = 120.0
 BIN: Final = Path(sys.executable).parent
 
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Account:
-    """One profile of the local platform.
-
-    Attributes:
-        profile: name of the profile.
-        tenant: tenant's name.
-        role: `developer`, `officer` or `admin`.
-    """
-
-    profile: str
-    tenant: str
-    role: str
-
-
-@dataclass(frozen=True, slots=True)
-class TenantPlan:
-    """A tenant that the local platform creates, as options of ``bulkhead-admin tenant create``."""
-
-    name: str
-    minimum_tier: str
-    options: tuple[str, ...]
-    defaults: Mapping[str, Any]
-
-
-TENANTS: Final = (
-    TenantPlan(
-        "mercy-hospital",
-        "gpu",
-        ("--pack", "hipaa", "--region", REGION, "--session-limit", "20", "--max-output-tokens", "2048"),
-        {"tier": "gpu", "purpose": "treatment", "data_classes": ["phi"]},
-    ),
-    TenantPlan(
-        "acme", "mig", ("--region", REGION, "--session-limit", "100", "--max-output-tokens", "2048"), {"tier": "mig"}
-    ),
-)
-ACCOUNTS: Final = (
-    Account("acme", "acme", "developer"),
-    Account("officer", "acme", "officer"),
-    Account("mercy", "mercy-hospital", "developer"),
-    Account("mercy-officer", "mercy-hospital", "officer"),
-)
 
 
 @dataclass(slots=True)
@@ -219,7 +182,9 @@ class LocalPlatform:
         for directory in (self.root, self.run_directory):
             directory.mkdir(parents=True, exist_ok=True)
             directory.chmod(0o711)  # workers run as other users and must reach what is theirs
-        (self.root / "control.toml").write_text(self._control_toml())
+        (self.root / "control.toml").write_text(
+            control_toml(self.root, self.ports_wanted(), overrides=self.control_overrides)
+        )
         made = self.run([sys.executable, "-m", "control_plane", "init", "--config", str(self.root / "control.toml")])
         (self.root / "init.json").write_text(made)
         self._write_profiles({})
@@ -231,62 +196,15 @@ class LocalPlatform:
                 [sys.executable, "-m", "control_plane", "issue-agent", "--config", str(self.root / "control.toml"),
                  "--agent-id", agent_id, "--out", str(self.root / agent_id)]
             )  # fmt: skip
-            (self.root / f"{agent_id}.toml").write_text(self._agent_toml(agent_id, tray))
-
-    def _control_toml(self) -> str:
-        ports = self.ports_wanted()
-        return f"""\
-# Control plane of a local platform; every key is described in control_plane/config.py.
-state_directory = "{self.root}/control"
-
-[listen]
-public = "127.0.0.1:{ports["public"]}"
-public_mtls = "127.0.0.1:{ports["public_mtls"]}"
-internal = "127.0.0.1:{ports["internal"]}"
-
-[log]
-format = "console"
-
-[fleet]
-allow_simulated = true
-{self.control_overrides}
-"""
-
-    def _agent_toml(self, agent_id: str, tray: int) -> str:
-        directory = self.root / agent_id
-        internal = self.internal_address or f"127.0.0.1:{self.ports_wanted()['internal']}"
-        return f"""\
-# Node agent of a simulated compute tray.
-agent_id = "{agent_id}"
-state_directory = "{directory}/state"
-run_directory = "{self.run_directory}/{agent_id}"
-model_directory = "{self.root}/models"
-evidence_key = "{directory}/evidence.key"
-
-[control_plane]
-addresses = ["{internal}"]
-server_name = "localhost"
-
-[tls]
-certificate = "{directory}/agent.pem"
-private_key = "{directory}/agent.key"
-authority = "{directory}/ca.pem"
-
-[inventory]
-backend = "simulated"
-rack = "rack1"
-tray = {tray}
-region = "{REGION}"
-
-[log]
-format = "console"
-
-[sandbox]
-# On a host of your own set both to "require": a packaged interpreter and models outside home directories allow it.
-network = "if_possible"
-user = "if_possible"
-{self.agent_overrides}
-"""
+            text = agent_toml(
+                self.root,
+                agent_id,
+                tray=tray,
+                run_directory=self.run_directory,
+                internal=self.internal_address or f"127.0.0.1:{self.ports_wanted()['internal']}",
+                overrides=self.agent_overrides,
+            )
+            (self.root / f"{agent_id}.toml").write_text(text)
 
     def ports_wanted(self) -> dict[str, int]:
         """Return the ports of this platform, free when it was configured."""
@@ -324,56 +242,25 @@ user = "if_possible"
 
     def _write_profiles(self, tenants: Mapping[str, Mapping[str, Any]]) -> None:
         made = json.loads((self.root / "init.json").read_text())
-        address = f"127.0.0.1:{self.ports_wanted()['public']}"
-        common = f'address = "{address}"\nca_file = "{made["authority"]}"\nserver_name = "localhost"\n'
-        profiles = ['default_profile = "acme"\n' if tenants else 'default_profile = "admin"\n']
-        for number, admin in enumerate(made["admins"], start=1):
-            name = "admin" if number == 1 else f"admin{number}"
-            profiles.append(f'[profile.{name}]\n{common}api_key_file = "{admin["api_key_file"]}"\nrole = "admin"\n')
-        plans = {plan.name: plan for plan in TENANTS}
-        for account in ACCOUNTS if tenants else ():
-            plan, tenant = plans[account.tenant], tenants[account.tenant]
-            defaults = {"model": self.model_name, "region": REGION, **plan.defaults}
-            profiles.append(
-                f"""\
-[profile.{account.profile}]
-{common}api_key_file = "{account.profile}.key"
-tenant = "{tenant["tenant_id"]}"
-role = "{account.role}"
-log_vkey = "{tenant["log_vkey"]}"
-ticket_issuer = "{made["ticket_issuer"]}"
-# The rack is simulated: only development mode accepts its evidence, and says so every time.
-development_mode = true
-
-[profile.{account.profile}.trust]
-accepted_kinds = ["simulated", "operator"]
-minimum_tier = "{plan.minimum_tier}"
-
-[profile.{account.profile}.defaults]
-"""
-                + "".join(f"{key} = {json.dumps(value)}\n" for key, value in defaults.items())
-            )
         self.client_config.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self.client_config.write_text("\n".join(profiles))
+        self.client_config.write_text(
+            profiles_toml(made, public_port=self.ports_wanted()["public"], model=self.model_name, tenants=tenants)
+        )
 
     def write_env(self) -> Path:
         """Write ``env.sh``, which puts the commands on PATH and chooses the profile."""
         path = self.root / "env.sh"
-        path.write_text(
-            f"""\
-# . {path}   (then: bulkhead --help, bulkhead-admin --help)
-export PATH="{BIN}:$PATH"
-export BULKHEAD_CONFIG="{self.client_config}"
-export BULKHEAD_PROFILE="${{BULKHEAD_PROFILE:-acme}}"
-"""
-        )
+        path.write_text(env_sh(path, commands=BIN, client_config=self.client_config))
         return path
 
 
 def _link_or_copy(source: str, target: str) -> None:
-    """Link a model file into place, or copy it where the file system or its permissions do not allow that."""
-    shutil.copyfile(source, target)
-    Path(target).chmod(0o644)
+    """Link a model file into place, or copy it from another file system."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+        Path(target).chmod(0o644)
 
 
 def _free_ports(count: int) -> list[int]:
