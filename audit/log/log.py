@@ -18,7 +18,7 @@ from audit.lockstore import FileLockStore
 from audit.log.listing import list_records
 from audit.log.opening import Opened, open_parts, platform_log, tenant_log
 from audit.log.prover import Prover
-from audit.log.rounds import PreparedRound, RoundMaker
+from audit.log.rounds import RoundMaker, make_rounds
 from audit.log.serving import Serving
 from audit.log.writer import CommitThread
 from audit.model import (
@@ -37,7 +37,6 @@ from audit.records import Record, Stamp, Stamper, log_opened
 from audit.store import AuditStore, Committed, NewLeaf, Placed
 from bulkhead.errors import (
     AuditUnavailableError,
-    BulkheadError,
     ConflictError,
     InvalidRequestError,
     NotFoundError,
@@ -332,7 +331,17 @@ class AuditLog:
         except BaseException:
             await self.close()
             raise
-        self._round_task = asyncio.create_task(self._make_rounds(), name="audit-rounds")
+        rounds = make_rounds(
+            self._rounds,
+            interval_s=self._config.round_interval_s,
+            quiet_interval_s=self._config.quiet_round_interval_s,
+            monotonic_ns=self._stamper.monotonic_ns,
+            stamp=self.stamp,
+            state=lambda: (dict(self._heads), self.logs()),
+            submit=self._submit,
+            ended=lambda: self._writer.fork is not None,
+        )
+        self._round_task = asyncio.create_task(rounds, name="audit-rounds")
 
     def _info(self, log_id: int) -> LogInfo:
         info = self._logs.get(log_id)
@@ -378,31 +387,3 @@ class AuditLog:
 
     async def _read(self, work: Callable[[], _T]) -> _T:
         return await asyncio.get_running_loop().run_in_executor(self._readers, work)
-
-    async def _make_rounds(self) -> None:
-        """Make a round whenever one is due; a failed append is tried again with the same bytes."""
-        prepared: PreparedRound | None = None
-        quiet_since_ns = self._stamper.monotonic_ns()
-        while self._writer.fork is None:
-            await asyncio.sleep(self._config.round_interval_s)
-            now_ns = self._stamper.monotonic_ns()
-            quiet = now_ns - quiet_since_ns >= self._config.quiet_round_interval_s * 1e9
-            if prepared is None and not quiet and not self._rounds.due(self._heads, self._logs.values()):
-                continue
-            try:
-                if prepared is None:
-                    heads, logs = dict(self._heads), self.logs()
-                    prepared = await self._read(lambda: self._rounds.prepare(self.stamp, heads, logs))  # noqa: B023 - awaited here
-                record = prepared.record
-                leaf = NewLeaf(
-                    self.platform_log.log_id,
-                    record.record_id,
-                    record.leaf,
-                    leaf_hash(record.leaf),
-                    round_heads=prepared.changed,
-                )
-                appended = await self._submit(leaf)
-            except BulkheadError:  # health() tells; the next turn tries again
-                continue
-            self._rounds.committed(prepared, appended.index)
-            prepared, quiet_since_ns = None, now_ns

@@ -5,17 +5,20 @@ A round whose fate is not known (the database failed while it was committed) is 
 is known; only then is the next one made.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from audit.keys import LogKeys
-from audit.model import Head, LogInfo, RoundHead
+from audit.model import Appended, Head, LogInfo, RoundHead
 from audit.records import Record, Stamp, log_round
+from audit.store import NewLeaf
+from bulkhead.errors import BulkheadError
 from bulkhead.transparency.checkpoint import Checkpoint
 from bulkhead.transparency.merkle import inclusion_proof, leaf_hash, tree_root
 from bulkhead.transparency.rounds import round_leaf
 
-__all__ = ["PreparedRound", "RoundMaker", "SlotPath"]
+__all__ = ["PreparedRound", "RoundMaker", "SlotPath", "make_rounds"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,3 +100,47 @@ class RoundMaker:
         hashes = done.hashes
         path = inclusion_proof(slot, len(hashes), lambda level, at: tree_root(hashes[at << level : (at + 1) << level]))
         return self._index, SlotPath(self._keys.salt(done.number, slot), done.texts[slot], path)
+
+
+async def make_rounds(
+    maker: RoundMaker,
+    *,
+    interval_s: float,
+    quiet_interval_s: float,
+    monotonic_ns: Callable[[], int],
+    stamp: Callable[[], Stamp],
+    state: Callable[[], tuple[Mapping[int, Head], tuple[LogInfo, ...]]],
+    submit: Callable[[NewLeaf], Awaitable[Appended]],
+    ended: Callable[[], bool],
+) -> None:
+    """Make a round whenever one is due, until cancelled or ``ended``; runs beside the log on its event loop.
+
+    Args:
+        maker: prepares and remembers rounds.
+        interval_s: least time between two rounds.
+        quiet_interval_s: a round is made this often even when nothing changed.
+        monotonic_ns: monotonic clock, nanoseconds.
+        stamp: identity and time for a record.
+        state: the acknowledged heads by log id, and every log; the platform's has no tenant.
+        submit: appends a leaf; a BulkheadError means that its fate is not known.
+        ended: whether writing has stopped for good.
+    """
+    prepared: PreparedRound | None = None
+    quiet_since_ns = monotonic_ns()
+    while not ended():
+        await asyncio.sleep(interval_s)
+        now_ns = monotonic_ns()
+        heads, logs = state()
+        if prepared is None:
+            if now_ns - quiet_since_ns < quiet_interval_s * 1e9 and not maker.due(heads, logs):
+                continue
+            prepared = await asyncio.to_thread(maker.prepare, stamp, heads, logs)
+        platform = next(log for log in logs if log.tenant is None)
+        record, digest = prepared.record, leaf_hash(prepared.record.leaf)
+        leaf = NewLeaf(platform.log_id, record.record_id, record.leaf, digest, round_heads=prepared.changed)
+        try:
+            appended = await submit(leaf)
+        except BulkheadError:  # health() tells; the next turn sends the same bytes again
+            continue
+        maker.committed(prepared, appended.index)
+        prepared, quiet_since_ns = None, now_ns
