@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, TypeAlias, TypeVar
 
-from bulkhead.encoding import Json
+from bulkhead.encoding import Json, canonical_json
 from bulkhead.errors import (
     BulkheadError,
     InvalidRequestError,
@@ -182,15 +182,17 @@ def denial_error(decision: Decision) -> PolicyDeniedError | SessionLimitError:
     """Return (for raising) the error that tells the caller of a deny.
 
     It is :class:`SessionLimitError` when the limit is the only reason, since waiting helps then; else
-    :class:`PolicyDeniedError` with the first reason's ``reason`` and ``policy`` in the details and every message.
+    :class:`PolicyDeniedError`. The message joins the reasons' sentences; ``details["reasons"]`` is the JSON list of
+    as many ``{code, policy, message}`` as a gRPC trailer has room for.
     """
-    first = decision.reasons[0]
     message = " ".join(reason.message for reason in decision.reasons)[:MAX_DENIAL_CHARS]
-    details = {
-        "reason": first.code,
-        "policy": first.policy,
-        "reasons": ",".join(sorted({reason.code for reason in decision.reasons}))[:MAX_DENIAL_CHARS],
-    }
+    told: list[Json] = []
+    for reason in decision.reasons:
+        told.append({"code": reason.code, "policy": reason.policy, "message": reason.message})
+        if len(canonical_json(told)) > MAX_DENIAL_CHARS:
+            told.pop()
+            break
+    details = {"reasons": canonical_json(told).decode()}
     only_limit = {reason.code for reason in decision.reasons} == {SessionLimitError.code}
     return (SessionLimitError if only_limit else PolicyDeniedError)(message, details=details)
 

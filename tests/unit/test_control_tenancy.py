@@ -1,5 +1,6 @@
 import asyncio
 import dataclasses
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -174,7 +175,7 @@ async def test_a_denial_is_recorded_and_nothing_happens(world: Administered) -> 
     world.policy.deny = (Reason(code="NOT_PERMITTED", policy="tenancy", message="Not you."),)
     with pytest.raises(PolicyDeniedError, match="Not you") as caught:
         await world.tenants.update(world.call(), tenant.tenant_id, {"session_limit": 3})
-    assert caught.value.details["reason"] == "NOT_PERMITTED"
+    assert json.loads(caught.value.details["reasons"])[0]["code"] == "NOT_PERMITTED"
     world.policy.deny = ()
     last = (await world.records(tenant.tenant_id))[-1]
     assert (last.action, last.decision, last.reasons[0]["code"]) == ("decision", "deny", "NOT_PERMITTED")

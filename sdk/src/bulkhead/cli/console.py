@@ -86,9 +86,9 @@ class Program(click.Group):
 
 
 def one_line(error: BulkheadError) -> str:
-    """Return ``error CODE: sentence. What to do.`` with a denial's reasons."""
+    """Return ``error CODE: sentence. What to do.`` with a denial's reasons; none is told twice."""
     sentence = _clean(error.message).rstrip(".")
-    reasons = "; ".join(f"{code}: {text}" for code, text in _reasons(error))
+    reasons = "; ".join(code if text.rstrip(".") in sentence else f"{code}: {text}" for code, text in _reasons(error))
     advice = WHAT_TO_DO.get(error.code, "")
     return f"error {error.code}: {sentence}{f' ({reasons})' if reasons else ''}.{f' {advice}' if advice else ''}"
 
