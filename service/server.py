@@ -6,6 +6,7 @@ from typing import Any, Final
 import grpc
 from google.protobuf import descriptor_pb2, descriptor_pool
 from google.protobuf.descriptor import FileDescriptor
+from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import SERVICE_NAME as HEALTH_SERVICE
 from grpc_health.v1.health import aio as health_aio
@@ -111,6 +112,7 @@ def add_reflection(server: grpc.aio.Server, services: Sequence[str]) -> None:
     seen: set[str] = set()
     for name in names:
         _copy(default.FindServiceByName(name).file, pool, seen)
+    _copy(error_details_pb2.DESCRIPTOR, pool, seen)  # tools then show the ErrorInfo of a refusal in words
     reflection.enable_server_reflection(names, server, pool)
 
 
