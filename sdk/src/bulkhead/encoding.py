@@ -35,7 +35,7 @@ MAX_LP: Final = 2**32 - 1
 
 
 def lp(data: bytes) -> bytes:
-    """Return ``data`` behind its u32 big-endian length in bytes (PROTOCOL, preamble)."""
+    """Return ``data`` behind its u32 big-endian length in bytes (docs/protocol.md section 1)."""
     if len(data) > MAX_LP:
         raise MalformedRequestError("a length-prefixed field is at most 2^32 - 1 bytes")
     return len(data).to_bytes(4, "big") + data

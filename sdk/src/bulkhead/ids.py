@@ -34,7 +34,7 @@ __all__ = [
 
 TENANT: Final = "tenant"
 PRINCIPAL: Final = "prin"
-SUBJECT: Final = "subj"  # random pseudonym in audit records (AUDIT 4); the mapping lives elsewhere
+SUBJECT: Final = "subj"  # random pseudonym in audit records (docs/audit.md); the mapping lives elsewhere
 CREDENTIAL: Final = "cred"
 SESSION: Final = "sess"
 REQUEST: Final = "req"
