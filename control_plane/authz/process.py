@@ -54,14 +54,20 @@ class OpaProcess:
     """
 
     def __init__(
-        self, *, bundle: VerifiedBundle, connection: OpaConnection, child: asyncio.subprocess.Process, directory: Path
+        self,
+        *,
+        bundle: VerifiedBundle,
+        connection: OpaConnection,
+        child: asyncio.subprocess.Process,
+        pidfd: int,
+        directory: Path,
     ) -> None:
         self.bundle = bundle
         self.connection = connection
         self.exited = asyncio.ensure_future(child.wait())
         self._child = child
         # asyncio's own kill() may reap the child behind its watcher, and a bare pid may be another's by then.
-        self._pidfd: int | None = os.pidfd_open(child.pid)
+        self._pidfd: int | None = pidfd
         self._directory = directory
         self._lines: deque[str] = deque(maxlen=_LOG_LINES)
         self._reader = asyncio.ensure_future(self._read_log())
@@ -83,8 +89,8 @@ class OpaProcess:
             PolicyEngineError: it did not come up or failed its self-test; it has been ended.
         """
         token = secrets.token_urlsafe(32)
-        port = _free_port()
         try:
+            port = _free_port()
             path = directory.new_process()
             directory.put(path, _files(path, bundle, public_key, token))
             child = await asyncio.create_subprocess_exec(
@@ -96,18 +102,19 @@ class OpaProcess:
                 stderr=asyncio.subprocess.STDOUT,
             )
             directory.note_pid(path, child.pid)
+            pidfd = os.pidfd_open(child.pid)  # fails when the child has ended, and been reaped, already
         except OSError as error:  # the parent-death signal and the pid file of the next attempt leave nothing running
             raise PolicyEngineError(f"The policy engine cannot be started: {error.strerror}.") from error
         connection = OpaConnection(
             host=HOST, port=port, token=token, revision=bundle.info.digest, timeout_s=2 * DEADLINE_S
         )
-        process = cls(bundle=bundle, connection=connection, child=child, directory=path)
+        process = cls(bundle=bundle, connection=connection, child=child, pidfd=pidfd, directory=path)
         uid = os.geteuid() if account is None else account.uid
         try:
             await connection.open()
             async with asyncio.timeout(START_TIMEOUT_S):
                 await process._come_up(port, uid)
-        except (PolicyEngineError, ConnectionError, TimeoutError) as error:
+        except (PolicyEngineError, OSError) as error:  # a TimeoutError is an OSError
             await process.stop()
             told = error.message if isinstance(error, PolicyEngineError) else "it did not serve in time"
             raise PolicyEngineError(f"The policy engine did not start: {told}. {process._said()}") from error

@@ -129,6 +129,27 @@ async def test_restarts_go_on_until_one_succeeds(monkeypatch):
         assert failures == 0
 
 
+async def test_a_process_that_is_gone_before_it_can_be_watched_is_a_failed_attempt(monkeypatch):
+    """A new OPA that is killed and reaped at once does not end the supervision: the next attempt serves."""
+    async with supervised() as supervisor:
+        client = PolicyClient(engine=supervisor)
+        await client.decide(open_session())
+        gone = []
+
+        def too_late(pid, watch=os.pidfd_open):
+            if len(gone) < 2:
+                gone.append(pid)
+                os.kill(pid, signal.SIGKILL)
+                raise ProcessLookupError(3, "No such process")
+            return watch(pid)
+
+        monkeypatch.setattr(process_module.os, "pidfd_open", too_late)
+        os.kill(supervisor.pid, signal.SIGKILL)
+        await asyncio.sleep(0.05)
+        await until_back(client, 5.0)
+        assert len(gone) == 2
+
+
 async def test_a_switch_drops_no_question():
     """While bundles change, every question is answered, by the one bundle or by the other."""
     async with supervised() as supervisor:
