@@ -118,6 +118,7 @@ class App:
             credentials=mutual_server_credentials(keys.server, roots),
             offered=runtime.internal_services(),
             admit=who.agent.admit,
+            on_refusal=who.agent.on_refusal,
             unlimited=runtime.unlimited_methods,
         )
         self._internal_servers.append(internal)
@@ -144,7 +145,7 @@ class App:
         credentials: grpc.ServerCredentials,
         offered: Sequence[Offered],
         admit: Admit,
-        on_refusal: OnRefusal | None = None,
+        on_refusal: OnRefusal,
         unlimited: frozenset[str] = frozenset(),
     ) -> tuple[grpc.aio.Server, int]:
         limits = self._config.limits

@@ -69,7 +69,7 @@ def admissions(resources: Resources) -> Admissions:
     return Admissions(
         api_key=CallerAdmission(presented=ApiKeyPresented(authenticator=authenticator), refusals=refusals),
         certificate=CallerAdmission(presented=CertificatePresented(authenticator=authenticator), refusals=refusals),
-        agent=AgentAdmission(trust_domain=resources.config.trust_domain, now_us=now_us),
+        agent=AgentAdmission(trust_domain=resources.config.trust_domain, refusals=refusals, now_us=now_us),
     )
 
 

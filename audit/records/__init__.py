@@ -16,6 +16,7 @@ from audit.records.envelope import (
 from audit.records.operations import (
     access_denied,
     administered,
+    agent_refused,
     audit_exported,
     audit_read,
     authentication_failed,
@@ -46,6 +47,7 @@ __all__ = [
     "Subject",
     "access_denied",
     "administered",
+    "agent_refused",
     "audit_exported",
     "audit_read",
     "authentication_failed",

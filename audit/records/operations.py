@@ -17,6 +17,7 @@ from bulkhead.transparency.leaf import Cause
 __all__ = [
     "access_denied",
     "administered",
+    "agent_refused",
     "audit_exported",
     "audit_read",
     "authentication_failed",
@@ -171,6 +172,29 @@ def access_denied(
         decision=Decision.DENY,
         reasons=[Reason(code, "", message)],
         session=session,
+    )
+
+
+def agent_refused(stamp: Stamp, *, agent: str, code: str, message: str) -> Record:
+    """Record that a node agent, known by its certificate, was refused: what it said of itself or reported is not so.
+
+    Args:
+        stamp: fresh identity and time.
+        agent: agent id in its certificate.
+        code: stable error code.
+        message: what was refused, in words of this platform.
+
+    Raises:
+        InvalidRequestError: see :func:`~audit.records.build_record`.
+    """
+    return build_record(
+        stamp,
+        action=Action.ACCESS_DENIED,
+        tenant=None,
+        cause=platform_cause(PlatformReason.AGENT),
+        resource=("agent", agent),
+        decision=Decision.DENY,
+        reasons=[Reason(code, "", message)],
     )
 
 

@@ -21,7 +21,7 @@ from bulkhead.errors import (
 )
 from bulkhead.ids import check_name
 from control_plane.domain.roles import Scope
-from control_plane.rpc.caller import caller_if_any, set_agent, set_caller
+from control_plane.rpc.caller import agent_if_any, caller_if_any, set_agent, set_caller
 from control_plane.services.authentication import Authenticator, Verdict
 from control_plane.services.refusals import RefusalRecorder
 from service.interceptors import Context, current_request_id
@@ -169,11 +169,13 @@ class AgentAdmission:
 
     Args:
         trust_domain: agents are ``spiffe://<trust domain>/agent/<agent id>``.
+        refusals: takes the record of each refusal.
         now_us: Unix time in microseconds.
     """
 
-    def __init__(self, *, trust_domain: str, now_us: Callable[[], int]) -> None:
+    def __init__(self, *, trust_domain: str, refusals: RefusalRecorder, now_us: Callable[[], int]) -> None:
         self._prefix = spiffe_uri(trust_domain, "agent", "")
+        self._refusals = refusals
         self._now_us = now_us
 
     async def admit(self, method: str, context: Context) -> None:
@@ -186,6 +188,19 @@ class AgentAdmission:
         """
         if method in OPEN_METHODS:
             return
+        try:
+            set_agent(self._agent_of(context))
+        except UnauthenticatedError as error:
+            await self._refusals.unauthenticated(method=method, error=error, caller=None, source=_host(context.peer()))
+            raise
+
+    async def on_refusal(self, method: str, error: BulkheadError) -> None:
+        """Record that a known agent was refused; see :class:`RefusalRecorder`."""
+        agent_id = agent_if_any()
+        if agent_id is not None:
+            await self._refusals.agent_denied(method=method, error=error, agent_id=agent_id)
+
+    def _agent_of(self, context: Context) -> str:
         peer = peer_certificate(context)
         if peer is None:
             raise CredentialMissingError("this port needs a node agent's certificate")
@@ -194,7 +209,7 @@ class AgentAdmission:
         if self._now_us() >= peer.not_after.timestamp() * 1_000_000:
             raise CredentialExpiredError("the node agent's certificate has expired")
         try:
-            set_agent(check_name(peer.uris[0].removeprefix(self._prefix), "agent id"))
+            return check_name(peer.uris[0].removeprefix(self._prefix), "agent id")
         except InvalidRequestError as error:
             raise CredentialInvalidError("the certificate names no node agent of this platform") from error
 

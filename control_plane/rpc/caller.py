@@ -10,7 +10,7 @@ from typing import Final
 from bulkhead.errors import CredentialMissingError
 from control_plane.domain.roles import Caller
 
-__all__ = ["caller_if_any", "current_agent", "current_caller", "set_agent", "set_caller"]
+__all__ = ["agent_if_any", "caller_if_any", "current_agent", "current_caller", "set_agent", "set_caller"]
 
 _CALLER: Final[ContextVar[Caller | None]] = ContextVar("caller", default=None)
 _AGENT: Final[ContextVar[str | None]] = ContextVar("agent", default=None)
@@ -41,6 +41,11 @@ def caller_if_any() -> Caller | None:
 def set_agent(agent_id: str) -> None:
     """Name the node agent of this call: admission of the internal port only."""
     _AGENT.set(agent_id)
+
+
+def agent_if_any() -> str | None:
+    """Return the node agent's id where admission named one: for what runs around refused calls too."""
+    return _AGENT.get()
 
 
 def current_agent() -> str:

@@ -15,17 +15,7 @@ from typing import Final
 
 import structlog
 
-from audit.records import (
-    Action,
-    Decision,
-    PlatformReason,
-    Reason,
-    Record,
-    access_denied,
-    build_record,
-    platform_cause,
-    receipts,
-)
+from audit.records import PlatformReason, Record, access_denied, agent_refused, platform_cause, receipts
 from bulkhead.errors import (
     AgentUnavailableError,
     BulkheadError,
@@ -268,14 +258,11 @@ class Receipts:
     async def _foreign(self, spool: Spool, partition_id: str, what: str) -> None:
         log.error("event.foreign", agent_id=spool.agent_id, partition_id=partition_id, what=what)
         await self._journal.write(
-            build_record(
+            agent_refused(
                 self._journal.stamp(),
-                action=Action.ACCESS_DENIED,
-                tenant=None,
-                cause=platform_cause(PlatformReason.AGENT),
-                resource=("agent", spool.agent_id),
-                decision=Decision.DENY,
-                reasons=[Reason(PermissionDeniedError.code, "", f"the agent reported {what}")],
+                agent=spool.agent_id,
+                code=PermissionDeniedError.code,
+                message=f"the agent reported {what}",
             )
         )
 

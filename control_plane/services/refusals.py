@@ -11,9 +11,19 @@ from typing import Final
 
 import structlog
 
-from audit.records import PlatformReason, Subject, access_denied, authentication_failed, platform_cause, tenant_cause
+from audit.records import (
+    PlatformReason,
+    Record,
+    Subject,
+    access_denied,
+    agent_refused,
+    authentication_failed,
+    platform_cause,
+    tenant_cause,
+)
 from bulkhead.errors import (
     BulkheadError,
+    EvidenceError,
     NotFoundError,
     PermissionDeniedError,
     PolicyDeniedError,
@@ -35,6 +45,7 @@ MAX_SOURCES: Final = 4_096  # remembered; a forgotten source starts with a full 
 OVERALL: Final = "overall"
 
 _RECORDED: Final = (PermissionDeniedError, NotFoundError, TicketError)
+_RECORDED_OF_AGENTS: Final = (UnauthenticatedError, PermissionDeniedError, EvidenceError)
 _RECORDED_BY_DECISION: Final = (PolicyDeniedError, UnknownObligationError)
 
 log = structlog.get_logger(__name__)
@@ -96,18 +107,14 @@ class RefusalRecorder:
         """
         if not self._may_record(source if caller is None else caller.credential_id):
             return
-        try:
-            await self._journal.write(
-                authentication_failed(
-                    self._journal.stamp(),
-                    method=method,
-                    code=error.code,
-                    tenant=None if caller is None else caller.tenant_id or None,
-                    credential="" if caller is None else caller.credential_id,
-                )
-            )
-        except BulkheadError as failure:
-            log.warning("refusal.unrecorded", method=method, code=error.code, because=failure.code)
+        record = authentication_failed(
+            self._journal.stamp(),
+            method=method,
+            code=error.code,
+            tenant=None if caller is None else caller.tenant_id or None,
+            credential="" if caller is None else caller.credential_id,
+        )
+        await self._write(record, method, error)
 
     async def denied(self, *, method: str, error: BulkheadError, caller: Caller, request_id: str) -> None:
         """Record that a known caller was refused something; other errors than refusals are left alone."""
@@ -115,18 +122,30 @@ class RefusalRecorder:
             return
         if not self._may_record(caller.principal_id):
             return
+        record = access_denied(
+            self._journal.stamp(),
+            tenant=caller.tenant_id or None,
+            subject=subject_of(caller),
+            cause=cause_of(caller, request_id),
+            method=method,
+            code=error.code,
+            message=error.message,
+        )
+        await self._write(record, method, error)
+
+    async def agent_denied(self, *, method: str, error: BulkheadError, agent_id: str) -> None:
+        """Record that a node agent, known by its certificate, was refused; other errors than refusals are left alone.
+
+        What stands in the record are this platform's words and the certificate's name, nothing that the agent said.
+        """
+        if not isinstance(error, _RECORDED_OF_AGENTS) or not self._may_record(agent_id):
+            return
+        record = agent_refused(self._journal.stamp(), agent=agent_id, code=error.code, message=error.message)
+        await self._write(record, method, error)
+
+    async def _write(self, record: Record, method: str, error: BulkheadError) -> None:
         try:
-            await self._journal.write(
-                access_denied(
-                    self._journal.stamp(),
-                    tenant=caller.tenant_id or None,
-                    subject=subject_of(caller),
-                    cause=cause_of(caller, request_id),
-                    method=method,
-                    code=error.code,
-                    message=error.message,
-                )
-            )
+            await self._journal.write(record)
         except BulkheadError as failure:
             log.warning("refusal.unrecorded", method=method, code=error.code, because=failure.code)
 
