@@ -1,0 +1,218 @@
+"""AMD's endorsement of a report's signing key: pinned roots, and what a VCEK's or VLEK's certificate says.
+
+Formats: VCEK certificate and KDS interface specification (AMD 57230), table of extensions under 1.3.6.1.4.1.3704.1.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from types import MappingProxyType
+from typing import Final
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from bulkhead.attestation.certificates import ChainRules, SignatureScheme, extension_values, verify_chain
+from bulkhead.attestation.inputs import load_certificates
+from bulkhead.attestation.obligations import failed
+from bulkhead.attestation.snp.product import SnpProduct
+from bulkhead.attestation.snp.report import SigningKey
+from bulkhead.errors import InternalError
+
+__all__ = ["Endorsement", "SnpRoots", "amd_roots", "read_endorsement", "verify_endorsement"]
+
+_OID: Final = "1.3.6.1.4.1.3704.1"
+_PRODUCT, _HWID, _CSP_ID = f"{_OID}.2", f"{_OID}.4", f"{_OID}.5"
+_SPL: Final = f"{_OID}.3"
+_LEVELS: Final = {
+    # Suffix of the SPL extension for each byte of TCB_VERSION, in the order of the bytes.
+    SnpProduct.MILAN: (1, 2, 4, 5, 6, 7, 3, 8),
+    SnpProduct.GENOA: (1, 2, 4, 5, 6, 7, 3, 8),
+    SnpProduct.TURIN: (9, 1, 2, 3, 5, 6, 7, 8),
+}
+_COMMON_NAMES: Final = {SigningKey.VCEK: "SEV-VCEK", SigningKey.VLEK: "SEV-VLEK"}
+_INTEGER, _OCTET_STRING, _IA5_STRING = 0x02, 0x04, 0x16  # DER tags
+_MAX_PATH: Final = 3  # leaf, ASK or ASVK, ARK
+_ROOT_FILES: Final = MappingProxyType(
+    {
+        "milan_vcek": "22e62f8d2c21a156470145fc75f7b5a377cb053ced3e97f0bd3f8d8ca5941ce6",
+        "milan_vlek": "3098f7e90ee7049b8cf116448d1bdf33b08847b4250bd99507cf73b5c49d3467",
+        "genoa_vcek": "e6ecc853fa56d3170a624d40851f98a1036f974b50204ea69e6aec91d777aca3",
+        "genoa_vlek": "95f8b0deab936fe5d44a7cd6ed32590ad360581da2858a27dc2e59ac6eacb2e8",
+        "turin_vcek": "cc9a52fbed3fbc6e4a0a50149a541a75938f975658909c2a6084767829b36e85",
+        "turin_vlek": "5928f39615a10790e4c3d985fbe5b025524eab50c0801c2b69d2031e476cdfe5",
+    }
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SnpRoots:
+    """The authorities pinned for one product: ARK, its ASK for VCEKs and its ASVK for VLEKs."""
+
+    ark: x509.Certificate
+    ask: x509.Certificate
+    asvk: x509.Certificate
+
+    def intermediate(self, signing_key: SigningKey) -> x509.Certificate:
+        """Return the authority that issues ``signing_key``'s certificates."""
+        return self.asvk if signing_key is SigningKey.VLEK else self.ask
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Endorsement:
+    """What a leaf certificate says about its key; trusted once its path is verified.
+
+    Attributes:
+        certificate: as parsed.
+        key: the P-384 key that signs reports.
+        levels: 8 bytes, laid out as the product's TCB_VERSION.
+        hwid: hardware id, 64 bytes (8 from Turin on), of a VCEK; empty for a VLEK.
+        csp_id: the cloud provider's id of a VLEK; empty for a VCEK.
+    """
+
+    certificate: x509.Certificate
+    key: ec.EllipticCurvePublicKey
+    levels: bytes
+    hwid: bytes
+    csp_id: str
+
+
+@cache
+def amd_roots() -> Mapping[SnpProduct, SnpRoots]:
+    """Return the authorities that AMD publishes, from this package's files, whose SHA-256 is pinned in code."""
+    return MappingProxyType({product: _load_roots(product) for product in SnpProduct})
+
+
+def _load_roots(product: SnpProduct) -> SnpRoots:
+    ask, ark = _load_pair(f"{product.value}_vcek")
+    asvk, _ = _load_pair(f"{product.value}_vlek")
+    return SnpRoots(ark=ark, ask=ask, asvk=asvk)
+
+
+def _load_pair(name: str) -> tuple[x509.Certificate, ...]:
+    data = resources.files(__package__).joinpath("roots", f"{name}.pem").read_bytes()
+    if hashlib.sha256(data).hexdigest() != _ROOT_FILES[name]:
+        raise InternalError(f"the pinned root file {name}.pem is not the one this build was made with")
+    return load_certificates(data, what=name, error=InternalError)
+
+
+def verify_endorsement(
+    certificates: Sequence[x509.Certificate],
+    *,
+    product: SnpProduct,
+    signing_key: SigningKey,
+    roots: SnpRoots,
+    crls: Sequence[x509.CertificateRevocationList],
+    crl_required: bool,
+    max_crl_age_s: int | None,
+    now_s: int,
+) -> Endorsement:
+    """Return what the one leaf among ``certificates`` says, its path to ``roots.ark`` verified (SNP-4 to SNP-7).
+
+    Raises:
+        EvidenceError: SNP-4, SNP-6 or SNP-7; :class:`EvidenceExpiredError` for SNP-5 and an old list.
+    """
+    intermediate = roots.intermediate(signing_key)
+    pinned = (roots.ark, roots.ask, roots.asvk)
+    leaves = [certificate for certificate in certificates if certificate not in pinned]
+    if not leaves:
+        raise failed("SNP-4", _missing(signing_key, product))
+    if len(leaves) > 1:
+        raise failed("SNP-4", f"more than one certificate is none of the authorities pinned for {product.value}")
+    rules = ChainRules(
+        scheme=SignatureScheme.RSA_PSS_SHA384,
+        max_length=_MAX_PATH,
+        chain="SNP-4",
+        validity="SNP-5",
+        revocation="SNP-6",
+        crls_required=crl_required,
+        max_crl_age_s=max_crl_age_s,
+    )
+    path = verify_chain(
+        leaves[0], intermediates=(intermediate,), roots=(roots.ark,), rules=rules, now_s=now_s, crls=crls
+    )
+    if path[1:] != (intermediate, roots.ark):
+        raise failed("SNP-4", f"the leaf was not issued by the authority for {signing_key.name} keys")
+    return read_endorsement(leaves[0], product=product, signing_key=signing_key)
+
+
+def read_endorsement(leaf: x509.Certificate, *, product: SnpProduct, signing_key: SigningKey) -> Endorsement:
+    """Return what a leaf certificate says; the caller verifies its path.
+
+    Raises:
+        EvidenceError: SNP-7, it is not a certificate of ``product``'s ``signing_key``.
+    """
+    names = leaf.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    if len(names) != 1 or names[0].value != _COMMON_NAMES[signing_key]:
+        raise failed("SNP-7", f"the leaf's common name is not {_COMMON_NAMES[signing_key]}")
+    key = leaf.public_key()
+    if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP384R1):
+        raise failed("SNP-7", "the leaf's key is not on P-384")
+    values = extension_values(leaf)
+    name = _ia5(values, _PRODUCT).split("-")[0]
+    if name not in product.certificate_names:
+        raise failed("SNP-7", f"the leaf is not for {product.value}")
+    vcek = signing_key is SigningKey.VCEK
+    if (_HWID in values) != vcek or (_CSP_ID in values) == vcek:
+        raise failed("SNP-7", "a VCEK has a hardware id and no CSP id, a VLEK a CSP id and no hardware id")
+    return Endorsement(
+        certificate=leaf,
+        key=key,
+        levels=_read_levels(values, product),
+        hwid=_hwid(values[_HWID], product) if vcek else b"",
+        csp_id="" if vcek else _ia5(values, _CSP_ID),
+    )
+
+
+def _read_levels(values: Mapping[str, bytes], product: SnpProduct) -> bytes:
+    order = _LEVELS[product]
+    extra = [
+        oid for oid in values if oid.startswith(f"{_SPL}.") and oid not in {f"{_SPL}.{suffix}" for suffix in order}
+    ]
+    if any(_level(values, oid) for oid in extra):
+        raise failed("SNP-7", f"the leaf has a security patch level that {product.value} does not have")
+    return bytes(_level(values, f"{_SPL}.{suffix}") for suffix in order)
+
+
+def _level(values: Mapping[str, bytes], oid: str) -> int:
+    content = _content(values, oid, _INTEGER)
+    level = int.from_bytes(content, "big", signed=True)
+    if not content or len(content) > 2 or not 0 <= level <= 255 or (len(content) == 2 and level < 128):
+        raise failed("SNP-7", f"the leaf's extension {oid} is not a level from 0 to 255")
+    return level
+
+
+def _ia5(values: Mapping[str, bytes], oid: str) -> str:
+    text = _content(values, oid, _IA5_STRING).decode("ascii", errors="replace")
+    if not text or not text.isascii() or not text.isprintable():
+        raise failed("SNP-7", f"the leaf's extension {oid} is not printable text")
+    return text
+
+
+def _hwid(value: bytes, product: SnpProduct) -> bytes:
+    # KDS writes the bare bytes; certificates that wrap them in an OCTET STRING have been seen, too.
+    size = product.hwid_bytes
+    if len(value) == size + 2 and value[0] == _OCTET_STRING and value[1] == size:
+        value = value[2:]
+    if len(value) != size:
+        raise failed("SNP-7", f"the leaf's hardware id is not {size} bytes")
+    return value
+
+
+def _content(values: Mapping[str, bytes], oid: str, tag: int) -> bytes:
+    value = values.get(oid)
+    if value is None:
+        raise failed("SNP-7", f"the leaf lacks the extension {oid}")
+    # Short form only: the longest of these values is a host name of far below 128 bytes.
+    if len(value) < 2 or value[0] != tag or value[1] != len(value) - 2 or value[1] > 127:
+        raise failed("SNP-7", f"the leaf's extension {oid} is malformed")
+    return value[2:]
+
+
+def _missing(signing_key: SigningKey, product: SnpProduct) -> str:
+    if signing_key is SigningKey.VLEK:
+        return "the VLEK's certificate is missing: the cloud provider hands it out, with the report or its metadata"
+    return f"the VCEK's certificate is missing: published at https://kdsintf.amd.com/vcek/v1/{product.value.title()}"

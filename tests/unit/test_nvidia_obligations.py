@@ -1,0 +1,367 @@
+"""Every obligation of a GPU's verification, by a case that fails it alone."""
+
+import datetime as dt
+import itertools
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from cryptography import x509
+from cryptography.x509 import ocsp
+
+from bulkhead.attestation.nvidia import GPU_OBLIGATIONS, GpuMode, NvidiaPolicy, verify_gpu
+from bulkhead.attestation.obligations import obligation_of
+from bulkhead.errors import (
+    BulkheadError,
+    EvidenceBindingError,
+    EvidenceError,
+    EvidenceExpiredError,
+    EvidencePolicyError,
+)
+from tests.simulator.nvidia_world import (
+    DRIVER,
+    FWID,
+    NOW,
+    NOW_S,
+    VBIOS,
+    GpuCase,
+    answers,
+    certify,
+    composite_device_id,
+    driver_manifest,
+    good_answers,
+    manifest,
+    measurements,
+    ocsp_answer,
+    opaque,
+    pem,
+    report,
+    responder_for,
+    split,
+    tcb_info,
+    vbios_manifest,
+    world,
+)
+
+Change = Callable[[], GpuCase]
+YESTERDAY = NOW - dt.timedelta(days=1)
+
+
+def with_device(*, leaf_extension: x509.ExtensionType | None = None, **change: Any) -> GpuCase:
+    """Return the base case with an attestation key of another certificate."""
+    brom, *above = world().device[1:]
+    extension = leaf_extension or composite_device_id(FWID)
+    leaf = certify("GH100 A01 GSP FMC LF", issuer=brom, authority=False, extensions=[extension], **change)
+    return GpuCase(report=report(leaf), certificates=pem((leaf, brom, *above)))
+
+
+def under(**demands: Any) -> GpuCase:
+    """Return the base case under a policy with other demands."""
+    return GpuCase(policy=NvidiaPolicy(**demands))
+
+
+def zero_fwid() -> GpuCase:
+    """Return a report and a certificate that agree on a FWID of zeros, as a chip without measured firmware would."""
+    brom, *above = world().device[1:]
+    leaf = certify("GH100 A01 GSP FMC LF", issuer=brom, authority=False, extensions=[tcb_info(bytes(48))])
+    signed = report(leaf, opaque_data=opaque(fwid=bytes(48)))
+    return GpuCase(report=signed, certificates=pem((leaf, brom, *above)))
+
+
+def with_opaque(**changes: bytes | None) -> GpuCase:
+    """Return the base case with other opaque data in a signed report."""
+    return GpuCase(report=report(world().device[0], opaque_data=opaque(**changes)))
+
+
+def with_answer(position: int, **change: Any) -> GpuCase:
+    """Return the base case with another answer about the certificate at ``position`` of :func:`answers`."""
+    device, rim = world().device, world().rim
+    pairs = [*itertools.pairwise(device[1:]), *itertools.pairwise(rim)]
+    subject, issuer = pairs[position]
+    others = [answer for number, answer in enumerate(good_answers()) if number != position]
+    return GpuCase(ocsp_responses=[*others, ocsp_answer(subject.certificate, issuer, **change)])
+
+
+def with_rim_signer(**change: Any) -> GpuCase:
+    """Return the base case with manifests of a signer with another certificate."""
+    lower, *above = world().rim[1:]
+    signer = certify("Test RIM L4 Signer", issuer=lower, authority=False, **change)
+    path = (signer, lower, *above)
+    driver, vbios = split(measurements())
+    return GpuCase(
+        driver_rim=manifest(path, version=DRIVER, active=driver),
+        vbios_rim=manifest(path, version=VBIOS, active=vbios),
+        ocsp_responses=answers(world().device, path),
+    )
+
+
+def foreign_rim() -> GpuCase:
+    """Return manifests that are sound under a root that is not pinned."""
+    root = certify("Test CoRIM signing Root CA", issuer=None, authority=True)
+    signer = certify("Test RIM L4 Signer", issuer=root, authority=False)
+    driver, vbios = split(measurements())
+    return GpuCase(
+        driver_rim=manifest((signer, root), version=DRIVER, active=driver),
+        vbios_rim=manifest((signer, root), version=VBIOS, active=vbios),
+    )
+
+
+def foreign_device() -> GpuCase:
+    """Return a device chain that is sound under a root that is not pinned."""
+    path = [certify("Test Device Identity CA", issuer=None, authority=True)]
+    for name in ("Test GH100 Identity", "Test GH100 Provisioner", "GH100 BROM"):
+        path.insert(0, certify(name, issuer=path[0], authority=True))
+    extensions = [composite_device_id(FWID)]
+    path.insert(0, certify("GH100 FMC LF", issuer=path[0], authority=False, extensions=extensions))
+    return GpuCase(report=report(path[0]), certificates=pem(path))
+
+
+def two_chips() -> GpuCase:
+    """Return a boot ROM of one chip under another chip's authority."""
+    provisioner, model, root = world().device[2:]
+    brom = certify("GB100 A01 GSP BROM", issuer=provisioner, authority=True)
+    leaf = certify("GB100 A01 GSP FMC LF", issuer=brom, authority=False, extensions=[composite_device_id(FWID)])
+    path = (leaf, brom, provisioner, model, root)
+    return GpuCase(report=report(leaf), certificates=pem(path), ocsp_responses=answers(path, world().rim))
+
+
+def driver_rim(**change: Any) -> GpuCase:
+    """Return the base case with another driver manifest, properly signed."""
+    arguments = {"version": DRIVER, "active": split(measurements())[0], **change}
+    return GpuCase(driver_rim=manifest(world().rim, **arguments))
+
+
+def conflict() -> GpuCase:
+    """Return a driver manifest that also states a measurement of the VBIOS's, with the same value."""
+    active, vbios = split(measurements())
+    return driver_rim(active={**active, 12: vbios[12]})
+
+
+def other_value() -> GpuCase:
+    """Return a report with one measurement that no manifest states."""
+    values = {**measurements(), 30: bytes(48)}
+    return GpuCase(report=report(world().device[0], values=values))
+
+
+CASES: list[tuple[str, str, type[BulkheadError], Change]] = [
+    ("GPU-1", "trailing byte", EvidenceError, lambda: GpuCase(report=GpuCase().report + b"\0")),
+    ("GPU-1", "no VBIOS version", EvidenceError, lambda: with_opaque(vbios=None)),
+    ("GPU-1", "unknown opaque version", EvidenceError, lambda: with_opaque(version=b"\x09")),
+    ("GPU-1", "mode missing where it must be", EvidenceError, lambda: with_opaque(mode=None)),
+    ("GPU-1", "unknown mode", EvidenceError, lambda: with_opaque(mode=b"\x07\x00")),
+    ("GPU-1", "mode contradicted", EvidenceError, lambda: with_opaque(ppcie=b"\xaa")),
+    ("GPU-1", "unknown NVDEC0 status", EvidenceError, lambda: with_opaque(nvdec0=b"\x00")),
+    ("GPU-1", "short FWID", EvidenceError, lambda: with_opaque(fwid=FWID[:47])),
+    ("GPU-2", "another root", EvidenceError, foreign_device),
+    ("GPU-2", "root left out", EvidenceError, lambda: GpuCase(certificates=pem(world().device[:-1]))),
+    (
+        "GPU-2",
+        "not in order",
+        EvidenceError,
+        lambda: GpuCase(certificates=pem([*world().device[:3], *world().device[:2:-1]])),
+    ),
+    ("GPU-2", "no certificate", EvidenceError, lambda: GpuCase(certificates=b"")),
+    ("GPU-3", "attestation key expired", EvidenceExpiredError, lambda: with_device(not_after=YESTERDAY)),
+    ("GPU-4", "another chip's key", EvidenceError, lambda: GpuCase(report=report(world().rim[0]))),
+    ("GPU-5", "another nonce", EvidenceBindingError, lambda: GpuCase(nonce=bytes(32))),
+    ("GPU-5", "a nonce cut short", EvidenceBindingError, lambda: GpuCase(nonce=bytes(range(31)))),
+    ("GPU-6", "no FWID", EvidencePolicyError, lambda: with_opaque(fwid=None)),
+    ("GPU-6", "another FWID", EvidenceError, lambda: with_opaque(fwid=bytes(reversed(FWID)))),
+    ("GPU-6", "FWID of zeros", EvidenceError, zero_fwid),
+    ("GPU-6", "second FWID only", EvidenceError, lambda: with_device(leaf_extension=tcb_info(bytes(48), FWID))),
+    ("GPU-7", "no answers", EvidenceError, lambda: GpuCase(ocsp_responses=())),
+    ("GPU-7", "one answer missing", EvidenceError, lambda: GpuCase(ocsp_responses=good_answers()[1:])),
+    ("GPU-7", "unknown", EvidenceError, lambda: with_answer(1, status=ocsp.OCSPCertStatus.UNKNOWN)),
+    ("GPU-7", "answer too old", EvidenceExpiredError, lambda: with_answer(2, this_update=NOW - dt.timedelta(days=2))),
+    (
+        "GPU-7",
+        "answer of the future",
+        EvidenceExpiredError,
+        lambda: with_answer(0, this_update=NOW + dt.timedelta(hours=1)),
+    ),
+    ("GPU-7", "signer revoked", EvidenceError, lambda: with_answer(3, status=ocsp.OCSPCertStatus.REVOKED)),
+    ("GPU-7", "no OCSP answer", EvidenceError, lambda: GpuCase(ocsp_responses=[b"\x30\x03\x0a\x01\x06"])),
+    ("GPU-8", "chip not accepted", EvidencePolicyError, lambda: under(products=frozenset({"GB100"}))),
+    ("GPU-8", "two chips", EvidenceError, two_chips),
+    ("GPU-9", "multi-GPU mode", EvidencePolicyError, lambda: with_opaque(mode=b"\x00\x00")),
+    ("GPU-9", "protected PCIe", EvidencePolicyError, lambda: with_opaque(mode=b"\x02\x00", ppcie=b"\xaa")),
+    (
+        "GPU-9",
+        "protected PCIe before version 1",
+        EvidencePolicyError,
+        lambda: with_opaque(mode=None, version=None, ppcie=b"\xaa"),
+    ),
+    (
+        "GPU-9",
+        "not stated",
+        EvidencePolicyError,
+        lambda: replace(with_opaque(mode=None, version=None), policy=NvidiaPolicy(mode_must_be_stated=True)),
+    ),
+    ("GPU-10", "driver not listed", EvidencePolicyError, lambda: under(driver_versions=frozenset({"570.00"}))),
+    ("GPU-10", "driver below the floor", EvidencePolicyError, lambda: under(minimum_driver_version="580.10.02")),
+    ("GPU-10", "VBIOS not listed", EvidencePolicyError, lambda: under(vbios_versions=frozenset({"96.00"}))),
+    ("GPU-10", "VBIOS below the floor", EvidencePolicyError, lambda: under(minimum_vbios_version="96.00.AC.00.00")),
+    ("GPU-10", "floor that cannot be compared", EvidencePolicyError, lambda: under(minimum_driver_version="58x")),
+    ("GPU-11", "no driver manifest", EvidenceError, lambda: GpuCase(driver_rim=None)),
+    ("GPU-11", "no VBIOS manifest", EvidenceError, lambda: GpuCase(vbios_rim=None)),
+    ("GPU-11", "not XML", EvidenceError, lambda: GpuCase(driver_rim=b"<SoftwareIdentity>")),
+    (
+        "GPU-11",
+        "a demand that is not understood",
+        EvidenceError,
+        lambda: driver_rim(resources='<n:Resource type="OpaqueData" index="63" active="True"/>'),
+    ),
+    ("GPU-11", "an element too many", EvidenceError, lambda: driver_rim(extra="<n:Payload/>")),
+    (
+        "GPU-12",
+        "content changed",
+        EvidenceError,
+        lambda: GpuCase(driver_rim=driver_manifest().replace(b'name="m7"', b'name="m8"')),
+    ),
+    ("GPU-12", "digest of the new content, old signature", EvidenceError, lambda: GpuCase(driver_rim=spliced())),
+    ("GPU-13", "another root", EvidenceError, foreign_rim),
+    (
+        "GPU-13",
+        "an OCSP responder as signer",
+        EvidenceError,
+        lambda: with_rim_signer(extensions=[x509.ExtendedKeyUsage([x509.OID_OCSP_SIGNING])]),
+    ),
+    ("GPU-14", "signer expired", EvidenceExpiredError, lambda: with_rim_signer(not_after=YESTERDAY)),
+    ("GPU-15", "driver of another version", EvidenceError, lambda: driver_rim(version="580.10.02")),
+    ("GPU-15", "another chip's", EvidenceError, lambda: driver_rim(product="GB100")),
+    (
+        "GPU-15",
+        "manifests exchanged",
+        EvidenceError,
+        lambda: GpuCase(driver_rim=vbios_manifest(), vbios_rim=driver_manifest()),
+    ),
+    ("GPU-16", "conflict", EvidenceError, conflict),
+    ("GPU-16", "another value", EvidenceError, other_value),
+]
+
+
+def spliced() -> bytes:
+    """Return the base manifest with the digest of another one: content and digest agree, the signature does not."""
+    active = {**split(measurements())[0], 7: [bytes(48)]}
+    other = manifest(world().rim, version=DRIVER, active=active)
+    start, end = b"<ds:SignatureValue>", b"</ds:SignatureValue>"
+    old = driver_manifest()
+    return other[: other.index(start)] + old[old.index(start) : old.index(end)] + other[other.index(end) :]
+
+
+def test_the_base_case_is_accepted() -> None:
+    """A sound report with FWID, manifests and answers is accepted, 33 of 33 measurements equal."""
+    verified = GpuCase().verify()
+    assert (verified.product, verified.measurements_matched, verified.measurements_expected) == ("GH100", 33, 33)
+    assert verified.report.mode is GpuMode.SPT
+    assert verified.report.mode_stated
+    assert verified.device_serial == world().device[1].certificate.serial_number
+
+
+@pytest.mark.parametrize(
+    ("obligation", "change", "error"),
+    [(obligation, change, error) for obligation, _, error, change in CASES],
+    ids=[f"{obligation} {name}" for obligation, name, _, _ in CASES],
+)
+def test_each_obligation_is_checked(obligation: str, change: Change, error: type[BulkheadError]) -> None:
+    """One change against the base case fails exactly the obligation it breaks, under its code."""
+    with pytest.raises(BulkheadError) as caught:
+        change().verify()
+    assert (obligation_of(caught.value), type(caught.value)) == (obligation, error), caught.value
+
+
+def test_every_obligation_has_a_case() -> None:
+    """The table of obligations and the cases name the same numbers."""
+    assert {obligation for obligation, *_ in CASES} == set(GPU_OBLIGATIONS)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(lambda: with_device(leaf_extension=tcb_info(FWID, bytes(48))), id="Blackwell's form of FWID"),
+        pytest.param(
+            lambda: replace(with_opaque(fwid=None), policy=NvidiaPolicy(allow_missing_fwid=True)),
+            id="FWID not demanded",
+        ),
+        pytest.param(
+            lambda: GpuCase(ocsp_responses=(), policy=NvidiaPolicy(revocation_required=False)), id="OCSP not demanded"
+        ),
+        pytest.param(lambda: with_opaque(mode=None, version=None), id="before the mode was stated"),
+        pytest.param(
+            lambda: replace(with_opaque(mode=b"\x00"), policy=NvidiaPolicy(modes=frozenset({GpuMode.MPT}))),
+            id="MPT wanted",
+        ),
+        pytest.param(
+            lambda: GpuCase(
+                policy=NvidiaPolicy(
+                    driver_versions=frozenset({DRIVER}),
+                    vbios_versions=frozenset({VBIOS}),
+                    minimum_driver_version="580.9",
+                    minimum_vbios_version="96.00.9F.00.00",
+                )
+            ),
+            id="versions listed and above the floors",
+        ),
+        pytest.param(
+            lambda: GpuCase(report=GpuCase().report.hex().encode(), certificates=pem(world().device)),
+            id="report in hex",
+        ),
+    ],
+)
+def test_what_a_policy_allows_is_accepted(case: Change) -> None:
+    """Each loosened demand, and each form in the wild, is accepted without touching the others."""
+    assert case().verify().measurements_matched == 33
+
+
+def test_a_delegated_responder_is_believed_only_if_its_issuer_named_it() -> None:
+    """RFC 6960 section 4.2.2.2: an answer of a certificate without the OCSP usage, or of another CA, is refused."""
+    issuer = world().device[2]
+    with_answer(0, signer=responder_for(issuer)).verify()
+    for impostor in (responder_for(issuer, authorised=False), responder_for(world().device[3])):
+        with pytest.raises(EvidenceError) as caught:
+            with_answer(0, signer=impostor).verify()
+        assert obligation_of(caught.value) == "GPU-7"
+
+
+def test_revoked_is_believed_however_old_and_even_where_answers_are_not_demanded() -> None:
+    """An outdated answer that revokes still refuses; certificate hold is a revocation."""
+    case = with_answer(
+        0,
+        status=ocsp.OCSPCertStatus.REVOKED,
+        reason=x509.ReasonFlags.certificate_hold,
+        this_update=NOW - dt.timedelta(days=300),
+    )
+    with pytest.raises(EvidenceError) as caught:
+        replace(case, policy=NvidiaPolicy(revocation_required=False)).verify()
+    assert (obligation_of(caught.value), caught.value.details["reason"]) == ("GPU-7", "certificateHold")
+
+
+def test_measurement_35_may_differ_only_where_the_decoder_is_off() -> None:
+    """With NVDEC0 off (signed), number 35 is not judged, and the counts say so; with it on, it is."""
+    values = {**measurements(), 35: bytes(48)}
+    leaf = world().device[0]
+    off = GpuCase(report=report(leaf, values=values, opaque_data=opaque(nvdec0=b"\x55"))).verify()
+    assert (off.measurements_matched, off.measurements_expected) == (32, 33)
+    with pytest.raises(EvidenceError) as caught:
+        GpuCase(report=report(leaf, values=values)).verify()
+    assert caught.value.details["indices"] == "35"
+
+
+def test_a_missing_manifest_is_named_with_its_source() -> None:
+    """Whoever lacks collateral learns its name and who gives it."""
+    with pytest.raises(
+        EvidenceError, match=r"rim\.attestation\.nvidia\.com/v1/rim/NV_GPU_VBIOS_G520_0200_882_9600AB0002"
+    ):
+        GpuCase(vbios_rim=None).verify()
+
+
+def test_nvidias_roots_are_the_default() -> None:
+    """Without roots of the caller's, evidence under test roots is refused."""
+    case = GpuCase()
+    with pytest.raises(EvidenceError) as caught:
+        verify_gpu(
+            case.report, certificates=case.certificates, driver_rim=case.driver_rim, vbios_rim=case.vbios_rim,
+            nonce=case.nonce, policy=case.policy, now_s=NOW_S,
+        )  # fmt: skip
+    assert obligation_of(caught.value) == "GPU-2"
