@@ -34,6 +34,7 @@ __all__ = ["main"]
 
 S_PER_DAY: Final = 86_400
 STOP_TIMEOUT_S: Final = 30.0  # beyond the drain: closing databases and the policy engine
+SWITCH_INTERVAL_S: Final = 0.0005  # database threads give the interpreter back to the loop, which every call needs
 DEFAULT_ADMINS: Final = ("admin", "second-admin")
 DEFAULT_POLICIES: Final = Path(__file__).resolve().parent.parent / "policies"
 
@@ -105,6 +106,7 @@ def _serve(config: ControlPlaneConfig, options: argparse.Namespace) -> int:
     if options.check_config:
         _show({"config": str(options.config), "ok": True})
         return EXIT_DONE
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     return run_process(App(config=config), stop_timeout_s=config.limits.drain_s + STOP_TIMEOUT_S)
 
 

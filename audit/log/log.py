@@ -244,6 +244,11 @@ class AuditLog:
             raise NotFoundError(f"there is no record {index} in this log")
         return await self._read(lambda: self._serving.receipt(info, head.frontier, index))
 
+    async def prove(self, appended: Appended) -> AuditReceipt:
+        """Return :meth:`receipt` of a record that was just appended, without reading it back; verified likewise."""
+        info, head = self._info(appended.log_id), self._heads[appended.log_id]
+        return await self._read(lambda: self._serving.prove(info, head.frontier, appended))
+
     async def index_of(self, log_id: int, record_id: str) -> int:
         """Return the place of a record in a log.
 

@@ -7,7 +7,7 @@ from typing import BinaryIO, Final
 from audit.export import check_leaf, export_log
 from audit.keys import LogKeys
 from audit.log.prover import Prover
-from audit.model import Head, LogInfo, Progress
+from audit.model import Appended, Head, LogInfo, Progress
 from audit.store import AuditReader
 from bulkhead.errors import InclusionError, RecordError
 from bulkhead.transparency.checkpoint import Checkpoint, sign_checkpoint
@@ -63,13 +63,24 @@ class Serving:
         if not found:
             raise RecordError(f"{info.origin}: record {index} is missing from the database")
         check_leaf(info.origin, index, found[0])
+        return self._proved(info, frontier, index, found[0].leaf, found[0].leaf_hash)
+
+    def prove(self, info: LogInfo, frontier: Frontier, appended: Appended) -> AuditReceipt:
+        """Return the receipt of a record whose acknowledged bytes the caller has; its proof is verified.
+
+        Raises:
+            RecordError: the tree does not hold the record.
+            AuditUnavailableError: the database cannot be read.
+        """
+        return self._proved(info, frontier, appended.index, appended.leaf, appended.leaf_hash)
+
+    def _proved(self, info: LogInfo, frontier: Frontier, index: int, leaf: bytes, digest: bytes) -> AuditReceipt:
         proof = inclusion_proof(index, frontier.size, self._prover.nodes(info.log_id))
-        digest = found[0].leaf_hash
         try:
             verify_inclusion(index=index, size=frontier.size, leaf=digest, proof=proof, root=frontier.root())
         except InclusionError as error:
             raise RecordError(f"{info.origin}: record {index} in the database is not the one in the tree") from error
-        return AuditReceipt(found[0].leaf, index, proof, self.note(info, frontier))
+        return AuditReceipt(leaf, index, proof, self.note(info, frontier))
 
     def consistency(self, info: LogInfo, old_size: int, new_size: int) -> tuple[bytes, ...]:
         """Return the consistency proof between two sizes.

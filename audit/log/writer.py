@@ -9,6 +9,7 @@ has waited for a moment, the thread indexes, keeps checkpoints and lets the data
 import asyncio
 import queue
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -30,6 +31,7 @@ MAX_BATCH_RECORDS: Final = 256  # docs/audit.md section 3: larger batches gain n
 MAX_BATCH_BYTES: Final = 1024 * 1024
 MAX_QUEUED: Final = 16_384  # at a thousand commits a second nothing waits longer than the append's time-out allows
 _IDLE_S: Final = 0.02  # nobody has waited for this long: time for housekeeping
+_REST_S: Final = 0.1  # between two of them: each is two more commits, which the next record would wait for
 _RETRY_S: Final = 0.5  # between two tries of housekeeping that fails, and of a database that does
 _INDEX_CHUNK: Final = 512
 _INDEX_LAG_LIMIT: Final = 4_096  # the index catches up under load, too, when it is this far behind
@@ -78,6 +80,7 @@ class CommitThread:
         self._closed = False
         self._unindexed = store.unindexed()
         self._since_maintenance = 0
+        self._resting_until_s = 0.0  # monotonic
         self._reread_lock = False
         self.housekeeping_failure: BulkheadError | None = None
         self.failure: BulkheadError | None = None
@@ -163,7 +166,9 @@ class CommitThread:
         """Return how long to wait for a record before housekeeping; None if there is nothing to do."""
         if self.failure is not None or self.housekeeping_failure is not None:
             return _RETRY_S
-        return _IDLE_S if self._unindexed or self._notes or self._since_maintenance else None
+        if self._unindexed or self._notes or self._since_maintenance:
+            return max(_IDLE_S, self._resting_until_s - time.monotonic())
+        return None
 
     def _commit(self, batch: list[_Waiting]) -> None:
         error: BulkheadError
@@ -213,6 +218,7 @@ class CommitThread:
                     return
             self._store.maintain(idle=idle)
             self._since_maintenance = 0
+            self._resting_until_s = time.monotonic() + _REST_S
             self.housekeeping_failure = None
         except LogForkError as fork:
             self.fork = self.failure = fork

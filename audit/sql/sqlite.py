@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from sqlalchemy import Engine, create_engine, event
 from sqlalchemy.engine.interfaces import DBAPIConnection
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from sqlalchemy.pool import QueuePool, StaticPool
 
 from audit.model import Failpoint, no_failpoint
@@ -142,7 +142,7 @@ def read_engine(path: Path, *, busy_timeout_s: float = 1.0) -> Engine:
     @event.listens_for(engine, "begin")
     def _begun(connection: Any) -> None:
         connection.info["deadline"][0] = time.monotonic() + READ_LIMIT_S
-        connection.exec_driver_sql("BEGIN")
+        _begin(connection, "BEGIN")
 
     return engine
 
@@ -182,9 +182,17 @@ def _write_engine(path: Path, busy_timeout_s: float) -> Engine:
 
     @event.listens_for(engine, "begin")
     def _begun(connection: Any) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
+        _begin(connection, "BEGIN IMMEDIATE")
 
     return engine
+
+
+def _begin(connection: Any, statement: str) -> None:
+    """Begin a transaction on the driver's connection: SQLAlchemy's way costs more than SQLite's part of a read."""
+    try:
+        connection.connection.execute(statement)
+    except sqlite3.Error as error:
+        raise OperationalError(statement, None, error) from error
 
 
 def _prepare(dbapi_connection: DBAPIConnection, *pragmas: str) -> None:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Final
 
 from sqlalchemy import Connection, Engine, func, insert, select
 from sqlalchemy.engine.interfaces import DBAPIConnection
@@ -12,6 +11,7 @@ from audit.chain import GENESIS, LockState
 from audit.model import Failpoint, Head, IndexRow, LogInfo, Page, RecordFilter, StoredLeaf
 from audit.sql.appender import Appender
 from audit.sql.queries import as_bytes, as_int, as_text, run_query, stored_leaf
+from audit.sql.statements import CHECKPOINT_SIZE, LAST_INDEXED, LEAF_HASHES, LEAVES, LEAVES_BEHIND, MAX_ROWS
 from audit.sql.tables import (
     audit_checkpoint,
     audit_commit,
@@ -28,8 +28,6 @@ from bulkhead.transparency.leaf import parse_leaf
 from bulkhead.transparency.merkle import Frontier
 
 __all__ = ["SqlAuditReader", "SqlAuditStore", "read_errors"]
-
-_MAX_ROWS: Final = 4096  # leaves in one read: 64 MiB at the most, well inside a second
 
 
 @contextmanager
@@ -111,14 +109,9 @@ class SqlAuditReader:
 
     def leaves(self, log_id: int, start: int, stop: int) -> tuple[StoredLeaf, ...]:
         """Return leaves of a log in order; at most 4,096 at a time."""
-        wanted = (
-            select(audit_leaf)
-            .where(audit_leaf.c.log_id == log_id, audit_leaf.c.idx >= start, audit_leaf.c.idx < stop)
-            .order_by(audit_leaf.c.idx)
-            .limit(_MAX_ROWS)
-        )
         with self.reading() as connection:
-            return tuple(stored_leaf(row) for row in connection.execute(wanted))
+            found = connection.execute(LEAVES, {"log": log_id, "start": start, "stop": stop})
+            return tuple(stored_leaf(row) for row in found)
 
     def find(self, record_id: str) -> StoredLeaf | None:
         """Return the leaf of a record, or None."""
@@ -136,14 +129,9 @@ class SqlAuditReader:
 
     def leaf_hashes(self, log_id: int, start: int, stop: int) -> tuple[bytes, ...]:
         """Return leaf hashes of a log in order; at most 4,096 at a time."""
-        wanted = (
-            select(audit_leaf.c.leaf_hash)
-            .where(audit_leaf.c.log_id == log_id, audit_leaf.c.idx >= start, audit_leaf.c.idx < stop)
-            .order_by(audit_leaf.c.idx)
-            .limit(_MAX_ROWS)
-        )
         with self.reading() as connection:
-            return tuple(as_bytes(value) for value in connection.execute(wanted).scalars())
+            found = connection.execute(LEAF_HASHES, {"log": log_id, "start": start, "stop": stop})
+            return tuple(as_bytes(value) for value in found.scalars())
 
     def tile(self, log_id: int, level: int, number: int) -> bytes | None:
         """Return a full tile."""
@@ -161,7 +149,7 @@ class SqlAuditReader:
             select(table.size, table.note)
             .where(table.log_id == log_id, table.size >= start, table.size < stop)
             .order_by(table.size)
-            .limit(_MAX_ROWS)
+            .limit(MAX_ROWS)
         )
         with self.reading() as connection:
             return tuple((as_int(row.size), as_text(row.note)) for row in connection.execute(wanted))
@@ -240,12 +228,10 @@ class SqlAuditStore(SqlAuditReader):
 
     def put_checkpoints(self, notes: Mapping[tuple[int, int], str]) -> None:
         """Keep checkpoints; one that is there stays."""
-        table = audit_checkpoint
         with self._writing() as connection:
             for (log_id, size), note in notes.items():
-                there = select(table.c.size).where(table.c.log_id == log_id, table.c.size == size)
-                if connection.execute(there).scalar() is None:
-                    connection.execute(insert(table), {"log_id": log_id, "size": size, "note": note})
+                if connection.execute(CHECKPOINT_SIZE, {"log": log_id, "at": size}).scalar() is None:
+                    connection.execute(insert(audit_checkpoint), {"log_id": log_id, "size": size, "note": note})
 
     def project(self, limit: int) -> int:
         """Index up to ``limit`` further leaves.
@@ -254,9 +240,9 @@ class SqlAuditStore(SqlAuditReader):
             AuditUnavailableError: the database cannot be written, or a leaf is damaged: it names the record.
         """
         with self._writing() as connection:
-            done = connection.execute(select(func.max(audit_index.c.pos))).scalar() or 0
-            wanted = select(audit_leaf).where(audit_leaf.c.pos > done).order_by(audit_leaf.c.pos).limit(limit)
-            rows = [_index_row(stored_leaf(row)) for row in connection.execute(wanted)]
+            done = connection.execute(LAST_INDEXED).scalar() or 0
+            found = connection.execute(LEAVES_BEHIND, {"done": done, "limit": limit})
+            rows = [_index_row(stored_leaf(row)) for row in found]
             if rows:
                 connection.execute(insert(audit_index), rows)
             return len(rows)

@@ -79,7 +79,7 @@ class GrantIssuer:
             AuditUnavailableError: the proof of the decision cannot be read.
         """
         audit, recorded = self._journal.audit, decided.recorded
-        receipt = await audit.receipt(recorded.log_id, recorded.index)
+        receipt = await audit.prove(recorded)
         return Grant(
             session=session,
             worker=worker,
