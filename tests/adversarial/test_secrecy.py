@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from bulkhead.client import Bulkhead
+from bulkhead.errors import ContextLengthError, SimulatedEvidenceError
 from scripts.local_platform import BIN, LocalPlatform
 from tests.conftest import stop_platform
 from tests.simulator.relay import RecordingRelay
@@ -83,7 +84,7 @@ def test_canary_prompt_and_answer_are_seen_nowhere(wiretapped: Wiretapped) -> No
     with Bulkhead.from_profile("acme", path=platform.client_config) as client, client.open_session() as session:
         completion = session.generate_text(f"Please repeat: {canary}", max_tokens=48, temperature=0.0)
         refused = "canary-refused-" + secrets.token_hex(12)
-        with pytest.raises(Exception, match="context"):
+        with pytest.raises(ContextLengthError):
             session.generate_text(refused * 2_000, max_tokens=8)
     answer = completion.text.strip()
     assert len(answer) >= MIN_ANSWER_CHARS, "the answer is too short to be searched for"
@@ -104,6 +105,22 @@ def test_canary_prompt_and_answer_are_seen_nowhere(wiretapped: Wiretapped) -> No
             searched += 1
             assert not any(_found(text, data) for text in secret_texts), path
     assert searched >= 10
-    records = platform.run([str(BIN / "bulkhead"), "audit", "list", "--json"], profile="officer")
+    records = platform.run([str(BIN / "bulkhead"), "audit", "list", "--json", "--limit", "500"], profile="officer")
     assert "session.open" in records
     assert not any(_found(text, records.encode()) for text in secret_texts)
+
+
+@pytest.mark.e2e
+def test_nothing_is_sent_to_a_worker_that_was_not_verified(wiretapped: Wiretapped) -> None:
+    """An SDK outside development mode refuses the simulated worker before it even connects to it."""
+    canary = "canary-" + secrets.token_hex(12)
+    before = wiretapped.client_to_worker.connections
+    path = wiretapped.platform.client_config
+    with (
+        Bulkhead.from_profile("acme", path=path, development_mode=False) as client,
+        pytest.raises(SimulatedEvidenceError),
+        client.open_session() as session,
+    ):
+        session.generate_text(canary, max_tokens=8)
+    assert wiretapped.client_to_worker.connections == before
+    assert not _found(canary, wiretapped.client_to_control.recorded)

@@ -2,10 +2,10 @@
 
 import asyncio
 import json
-import os
 import sqlite3
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,35 +13,32 @@ import pytest
 
 from bulkhead.client import AsyncBulkhead, Bulkhead
 from bulkhead.errors import EvidencePolicyError, PolicyDeniedError, SimulatedEvidenceError
-from scripts.local_platform import BIN, LocalPlatform
+from scripts.local_platform import LocalPlatform
 from tests.conftest import start_platform, stop_platform
+from tests.simulator import live
 
 pytestmark = pytest.mark.e2e
 
 
 def cli(platform: LocalPlatform, profile: str, *command: str, expect: int = 0) -> subprocess.CompletedProcess[str]:
     """Run a command as a person would and insist on its exit code."""
-    done = subprocess.run(
-        [str(BIN / command[0]), *command[1:]],
-        env={**os.environ, "BULKHEAD_CONFIG": str(platform.client_config), "BULKHEAD_PROFILE": profile},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    done = live.cli(platform, profile, *command)
     assert done.returncode == expect, f"{command}: {done.returncode}\n{done.stdout}\n{done.stderr}"
-    assert "Traceback" not in done.stderr
     return done
+
+
+def told(platform: LocalPlatform, profile: str, *command: str) -> Any:
+    """Return what a command prints with ``--json``."""
+    return json.loads(cli(platform, profile, *command, "--json").stdout)
 
 
 def records(platform: LocalPlatform, profile: str, *options: str) -> list[dict[str, Any]]:
     """Return the records that ``bulkhead audit list`` shows, newest first."""
-    listed = cli(platform, profile, "bulkhead", "audit", "list", "--json", "--limit", "500", *options)
-    return json.loads(listed.stdout)  # type: ignore[no-any-return]
+    return told(platform, profile, "bulkhead", "audit", "list", "--limit", "500", *options)  # type: ignore[no-any-return]
 
 
 async def test_two_tenants_stream_at_the_same_time_from_their_own_partitions(platform: LocalPlatform) -> None:
-    """A hospital on tier gpu and a start-up on tier mig are served by different workers, side by side."""
+    """A hospital on tier gpu and a start-up on tier mig are served side by side, by a process for each partition."""
 
     async def ask(profile: str) -> tuple[str, str, float, float, int]:
         async with (
@@ -66,8 +63,10 @@ async def test_two_tenants_stream_at_the_same_time_from_their_own_partitions(pla
     assert (hospital[1], startup[1]) == ("gpu", "mig")
     assert hospital[2] < startup[3]
     assert startup[2] < hospital[3]
-    live = {entry["partition_id"]: entry for entry in platform.admin("fleet", "partitions")}
-    assert live[hospital[0]]["tenant_id"] != live[startup[0]]["tenant_id"]
+    present = {entry["partition_id"]: entry for entry in platform.admin("fleet", "partitions")}
+    assert present[hospital[0]]["tenant_id"] != present[startup[0]]["tenant_id"]
+    assert (present[hospital[0]]["tier"], present[startup[0]]["tier"]) == ("gpu", "mig")
+    assert len(live.workers(platform)) == len(present)
 
 
 def test_a_denial_reaches_caller_and_log_in_plain_words(platform: LocalPlatform) -> None:
@@ -95,20 +94,36 @@ def test_an_officer_sees_who_what_why_and_where_and_proves_it(platform: LocalPla
     shown = json.dumps(records(platform, "officer"))
     for fact in ("session.open", "subj_", "developer", "mig", "part_", "rack1-tray", "simulated", '"allow"'):
         assert fact in shown, fact
-    decision = records(platform, "officer", "--decision", "allow")[0]
-    proof = cli(platform, "officer", "bulkhead", "audit", "prove", str(decision["index"]), "--json")
-    assert json.loads(proof.stdout)["index"] == decision["index"]
+    decision = records(platform, "officer", "--action", "decision", "--decision", "allow")[0]
+    fields = decision["fields"]
+    assert fields["subject"].startswith("subj_")  # who
+    assert (fields["roles"], fields["model"], fields["data"]["on"]) == (["developer"], "tiny", "session.open")  # what
+    assert len(bytes.fromhex(fields["bundle"])) == 32  # why: by these policies, on these facts
+    assert fields["data"]["input"]["context"]["tenant"]["models"] == ["tiny"]
+    outcome = records(platform, "officer", "--action", "outcome", "--session", fields["session"])[0]["fields"]
+    assert (outcome["pair_id"], outcome["data"]["result"]) == (fields["pair_id"], "ready")
+    assert (outcome["tier"], outcome["data"]["agent"][:10]) == ("mig", "rack1-tray")  # where
+    assert outcome["partition"].startswith("part_")
+    table = cli(platform, "officer", "bulkhead", "audit", "list", "--session", fields["session"]).stdout
+    assert f"policy bundle {fields['bundle'][:12]}" in table
+    proof = told(platform, "officer", "bulkhead", "audit", "prove", fields["record_id"])
+    assert (proof["verified"], proof["index"]) == (True, decision["index"])
+    mercy_key = platform.admin("tenant", "show", "mercy-hospital")["log_vkey"]
+    another = ("bulkhead", "audit", "prove", fields["record_id"], "--log-key", mercy_key)
+    assert "error CHECKPOINT_INVALID" in cli(platform, "officer", *another, expect=1).stderr
     export = tmp_path / "acme.jsonl"
     cli(platform, "officer", "bulkhead", "audit", "export", str(export))
-    verified = cli(platform, "officer", "bulkhead", "audit", "verify", str(export), "--json")
-    assert json.loads(verified.stdout)
-    mercy_key = platform.admin("tenant", "show", "mercy-hospital")["log_vkey"]
+    verified = told(platform, "officer", "bulkhead", "audit", "verify", str(export))
+    assert verified["verified"]
+    assert verified["records"] > decision["index"]
     refused = cli(platform, "officer", "bulkhead", "audit", "verify", str(export), "--log-key", mercy_key, expect=1)
-    assert "error" in refused.stderr
-    damaged = export.read_bytes().replace(b"developer", b"developes", 1)
-    export.write_bytes(damaged)
+    assert "error CHECKPOINT_INVALID" in refused.stderr
+    whole = export.read_bytes()
+    place = whole.index(fields["subject"].encode(), whole.index(f'"record","index":{decision["index"]},'.encode()))
+    export.write_bytes(whole[:place] + b"t" + whole[place + 1 :])
     named = cli(platform, "officer", "bulkhead", "audit", "verify", str(export), expect=1)
-    assert "record" in named.stderr
+    assert "error RECORD_INVALID" in named.stderr
+    assert f"record {decision['index']} ({fields['record_id']})" in named.stderr
 
 
 def test_a_changed_byte_in_a_copy_of_the_database_names_the_record(platform: LocalPlatform, tmp_path: Path) -> None:
@@ -130,20 +145,75 @@ def test_a_changed_byte_in_a_copy_of_the_database_names_the_record(platform: Loc
     assert record_id in refused.stderr
 
 
-def test_simulated_is_named_everywhere_and_refused_outside_development(platform: LocalPlatform) -> None:
-    """The banner, the evidence, the session and the records say simulated; a production SDK sends no prompt."""
+def test_simulated_is_named_everywhere(platform: LocalPlatform) -> None:
+    """Banner, chat, evidence, session, partition, agent, receipt and audit records call the simulated rack so."""
     banner = cli(platform, "acme", "bulkhead", "chat", "hello", "--max-tokens", "2")
     assert "SIMULATED" in banner.stderr
-    evidence = cli(platform, "acme", "bulkhead", "evidence", "show", "--json")
-    assert "simulated" in evidence.stdout.lower()
-    sessions = cli(platform, "acme", "bulkhead", "session", "list", "--json")
-    assert json.loads(sessions.stdout)[0]["simulated"] is True
+    assert told(platform, "acme", "bulkhead", "chat", "hello", "--max-tokens", "2")["simulated"] is True
+    evidence = told(platform, "acme", "bulkhead", "evidence", "show")
+    assert (evidence["kind"], evidence["simulated"], evidence["verified"]) == ("simulated", True, False)
+    assert "SIMULATED" in cli(platform, "acme", "bulkhead", "evidence", "show").stdout
+    session = told(platform, "acme", "bulkhead", "session", "show", evidence["session"])
+    assert (session["state"], session["tier"], session["simulated"]) == ("closed", "mig", True)
+    assert "(SIMULATED)" in cli(platform, "acme", "bulkhead", "session", "show", evidence["session"]).stdout
+    assert all(partition["simulated"] for partition in platform.admin("fleet", "partitions"))
+    assert all(agent["simulated"] for agent in platform.admin("fleet", "agents"))
+    outcome = records(platform, "officer", "--action", "outcome", "--session", evidence["session"])[0]["fields"]
+    assert (outcome["data"]["evidence_kind"], outcome["data"]["simulated"]) == ("simulated", True)
+    shown = cli(platform, "officer", "bulkhead", "audit", "list", "--session", evidence["session"]).stdout
+    assert "(SIMULATED)" in shown
+
+
+def test_an_sdk_outside_development_mode_refuses_the_simulated_worker(platform: LocalPlatform, tmp_path: Path) -> None:
+    """EVIDENCE_SIMULATED from SDK and command line (exit 1), the session is closed, and no request was served."""
     with (
         Bulkhead.from_profile("acme", path=platform.client_config, development_mode=False) as production,
-        pytest.raises(SimulatedEvidenceError),
+        pytest.raises(SimulatedEvidenceError) as caught,
         production.open_session(),
     ):
         pass
+    assert caught.value.code == "EVIDENCE_SIMULATED"
+    config = platform.client_config.with_name("production.toml")
+    config.write_text(platform.client_config.read_text().replace("development_mode = true", "development_mode = false"))
+    receipt = tmp_path / "receipt.json"
+    ask = ("bulkhead", "--config", str(config), "chat", "--save-receipt", str(receipt), "the secret of a patient")
+    refused = cli(platform, "acme", *ask, expect=1)
+    assert "error EVIDENCE_SIMULATED" in refused.stderr
+    assert (refused.stdout, receipt.exists()) == ("", False)
+    newest = told(platform, "acme", "bulkhead", "session", "list")[:2]
+    assert [session["state"] for session in newest] == ["closed", "closed"]
+    for session in newest:
+        assert records(platform, "officer", "--action", "receipts", "--session", session["session_id"]) == []
+
+
+COMMANDS = (
+    ("acme", "bulkhead session list"),
+    ("acme", "bulkhead session list --open"),
+    ("acme", "bulkhead profile list"),
+    ("acme", "bulkhead profile check"),
+    ("officer", "bulkhead profile check"),
+    ("officer", "bulkhead audit list --action decision --limit 3"),
+    ("officer", "bulkhead audit show 0"),
+    ("officer", "bulkhead audit prove 0"),
+    ("admin", "bulkhead-admin tenant list"),
+    ("admin", "bulkhead-admin tenant show acme"),
+    ("admin", "bulkhead-admin principal list --tenant acme"),
+    ("admin", "bulkhead-admin model list"),
+    ("admin", "bulkhead-admin policy list"),
+    ("admin", "bulkhead-admin policy check policies"),
+    ("admin", "bulkhead-admin fleet agents"),
+    ("admin", "bulkhead-admin fleet partitions --all"),
+)
+
+
+@pytest.mark.parametrize(("profile", "command"), COMMANDS, ids=[command for _, command in COMMANDS])
+def test_commands_speak_to_people_and_to_programs(platform: LocalPlatform, profile: str, command: str) -> None:
+    """Without --json there is text, with it one JSON value, both from the running platform."""
+    words = command.split()
+    text = cli(platform, profile, *words).stdout
+    assert text.strip()
+    assert not text.lstrip().startswith(("{", "["))
+    assert isinstance(told(platform, profile, *words), list | dict)
 
 
 def test_receipts_reach_the_log_with_their_counts(platform: LocalPlatform) -> None:
@@ -168,77 +238,70 @@ def test_receipts_reach_the_log_with_their_counts(platform: LocalPlatform) -> No
     assert any(f'"completion_tokens": {total}' in leaf for leaf in leaves)
 
 
-def test_an_idle_partition_is_released_scrubbed_and_its_process_ends(tiny_model: Path) -> None:
+@pytest.fixture(scope="module")
+def brief(tiny_model: Path) -> Iterator[LocalPlatform]:
+    """A platform of one tray that releases what nobody uses after a second."""
+    started = start_platform(tiny_model, control="[sessions]\nidle_grace_s = 1\n", trays=1)
+    yield started
+    stop_platform(started)
+
+
+def test_an_idle_partition_is_released_scrubbed_and_its_process_ends(brief: LocalPlatform) -> None:
     """After the idle grace the worker ends, its place is scrubbed and freed, and the log says so step by step."""
-    platform = start_platform(tiny_model, control="[sessions]\nidle_grace_s = 1\n", trays=1)
-    try:
-        cli(platform, "acme", "bulkhead", "chat", "hello", "--max-tokens", "4")
-        deadline = time.monotonic() + 40
-        while time.monotonic() < deadline and platform.admin("fleet", "partitions"):
-            time.sleep(0.3)
-        assert platform.admin("fleet", "partitions") == []
-        shown = json.dumps(records(platform, "officer"))
-        for step in ("draining", "scrubbing", "freed"):
-            assert f"partition.{step}" in shown, step
-        assert not _workers(platform)
-        agent = platform.processes.remembered()
-        platform.down()
-        assert not any(entry.alive() for entry in agent)
-        assert not platform.run_directory.exists()
-    finally:
-        stop_platform(platform)
+    with Bulkhead.from_profile("acme", path=brief.client_config) as client, client.open_session() as session:
+        partition = session.worker.descriptor.partition
+        (worker,) = live.workers(brief)
+        in_use = time.monotonic()
+        while time.monotonic() - in_use < 2.0:  # beyond the grace: a session that is open keeps its worker
+            assert session.generate_text("hello", max_tokens=1).usage.completion_tokens == 1
+    live.wait_until(lambda: not Path(f"/proc/{worker}").exists(), timeout_s=20, what="the worker ends")
+    live.wait_until(lambda: not brief.admin("fleet", "partitions"), timeout_s=20, what="its place is free")
+    (ended,) = brief.admin("fleet", "partitions", "--all")
+    assert (ended["partition_id"], ended["state"]) == (partition, "free")
+    steps = [
+        record["fields"]["action"]
+        for record in reversed(records(brief, "officer"))
+        if record["fields"]["partition"] == partition and record["fields"]["action"].startswith("partition.")
+    ]
+    expected = ("reserved", "creating", "attesting", "ready", "draining", "scrubbing", "freed")
+    assert steps == [f"partition.{step}" for step in expected]
 
 
-def _workers(platform: LocalPlatform) -> list[int]:
-    """Return the worker processes of this platform's agents."""
-    agents = {entry.pid for entry in platform.processes.remembered() if entry.name.startswith("rack1")}
-    found = []
-    for status in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = status.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        if int(fields[1]) in agents and fields[0] != "Z":
-            found.append(int(status.parent.name))
-    return found
-
-
-def test_operator_evidence_is_verified_without_development_mode(tiny_model: Path) -> None:
+def test_operator_evidence_is_verified_without_development_mode(brief: LocalPlatform) -> None:
     """A host agent's evidence is verified under the pinned operator key, and refused under any other."""
-    platform = start_platform(tiny_model, trays=1)
-    try:
-        platform.processes.stop(["rack1-tray01"])
-        config = platform.root / "rack1-tray01.toml"
-        config.write_text(config.read_text().replace('backend = "simulated"', 'backend = "host"'))
-        platform.start_agent("rack1-tray01")
-        platform.wait_for_agents()
-        platform.admin("tenant", "update", "acme", "--minimum-tier", "process")
-        key = _evidence_key(platform.root / "rack1-tray01" / "evidence.key")
-        profiles = platform.client_config.read_text()
-        trust = 'accepted_kinds = ["simulated", "operator"]\nminimum_tier = "mig"'
-        assert trust in profiles
+    brief.processes.stop(["rack1-tray01"])
+    config = brief.root / "rack1-tray01.toml"
+    config.write_text(config.read_text().replace('backend = "simulated"', 'backend = "host"'))
+    brief.start_agent("rack1-tray01")
+    brief.wait_for_agents()
+    brief.admin("tenant", "update", "acme", "--minimum-tier", "process")
+    key = _evidence_key(brief.root / "rack1-tray01" / "evidence.key")
+    profiles = brief.client_config.read_text()
+    trust = 'accepted_kinds = ["simulated", "operator"]\nminimum_tier = "mig"'
+    assert trust in profiles
 
-        def pinned(value: str) -> str:
-            policy = f'accepted_kinds = ["operator"]\nminimum_tier = "process"\noperator_keys = ["{value}"]'
-            return profiles.replace(trust, policy).replace('tier = "mig"', 'tier = "process"')
+    def pinned(value: str) -> str:
+        policy = f'accepted_kinds = ["operator"]\nminimum_tier = "process"\noperator_keys = ["{value}"]'
+        return profiles.replace(trust, policy).replace('tier = "mig"', 'tier = "process"')
 
-        platform.client_config.write_text(pinned(key))
-        with (
-            Bulkhead.from_profile("acme", path=platform.client_config, development_mode=False) as client,
-            client.open_session() as session,
-        ):
-            assert not session.simulated
-            assert session.tier.value == "process"
-            assert session.generate_text("hello", max_tokens=4).usage.completion_tokens > 0
-        platform.client_config.write_text(pinned("A" * 43))
-        with (
-            Bulkhead.from_profile("acme", path=platform.client_config, development_mode=False) as client,
-            pytest.raises(EvidencePolicyError),
-            client.open_session(),
-        ):
-            pass
-    finally:
-        stop_platform(platform)
+    brief.client_config.write_text(pinned(key))
+    with (
+        Bulkhead.from_profile("acme", path=brief.client_config, development_mode=False) as client,
+        client.open_session() as session,
+    ):
+        assert (session.simulated, session.tier.value) == (False, "process")
+        answer = session.generate_text("hello", max_tokens=4)
+        assert (answer.usage.completion_tokens, answer.receipt.simulated) == (4, False)
+        session_id = session.session_id
+    brief.client_config.write_text(pinned("A" * 43))
+    with (
+        Bulkhead.from_profile("acme", path=brief.client_config, development_mode=False) as client,
+        pytest.raises(EvidencePolicyError),
+        client.open_session(),
+    ):
+        pass
+    outcome = records(brief, "officer", "--action", "outcome", "--session", session_id)[0]["fields"]
+    assert (outcome["data"]["evidence_kind"], outcome["data"]["simulated"]) == ("operator", False)
 
 
 def _evidence_key(path: Path) -> str:

@@ -14,6 +14,8 @@ from typing import Any
 
 import grpc
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from google.protobuf import descriptor_pb2
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from bulkhead import ids
 from bulkhead.client import AsyncBulkhead
@@ -159,3 +161,48 @@ def decisions(platform: LocalPlatform, officer: str = "officer") -> list[dict[st
     done = cli(platform, officer, "bulkhead", "audit", "list", "--json", "--limit", "100", "--action", "decision")
     assert done.returncode == 0, done.stderr
     return [record["fields"] for record in json.loads(done.stdout)]
+
+
+async def reflected(on: grpc.aio.Channel) -> dict[str, descriptor_pb2.FileDescriptorProto]:
+    """Return the services that a server tells of by reflection, each with the file it stands in."""
+    stub = reflection_pb2_grpc.ServerReflectionStub(on)  # type: ignore[no-untyped-call]
+
+    async def ask(request: reflection_pb2.ServerReflectionRequest) -> reflection_pb2.ServerReflectionResponse:
+        async for reply in stub.ServerReflectionInfo(iter([request]), timeout=10):
+            return reply
+        raise AssertionError("reflection did not answer")
+
+    listed = await ask(reflection_pb2.ServerReflectionRequest(list_services=""))
+    services: dict[str, descriptor_pb2.FileDescriptorProto] = {}
+    for service in listed.list_services_response.service:
+        reply = await ask(reflection_pb2.ServerReflectionRequest(file_containing_symbol=service.name))
+        for data in reply.file_descriptor_response.file_descriptor_proto:
+            file = descriptor_pb2.FileDescriptorProto.FromString(data)
+            if any(f"{file.package}.{found.name}" == service.name for found in file.service):
+                services[service.name] = file
+    return services
+
+
+async def reflected_methods(on: grpc.aio.Channel) -> dict[str, descriptor_pb2.MethodDescriptorProto]:
+    """Return the methods that a server tells of by reflection, by full name."""
+    return {
+        f"/{name}/{method.name}": method
+        for name, file in (await reflected(on)).items()
+        for found in file.service
+        if f"{file.package}.{found.name}" == name
+        for method in found.method
+    }
+
+
+async def raw_call(
+    on: grpc.aio.Channel, method: str, message: bytes, *, key: str | None = None, timeout_s: float = 20.0
+) -> grpc.aio.AioRpcError | None:
+    """Send bytes to a method, whatever its shape; return how it was refused, None if it was not."""
+    call = on.unary_stream(method)(message, metadata=bearer(key) if key else None, timeout=timeout_s)
+    try:
+        async for _ in call:
+            pass
+    except grpc.aio.AioRpcError as error:
+        check_text(error.details() or "")
+        return error
+    return None

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 __all__ = ["proof_text", "record_text", "what", "when", "where", "who", "why"]
 
 US_PER_S: Final = 1_000_000
+BUNDLE_DIGITS: Final = 12  # of a digest in a table; `audit show` has it whole
 
 
 def when(fields: "LeafFields") -> str:
@@ -33,9 +34,11 @@ def what(fields: "LeafFields") -> str:
 
 
 def why(fields: "LeafFields") -> str:
-    """Return the reasons of a decision, or the error of a failure."""
+    """Return the reasons of a decision or step, or the error of a failure; of what policy allowed, by which bundle."""
     reasons = [(reason["code"], reason["message"]) for reason in fields.reasons]
-    reasons.append((_text(fields, "code"), _text(fields, "message")))
+    reasons.append((_text(fields, "code"), _text(fields, "message") or _text(fields, "reason")))
+    if fields.decision == "allow" and fields.bundle:
+        reasons.append(("", f"policy bundle {fields.bundle[:BUNDLE_DIGITS]}"))
     return "; ".join(": ".join(part for part in reason if part) for reason in reasons if any(reason))
 
 

@@ -168,9 +168,21 @@ def encode_generate_request(request: GenerateRequest) -> bytes:
             if value is not None
         }
     )
-    encoded = canonical_json(payload)
+    encoded = _encoded(payload)
     parse_generate_request(encoded)  # the bounds stand in one place, and the caller hears of them before sealing
     return encoded
+
+
+def _encoded(payload: dict[str, Json]) -> bytes:
+    try:
+        return canonical_json(payload)
+    except MalformedRequestError:
+        for name, value in payload.items():  # once more, to say which one it is
+            try:
+                canonical_json(value)
+            except MalformedRequestError as error:
+                raise InvalidRequestError(f"request: {name} is not finite, or no Unicode text") from error
+        raise
 
 
 def encode_embed_request(request: EmbedRequest) -> bytes:
@@ -179,7 +191,7 @@ def encode_embed_request(request: EmbedRequest) -> bytes:
     Raises:
         InvalidRequestError: a value out of bounds, named.
     """
-    encoded = canonical_json({"input": list(request.inputs)})
+    encoded = _encoded({"input": list(request.inputs)})
     parse_embed_request(encoded)
     return encoded
 
