@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from scripts.local_platform import LocalPlatform
+from tests.simulator.postgres import PostgresServer, postgres_server
 from tests.simulator.tiny_model import make_tiny_model
 
 
@@ -52,3 +53,16 @@ def own_platform(tiny_model: Path) -> Iterator[LocalPlatform]:
     started = start_platform(tiny_model)
     yield started
     stop_platform(started)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """A PostgreSQL server shared by the tests that leave it running; each takes a database of its own."""
+    with postgres_server() as server:
+        yield server
+
+
+@pytest.fixture
+def postgres_url(postgres: PostgresServer) -> str:
+    """The URL of an empty database."""
+    return postgres.url(postgres.new_database())
