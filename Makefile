@@ -7,7 +7,7 @@ BIN := .venv/bin
 PACKAGES := sdk/src/bulkhead service control_plane data_plane audit scripts benchmarks
 T ?= 60
 
-.PHONY: help setup setup-model demo up down test test-long lint format proto bench clean
+.PHONY: help setup setup-model demo up down test test-long lint format proto bench fuzz clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | expand -t 14
@@ -49,6 +49,9 @@ proto: setup ## generate the gRPC code again
 
 bench: setup-model ## the table of benchmarks (benchmarks/results/ keeps the committed ones)
 	@$(PY) -m benchmarks.run
+
+fuzz: setup ## atheris on every parser, T seconds each (default 60), as many at a time as there are cores
+	@$(PY) -m tests.fuzz --seconds $(T)
 
 clean: down ## remove everything that setup, tests and runs made inside the checkout
 	@rm -rf .venv var build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -14,7 +14,7 @@ from bulkhead.attestation.certificates import extension_values
 from bulkhead.attestation.nvidia.opaque import FWID_BYTES
 from bulkhead.attestation.obligations import failed
 
-__all__ = ["certificate_fwid"]
+__all__ = ["certificate_fwid", "parse_fwid"]
 
 _OBLIGATION: Final = "GPU-6"
 _EXTENSIONS: Final = ("2.23.133.5.4.1", "2.23.133.5.4.1.1")
@@ -36,14 +36,19 @@ def certificate_fwid(certificate: x509.Certificate) -> bytes:
         EvidenceError: GPU-6: none, contradictory ones, or not of that form.
     """
     extensions = extension_values(certificate)
-    found = {_extension_fwid(extensions[oid]) for oid in _EXTENSIONS if oid in extensions}
+    found = {parse_fwid(extensions[oid]) for oid in _EXTENSIONS if oid in extensions}
     if len(found) != 1:
         raise failed(_OBLIGATION, "the attestation key's certificate does not state one FWID")
     (fwid,) = found
     return fwid
 
 
-def _extension_fwid(der: bytes) -> bytes:
+def parse_fwid(der: bytes) -> bytes:
+    """Return the first FWID, 48 bytes, in the DER of a CompositeDeviceID or DiceTcbInfo (untrusted).
+
+    Raises:
+        EvidenceError: GPU-6.
+    """
     (fields,) = _children(der, [_SEQUENCE])
     elements = list(_elements(fields))
     if len(elements) == 3 and elements[0][0] == _INTEGER and elements[2][0] == _SEQUENCE:

@@ -13,7 +13,7 @@ from cryptography import x509
 from bulkhead.attestation.certificates import extension_values
 from bulkhead.attestation.obligations import failed
 
-__all__ = ["PckPlatform", "read_pck_platform"]
+__all__ = ["PckPlatform", "parse_sgx_extension", "read_pck_platform"]
 
 _SGX_EXTENSION: Final = "1.2.840.113741.1.13.1"
 _SGX_OID: Final = bytes.fromhex("2a864886f84d010d01")  # DER contents of the same OID
@@ -52,8 +52,19 @@ def read_pck_platform(certificate: x509.Certificate) -> PckPlatform:
         EvidenceError: TDX-5, the extension is missing, malformed or incomplete.
     """
     extension = extension_values(certificate).get(_SGX_EXTENSION)
-    if extension is None or len(extension) > _MAX_EXTENSION_BYTES:
+    if extension is None:
         raise failed("TDX-5", "the PCK certificate has no SGX extension")
+    return parse_sgx_extension(extension)
+
+
+def parse_sgx_extension(extension: bytes) -> PckPlatform:
+    """Return what the DER of an SGX extension says (untrusted).
+
+    Raises:
+        EvidenceError: TDX-5.
+    """
+    if len(extension) > _MAX_EXTENSION_BYTES:
+        raise failed("TDX-5", f"the SGX extension is longer than {_MAX_EXTENSION_BYTES} bytes")
     fields = _pairs(_value(extension, _SEQUENCE))
     tcb = _pairs(_field(fields, _TCB, _SEQUENCE))
     svns = tuple(_integer(tcb, _TCB + bytes([arc]), high=0xFF) for arc in range(1, _COMPONENTS + 1))
