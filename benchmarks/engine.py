@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from bulkhead.models import DirectorySource
 from data_plane.engine import Engine, EngineConfig, EngineRequest, SamplingParams, open_engine
 from data_plane.engine.config import WeightFormat
 from data_plane.engine.linear import Linear, make_linear
@@ -83,7 +84,7 @@ async def measure(
     model: Path, threads: int, repeats: int, weights: WeightFormat, counts: Sequence[int]
 ) -> list[dict[str, float]]:
     torch.set_num_threads(threads)
-    products = Products(read_spec(model), weights)
+    products = Products(read_spec(DirectorySource(model)), weights)
     engine = await open_engine(EngineConfig(model_path=model, threads=threads, weights=weights, step_tokens=2048))
     vocabulary = engine.describe().vocabulary
     table = []

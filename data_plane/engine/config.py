@@ -1,10 +1,13 @@
 """How an engine is set up. Torch-free, so a worker's configuration may hold one."""
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal, TypeAlias
 
 from bulkhead.errors import ConfigError
+from bulkhead.models import DirectorySource, ModelSource
 
 __all__ = ["EngineConfig", "WeightFormat"]
 
@@ -29,6 +32,7 @@ class EngineConfig:
         max_waiting: requests queued beyond that; one more gets QueueFullError.
         step_tokens: most tokens computed in one step; long prompts are cut into chunks of at most this.
         max_context_tokens: lowers the model's own context length; None keeps it.
+        source: where the model's files come from, closed by the caller; None reads the directory ``model_path``.
 
     Raises:
         ConfigError: a value outside its range.
@@ -43,6 +47,7 @@ class EngineConfig:
     max_waiting: int = 256
     step_tokens: int = 512
     max_context_tokens: int | None = None
+    source: ModelSource | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         for name, low, high in (
@@ -62,3 +67,16 @@ class EngineConfig:
             raise ConfigError("engine.step_tokens is at least engine.max_running: each running request needs a row")
         if self.max_context_tokens is not None and self.max_context_tokens < 2:
             raise ConfigError("engine.max_context_tokens is at least 2: one token of prompt, one of answer")
+
+    @contextmanager
+    def open_model(self) -> Iterator[ModelSource]:
+        """Give the model's files for the time of loading.
+
+        Raises:
+            InvalidRequestError: ``model_path`` is no model directory.
+        """
+        if self.source is not None:
+            yield self.source
+            return
+        with DirectorySource(self.model_path) as source:
+            yield source

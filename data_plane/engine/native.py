@@ -59,13 +59,12 @@ class NativeEngine:
     @classmethod
     def open(cls, *, config: EngineConfig, loop: asyncio.AbstractEventLoop) -> Self:
         """Load the model and start. Blocks for seconds; raises as :func:`data_plane.engine.open_engine`."""
-        runner = ModelRunner(config)
-        description = runner.description
-        tokenizer = Tokenizer(
-            directory=config.model_path,
-            vocabulary=description.vocabulary,
-            context_tokens=description.context_tokens,
-        )
+        with config.open_model() as source:
+            runner = ModelRunner(config, source)
+            description = runner.description
+            tokenizer = Tokenizer(
+                source=source, vocabulary=description.vocabulary, context_tokens=description.context_tokens
+            )
         return cls(config=config, runner=runner, tokenizer=tokenizer, loop=loop)
 
     async def generate(self, request: EngineRequest) -> AsyncGenerator[TokenDelta, None]:

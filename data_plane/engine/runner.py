@@ -5,6 +5,7 @@ from collections.abc import Sequence as Sequences
 import torch
 
 from bulkhead.errors import ConfigError
+from bulkhead.models import ModelSource
 from data_plane.engine.batch import make_batch
 from data_plane.engine.blocks import BlockPool
 from data_plane.engine.cache import KvCache, bytes_per_block
@@ -23,19 +24,21 @@ class ModelRunner:
     """Computes steps of one model.
 
     Args:
-        config: limits, formats and the model directory (untrusted).
+        config: limits and formats.
+        source: the model's files (untrusted); not kept.
 
     Raises:
         UnsupportedError, InvalidRequestError: as :func:`read_spec` and :func:`open_weights`.
+        SealedModelError: as :meth:`ModelSource.read_into`.
         ConfigError: the memory for attention state holds no context at all.
     """
 
-    def __init__(self, config: EngineConfig) -> None:
-        self.spec = read_spec(config.model_path)
+    def __init__(self, config: EngineConfig, source: ModelSource) -> None:
+        self.spec = read_spec(source)
         block_tokens = config.block_tokens
         blocks, context = _plan_memory(config, self.spec)
-        with torch.inference_mode(), open_weights(config.model_path) as source:
-            self._decoder = Decoder(spec=self.spec, source=source, weights=config.weights)
+        with torch.inference_mode():
+            self._decoder = Decoder(spec=self.spec, source=open_weights(source), weights=config.weights)
             self._cache = KvCache(spec=self.spec, blocks=blocks, block_tokens=block_tokens)
         self.pool = BlockPool(total=blocks, scrub=self._cache.scrub)
         self.scheduler = Scheduler(
@@ -45,7 +48,7 @@ class ModelRunner:
             step_tokens=config.step_tokens,
         )
         self.description = ModelDescription(
-            name=config.model_path.resolve().name,
+            name=source.name,
             architecture=self.spec.architecture,
             context_tokens=context,
             parameters=self.spec.parameters(),

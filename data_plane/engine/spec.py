@@ -7,11 +7,11 @@ arithmetic in a way this engine does not know is refused by name, so that no mod
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 from bulkhead.encoding import Json
 from bulkhead.errors import InvalidRequestError, UnsupportedError
+from bulkhead.models import ModelSource, read_file
 
 __all__ = ["DecoderSpec", "read_json", "read_spec"]
 
@@ -53,36 +53,30 @@ class DecoderSpec:
         return tables + self.layers * layer + self.hidden
 
 
-def read_json(path: Path, *, max_bytes: int) -> dict[str, Json]:
-    """Return the JSON object in a file of a model directory.
+def read_json(source: ModelSource, path: str, *, max_bytes: int) -> dict[str, Json]:
+    """Return the JSON object in a file of a model.
 
     Raises:
         InvalidRequestError: missing, unreadable, longer than ``max_bytes``, or not a JSON object.
     """
-    try:
-        with path.open("rb") as stream:
-            data = stream.read(max_bytes + 1)
-    except OSError as error:
-        raise InvalidRequestError(f"model file {path.name} cannot be read: {type(error).__name__}") from error
-    if len(data) > max_bytes:
-        raise InvalidRequestError(f"model file {path.name} is longer than {max_bytes} bytes")
+    data = read_file(source, path, max_bytes=max_bytes)
     try:
         value = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise InvalidRequestError(f"model file {path.name} is not JSON") from error
+        raise InvalidRequestError(f"model file {path} is not JSON") from error
     if not isinstance(value, dict):
-        raise InvalidRequestError(f"model file {path.name} is not a JSON object")
+        raise InvalidRequestError(f"model file {path} is not a JSON object")
     return value
 
 
-def read_spec(directory: Path) -> DecoderSpec:
-    """Return the decoder that a Hugging Face model directory describes.
+def read_spec(source: ModelSource) -> DecoderSpec:
+    """Return the decoder that a Hugging Face model describes.
 
     Raises:
         UnsupportedError: an architecture, activation, scaling or quantisation that this engine does not run, by name.
         InvalidRequestError: config.json is missing, malformed, out of bounds or contradicts itself.
     """
-    config = _flatten_rope(read_json(directory / "config.json", max_bytes=MAX_CONFIG_BYTES))
+    config = _flatten_rope(read_json(source, "config.json", max_bytes=MAX_CONFIG_BYTES))
     architecture = _architecture(config)
     _refuse_unknown_arithmetic(config)
     heads = _size(config, "num_attention_heads", MAX_HEADS)
@@ -100,7 +94,7 @@ def read_spec(directory: Path) -> DecoderSpec:
         rope_theta=_positive(config, "rope_theta", default=10000.0),
         context=_size(config, "max_position_embeddings", MAX_CONTEXT),
         tied_head=config.get("tie_word_embeddings", False) is True,
-        end_tokens=_end_tokens(directory, config),
+        end_tokens=_end_tokens(source, config),
     )
     if spec.heads % spec.kv_heads:
         raise InvalidRequestError("config.json: num_attention_heads is not a multiple of num_key_value_heads")
@@ -147,12 +141,11 @@ def _refuse_unknown_arithmetic(config: Mapping[str, Json]) -> None:
             raise UnsupportedError(f"the native engine does not run models with {name} = {json.dumps(value)[:100]}")
 
 
-def _end_tokens(directory: Path, config: Mapping[str, Json]) -> frozenset[int]:
-    source = config
-    if (path := directory / "generation_config.json").exists():
-        generation = read_json(path, max_bytes=MAX_CONFIG_BYTES)
-        source = generation if "eos_token_id" in generation else config
-    value = source.get("eos_token_id")
+def _end_tokens(source: ModelSource, config: Mapping[str, Json]) -> frozenset[int]:
+    if "generation_config.json" in source.files:
+        generation = read_json(source, "generation_config.json", max_bytes=MAX_CONFIG_BYTES)
+        config = generation if "eos_token_id" in generation else config
+    value = config.get("eos_token_id")
     tokens = value if isinstance(value, list) else [] if value is None else [value]
     ids = frozenset(token for token in tokens if isinstance(token, int) and not isinstance(token, bool) and token >= 0)
     if len(tokens) > MAX_EOS_TOKENS or len(ids) != len(tokens):

@@ -1,13 +1,13 @@
 """The model's tokenizer and chat template: text to token ids and back. Blocking; called off the event loop."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Final
 
 import tokenizers  # type: ignore[import-untyped]  # published without types
 
 from bulkhead.encoding import Json
 from bulkhead.errors import ContextLengthError, InvalidRequestError, UnsupportedError
+from bulkhead.models import ModelSource, read_file
 from data_plane.engine.port import ChatMessage
 from data_plane.engine.spec import read_json
 from data_plane.engine.template import MAX_TEMPLATE_CHARS, ChatTemplate
@@ -20,23 +20,24 @@ SPECIAL_TOKENS: Final = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 
 class Tokenizer:
-    """Reads tokenizer.json and the chat template of a Hugging Face model directory (untrusted).
+    """Reads tokenizer.json and the chat template of a Hugging Face model (untrusted).
 
     Args:
-        directory: the model's.
+        source: the model's files; not kept.
         vocabulary: rows of the model's embedding; a tokenizer that yields higher ids is refused.
         context_tokens: the longest prompt; bounds the text that is tokenised at all.
 
     Raises:
         InvalidRequestError: a file is missing, too long, malformed, or does not fit the model.
+        SealedModelError: as :meth:`ModelSource.read_into`.
     """
 
-    def __init__(self, *, directory: Path, vocabulary: int, context_tokens: int) -> None:
-        self._tokenizer = _load(directory / "tokenizer.json")
+    def __init__(self, *, source: ModelSource, vocabulary: int, context_tokens: int) -> None:
+        self._tokenizer = _load(source)
         entries = self._tokenizer.get_vocab(with_added_tokens=True)
         if not entries or max(entries.values()) >= vocabulary:
             raise InvalidRequestError("tokenizer.json yields token ids that the model has no embedding for")
-        self._template = _template(directory)
+        self._template = _template(source)
         self._context_tokens = context_tokens
         # A token stands for at most as many bytes as its name has: byte-level names spell each byte with one
         # character or more, the others spell the text itself.
@@ -82,14 +83,8 @@ class Tokenizer:
         return text
 
 
-def _load(path: Path) -> tokenizers.Tokenizer:
-    try:
-        with path.open("rb") as stream:
-            data = stream.read(MAX_TOKENIZER_BYTES + 1)
-    except OSError as error:
-        raise InvalidRequestError(f"tokenizer.json cannot be read: {type(error).__name__}") from error
-    if len(data) > MAX_TOKENIZER_BYTES:
-        raise InvalidRequestError(f"tokenizer.json is longer than {MAX_TOKENIZER_BYTES} bytes")
+def _load(source: ModelSource) -> tokenizers.Tokenizer:
+    data = read_file(source, "tokenizer.json", max_bytes=MAX_TOKENIZER_BYTES)
     try:
         tokenizer = tokenizers.Tokenizer.from_buffer(data)
     except Exception as error:  # tokenizers raises bare Exception for what it cannot parse
@@ -99,22 +94,22 @@ def _load(path: Path) -> tokenizers.Tokenizer:
     return tokenizer
 
 
-def _template(directory: Path) -> ChatTemplate | None:
-    path = directory / "tokenizer_config.json"
-    config: dict[str, Json] = read_json(path, max_bytes=MAX_CONFIG_BYTES) if path.exists() else {}
-    source = config.get("chat_template")
-    if (file := directory / "chat_template.jinja").exists():
+def _template(source: ModelSource) -> ChatTemplate | None:
+    config: dict[str, Json] = {}
+    if "tokenizer_config.json" in source.files:
+        config = read_json(source, "tokenizer_config.json", max_bytes=MAX_CONFIG_BYTES)
+    template = config.get("chat_template")
+    if "chat_template.jinja" in source.files:
         try:
-            with file.open(encoding="utf-8") as stream:
-                source = stream.read(MAX_TEMPLATE_CHARS + 1)
-        except (OSError, UnicodeDecodeError) as error:
+            template = read_file(source, "chat_template.jinja", max_bytes=4 * MAX_TEMPLATE_CHARS).decode()
+        except UnicodeDecodeError as error:
             raise InvalidRequestError("chat_template.jinja cannot be read") from error
-    if source is None:
+    if template is None:
         return None
-    if not isinstance(source, str):
+    if not isinstance(template, str):
         raise UnsupportedError("the model has several chat templates; the native engine reads a single one")
     variables = {name: _token_text(config.get(name)) for name in SPECIAL_TOKENS}
-    return ChatTemplate(source=source, variables={name: text for name, text in variables.items() if text is not None})
+    return ChatTemplate(source=template, variables={name: text for name, text in variables.items() if text is not None})
 
 
 def _token_text(value: Json) -> str | None:

@@ -1,15 +1,16 @@
 """Tensors from safetensors files, one or several shards: names, shapes and types checked, pickles refused."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from pathlib import Path
-from typing import Any, Final
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from types import MappingProxyType
+from typing import Final
 
-import safetensors
 import torch
 
 from bulkhead.errors import InvalidRequestError, UnsupportedError
+from bulkhead.models import ModelSource
 from data_plane.engine.spec import read_json
+from data_plane.engine.tensor_file import StoredTensor, read_header
 
 __all__ = ["WeightSource", "open_weights"]
 
@@ -18,17 +19,23 @@ INDEX: Final = "model.safetensors.index.json"
 MAX_INDEX_BYTES: Final = 64 << 20  # a name and a shard for each of the 100,000 tensors of the largest mixtures
 MAX_SHARDS: Final = 4096
 PICKLES: Final = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
-TYPES: Final = frozenset({torch.float32, torch.bfloat16, torch.float16})
+TYPES: Final = MappingProxyType({"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16})
 
 
 class WeightSource:
-    """The tensors of one model; each is taken once, and :meth:`finish` says whether all were."""
+    """The tensors of one model; each is taken once, and :meth:`finish` says whether all were.
 
-    def __init__(self, readers: Mapping[str, Any]) -> None:
-        self._readers = dict(readers)
+    Args:
+        source: the model's files.
+        places: where each tensor lies.
+    """
+
+    def __init__(self, source: ModelSource, places: Mapping[str, StoredTensor]) -> None:
+        self._source = source
+        self._places = dict(places)
 
     def __contains__(self, name: str) -> bool:
-        return name in self._readers
+        return name in self._places
 
     def take(self, name: str, *shape: int) -> torch.Tensor:
         """Return the tensor ``name`` in its stored type (fp32, bf16 or fp16), as memory of its own.
@@ -36,21 +43,19 @@ class WeightSource:
         Raises:
             InvalidRequestError: no such tensor, another shape than config.json implies, or data that cannot be read.
             UnsupportedError: another type.
+            SealedModelError: as :meth:`ModelSource.read_into`.
         """
-        reader = self._readers.pop(name, None)
-        if reader is None:
+        place = self._places.pop(name, None)
+        if place is None:
             raise InvalidRequestError(f"the model has no tensor {name}, which its config.json implies")
-        try:
-            found = tuple(reader.get_slice(name).get_shape())
-            if found != shape:
-                raise InvalidRequestError(f"tensor {name} has shape {list(found)}, config.json implies {list(shape)}")
-            tensor: torch.Tensor = reader.get_tensor(name).clone()
-        except (safetensors.SafetensorError, OSError, ValueError) as error:
-            raise InvalidRequestError(f"tensor {name} cannot be read") from error
-        if tensor.dtype not in TYPES:
+        if place.shape != shape:
+            raise InvalidRequestError(f"tensor {name} has shape {list(place.shape)}, config.json implies {list(shape)}")
+        if (dtype := TYPES.get(place.dtype)) is None:
             raise UnsupportedError(
-                f"tensor {name} is of type {tensor.dtype}; the native engine reads fp32, bf16 and fp16"
+                f"tensor {name} is of type {place.dtype}; the native engine reads fp32, bf16 and fp16"
             )
+        tensor = torch.empty(shape, dtype=dtype)
+        self._source.read_into(place.path, place.offset, tensor.view(-1).view(torch.uint8).numpy().data)
         return tensor
 
     def finish(self, *, ignored_suffixes: tuple[str, ...]) -> None:
@@ -59,56 +64,44 @@ class WeightSource:
         Raises:
             InvalidRequestError: naming the first tensor that nobody took.
         """
-        left = sorted(name for name in self._readers if not name.endswith(ignored_suffixes))
+        left = sorted(name for name in self._places if not name.endswith(ignored_suffixes))
         if left:
             raise InvalidRequestError(
                 f"the model has {len(left)} tensors that its config.json does not explain: {left[0][:200]}"
             )
 
 
-@contextmanager
-def open_weights(directory: Path) -> Iterator[WeightSource]:
-    """Open the weights of a Hugging Face model directory.
+def open_weights(source: ModelSource) -> WeightSource:
+    """Return the weights of a Hugging Face model.
 
     Raises:
-        UnsupportedError: the directory has pickled weights only.
-        InvalidRequestError: no weights, a malformed file or index, or an index that leads out of the directory.
+        UnsupportedError: the model has pickled weights only.
+        InvalidRequestError: no weights, a malformed file or index, or an index that names what is no shard.
+        SealedModelError: as :meth:`ModelSource.read_into`.
     """
-    with ExitStack() as stack:
-        if (directory / SINGLE).is_file():
-            reader = _open_file(stack, directory / SINGLE)
-            yield WeightSource(dict.fromkeys(reader.keys(), reader))
-        elif (directory / INDEX).is_file():
-            yield WeightSource(_open_shards(stack, directory))
-        elif any(next(directory.glob(pattern), None) for pattern in PICKLES):
-            raise UnsupportedError(
-                "the model's weights are pickles, which run code when they are read: use safetensors"
-            )
-        else:
-            raise InvalidRequestError(f"the model directory has neither {SINGLE} nor {INDEX}")
+    if SINGLE in source.files:
+        return WeightSource(source, read_header(source, SINGLE))
+    if INDEX in source.files:
+        return WeightSource(source, _shards(source))
+    if any(fnmatchcase(path, pattern) for path in source.files for pattern in PICKLES):
+        raise UnsupportedError("the model's weights are pickles, which run code when they are read: use safetensors")
+    raise InvalidRequestError(f"the model directory has neither {SINGLE} nor {INDEX}")
 
 
-def _open_file(stack: ExitStack, path: Path) -> Any:
-    try:
-        # Checks header length, type, bounds, and that the tensors' data neither overlap nor leave gaps.
-        return stack.enter_context(safetensors.safe_open(path, framework="pt"))
-    except (safetensors.SafetensorError, OSError) as error:
-        raise InvalidRequestError(f"{path.name} is not a whole safetensors file") from error
-
-
-def _open_shards(stack: ExitStack, directory: Path) -> dict[str, Any]:
-    places = read_json(directory / INDEX, max_bytes=MAX_INDEX_BYTES).get("weight_map")
+def _shards(source: ModelSource) -> dict[str, StoredTensor]:
+    places = read_json(source, INDEX, max_bytes=MAX_INDEX_BYTES).get("weight_map")
     if not isinstance(places, dict) or not places:
         raise InvalidRequestError(f"{INDEX} has no weight_map")
-    shards: dict[str, Any] = {}
+    stored: dict[str, dict[str, StoredTensor]] = {}
     for shard in sorted({str(place) for place in places.values()}):
-        if Path(shard).name != shard or not shard.endswith(".safetensors"):
+        if "/" in shard or not shard.endswith(".safetensors"):
             raise InvalidRequestError(f"{INDEX} names a shard that is not a safetensors file beside it")
-        if len(shards) >= MAX_SHARDS:
+        if len(stored) >= MAX_SHARDS:
             raise InvalidRequestError(f"{INDEX} names more than {MAX_SHARDS} shards")
-        shards[shard] = _open_file(stack, directory / shard)
-    stored = {shard: set(reader.keys()) for shard, reader in shards.items()}
+        if shard not in source.files:
+            raise InvalidRequestError(f"{INDEX} names the shard {shard[:200]}, which the model does not have")
+        stored[shard] = read_header(source, shard)
     for name, place in places.items():
         if name not in stored[str(place)]:
             raise InvalidRequestError(f"{INDEX} places {name[:200]} in a shard that does not hold it")
-    return {name: shards[str(place)] for name, place in places.items()}
+    return {name: stored[str(place)][name] for name, place in places.items()}

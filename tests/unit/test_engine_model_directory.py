@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from bulkhead.errors import BulkheadError, ConfigError, InvalidRequestError, UnsupportedError
+from bulkhead.models import DirectorySource
 from data_plane.engine import EngineConfig, runner
 from data_plane.engine.runner import ModelRunner
 from data_plane.engine.spec import read_spec
@@ -24,8 +25,9 @@ def model(tmp_path: Path) -> Path:
 
 def load(model: Path) -> None:
     """Load everything that the engine reads from a model directory."""
-    loaded = ModelRunner(EngineConfig(model_path=model, threads=1, kv_memory_mib=4))
-    Tokenizer(directory=model, vocabulary=loaded.spec.vocabulary, context_tokens=loaded.description.context_tokens)
+    with DirectorySource(model) as source:
+        loaded = ModelRunner(EngineConfig(model_path=model, threads=1, kv_memory_mib=4), source)
+        Tokenizer(source=source, vocabulary=loaded.spec.vocabulary, context_tokens=loaded.description.context_tokens)
 
 
 def change(path: Path, **fields: object) -> None:
@@ -48,7 +50,7 @@ def rewrite(model: Path, entries: object, data: bytes) -> None:
 def test_a_sound_directory_loads(model: Path) -> None:
     """The model that the other tests damage is read without complaint, and described."""
     load(model)
-    spec = read_spec(model)
+    spec = read_spec(DirectorySource(model))
     entries, _ = header(model)
     stored = sum(int(np.prod(entry["shape"])) for name, entry in entries.items() if name != "__metadata__")
     assert spec.parameters() == stored
@@ -238,9 +240,9 @@ def test_memory_for_no_context_is_a_configuration_error(model: Path) -> None:
     """Memory that holds less than a block is said when the engine starts; a little memory lowers the context."""
     small = EngineConfig(model_path=model, threads=1, kv_memory_mib=1, block_tokens=1024)
     with pytest.raises(ConfigError, match="kv_memory_mib"):
-        runner._plan_memory(small, dataclasses.replace(read_spec(model), layers=100))
+        runner._plan_memory(small, dataclasses.replace(read_spec(DirectorySource(model)), layers=100))
     config = EngineConfig(model_path=model, threads=1, kv_memory_mib=4, max_context_tokens=100)
-    assert ModelRunner(config).description.context_tokens == 100
+    assert ModelRunner(config, DirectorySource(model)).description.context_tokens == 100
 
 
 @pytest.mark.parametrize(

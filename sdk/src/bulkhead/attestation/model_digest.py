@@ -24,7 +24,7 @@ from typing import Final
 from bulkhead.encoding import MAX_SAFE_INTEGER, Json, canonical_json
 from bulkhead.errors import InvalidRequestError
 
-__all__ = ["ModelFile", "ModelManifest", "model_digest", "model_manifest"]
+__all__ = ["ModelFile", "ModelManifest", "list_model_files", "model_digest", "model_manifest"]
 
 MANIFEST_VERSION: Final = 1
 MAX_FILES: Final = 4096  # the largest published checkpoints have a few hundred shards
@@ -72,16 +72,35 @@ def model_manifest(directory: Path) -> ModelManifest:
         InvalidRequestError: not a directory, empty, unreadable, a file that is neither regular nor a link to a regular
             file inside the directory, two paths that are equal in NFC, or more or longer names than a model has.
     """
+    files = []
+    for path, place in list_model_files(directory).items():
+        try:
+            files.append(_read_file(path, place))
+        except OSError as error:
+            raise InvalidRequestError(f"model directory {directory.name}: {type(error).__name__}") from error
+    return ModelManifest(files=tuple(files))
+
+
+def list_model_files(directory: Path) -> dict[str, Path]:
+    """Return where each file of the model in ``directory`` lies, links followed, by its path in the manifest, sorted.
+
+    Raises:
+        InvalidRequestError: as :func:`model_manifest`, except for what shows only when a file is opened.
+    """
     try:
         root = directory.resolve(strict=True)
-        files = sorted((_read_file(root, path) for path in _walk(root)), key=lambda file: file.path.encode())
+        found = [(_relative(root, path), path.resolve(strict=True)) for path in _walk(root)]
+        found.sort(key=lambda item: item[0].encode())
     except (OSError, UnicodeEncodeError, RuntimeError) as error:  # RuntimeError: Path.resolve on a loop of links
         raise InvalidRequestError(f"model directory {directory.name}: {type(error).__name__}") from error
-    if not files:
+    if not found:
         raise InvalidRequestError(f"model directory {directory.name} is empty")
-    if len({file.path for file in files}) != len(files):
+    if len(dict(found)) != len(found):
         raise InvalidRequestError(f"model directory {directory.name}: two file names differ in Unicode form only")
-    return ModelManifest(files=tuple(files))
+    for relative, place in found:
+        if not place.is_relative_to(root):
+            raise InvalidRequestError(f"{relative} leads out of the model directory")
+    return dict(found)
 
 
 def _walk(root: Path) -> Iterator[Path]:
@@ -102,14 +121,16 @@ def _walk(root: Path) -> Iterator[Path]:
                     yield Path(entry.path)
 
 
-def _read_file(root: Path, path: Path) -> ModelFile:
+def _relative(root: Path, path: Path) -> str:
     relative = unicodedata.normalize("NFC", path.relative_to(root).as_posix())
     if len(relative.encode()) > MAX_PATH_BYTES:
         raise InvalidRequestError(f"a path in the model directory is longer than {MAX_PATH_BYTES} bytes")
-    if not path.resolve(strict=True).is_relative_to(root):
-        raise InvalidRequestError(f"{relative} leads out of the model directory")
+    return relative
+
+
+def _read_file(relative: str, place: Path) -> ModelFile:
     # O_NONBLOCK: opening a named pipe must not wait for a writer.
-    descriptor = os.open(path.resolve(strict=True), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    descriptor = os.open(place, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     with os.fdopen(descriptor, "rb") as stream:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise InvalidRequestError(f"{relative} is not a regular file")
