@@ -1,16 +1,12 @@
 """Full tiles of a tree: 256 consecutive hashes of one level, 8 tree levels apart (https://c2sp.org/tlog-tiles)."""
 
 from collections.abc import Iterator
-from typing import Final
 
 from bulkhead.errors import ProofError
 from bulkhead.transparency.merkle import HASH_BYTES
+from bulkhead.transparency.tiles import TILE_BYTES, TILE_LEVELS, TILE_WIDTH
 
 __all__ = ["TILE_BYTES", "TILE_LEVELS", "TILE_WIDTH", "completed_tiles", "join_tile", "split_tile"]
-
-TILE_LEVELS: Final = 8
-TILE_WIDTH: Final = 1 << TILE_LEVELS
-TILE_BYTES: Final = TILE_WIDTH * HASH_BYTES
 
 
 def completed_tiles(old_size: int, new_size: int) -> Iterator[tuple[int, int]]:

@@ -10,6 +10,8 @@ cache="${BULKHEAD_CACHE:-$HOME/.cache/bulkhead}"
 tools="$cache/tools"
 locks=deploy/requirements
 opa_version=1.22.2
+fsck_version=v1.0.4        # github.com/transparency-dev/tessera/cmd/fsck: reads our tiles in the tests
+omniwitness_version=v0.0.0-20260720115447-2e1c6971d19e # github.com/transparency-dev/witness: cosigns our checkpoints
 mkdir -p "$tools/bin"
 say() { printf '[setup %3ds] %s\n' "$SECONDS" "$*"; }
 fail() { printf '[setup] %s\n' "$*" >&2; exit 1; }
@@ -50,6 +52,24 @@ else
     opa_pid=$!
 fi
 
+# Go programs that only the tests need: each in a folder that names its version, so that what is there is the right one.
+go_tool() { # $1: name, $2: package, $3: version
+    local folder="$tools/$1@${3##*-}"
+    [ -x "$folder/$1" ] && return 0
+    command -v go >/dev/null || { echo "$1 is missing and there is no Go to build it: install Go 1.25 or newer"; return 1; }
+    mkdir -p "$folder"
+    GOBIN="$folder" GOFLAGS="-trimpath -buildvcs=false" nice go install "$2@$3" || { echo "$1 could not be built"; return 1; }
+}
+go_tools() {
+    go_tool fsck github.com/transparency-dev/tessera/cmd/fsck "$fsck_version"
+    go_tool omniwitness github.com/transparency-dev/witness/cmd/omniwitness "$omniwitness_version"
+}
+if [ ! -x "$tools/fsck@$fsck_version/fsck" ] || [ ! -x "$tools/omniwitness@${omniwitness_version##*-}/omniwitness" ]; then
+    say "building the tests' Go tools in the background (about 2 minutes, once)"
+fi
+go_tools >"$cache/go-tools.log" 2>&1 &
+go_tools_pid=$!
+
 uv="$(find_uv)"
 stamp=".venv/.bulkhead-setup"
 want="$(cat "$locks"/base.txt "$locks"/torch.txt pyproject.toml sdk/pyproject.toml | sha256sum | cut -d' ' -f1) ${TORCH_BACKEND:-locked}"
@@ -82,4 +102,5 @@ if [ -n "$opa_pid" ]; then
     wait "$opa_pid" || { cat "$cache/opa-build.log" >&2; fail "OPA could not be built; the output stands above"; }
     opa_ready || fail "OPA was built but does not answer with version $opa_version or newer"
 fi
+wait "$go_tools_pid" || { cat "$cache/go-tools.log" >&2; fail "a Go tool of the tests could not be built; the output stands above"; }
 say "done"

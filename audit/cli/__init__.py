@@ -4,6 +4,7 @@ import click
 
 from audit.cli.exporting import export, vkeys
 from audit.cli.listing import list_records, show, tail
+from audit.cli.tiles import serve_tiles, tiles
 from audit.cli.verifying import reindex, verify
 from bulkhead.cli.console import Program, example
 
@@ -29,7 +30,7 @@ def program() -> None:
     """
 
 
-for _command in (list_records, tail, show, verify, export, vkeys, reindex):
+for _command in (list_records, tail, show, verify, export, vkeys, reindex, tiles, serve_tiles):
     program.add_command(_command)
 
 

@@ -119,13 +119,15 @@ class SqlAuditReader:
             row = connection.execute(select(audit_leaf).where(audit_leaf.c.record_id == record_id)).first()
             return None if row is None else stored_leaf(row)
 
-    def latest_checkpoint(self, log_id: int) -> tuple[int, str] | None:
-        """Return the largest kept checkpoint of a log as (size, note), or None."""
+    def latest_checkpoint(self, log_id: int, *, cosigned: bool = False) -> tuple[int, str] | None:
+        """Return the largest kept (or cosigned) checkpoint of a log as (size, note with cosignatures), or None."""
         table = audit_checkpoint.c
-        wanted = select(table.size, table.note).where(table.log_id == log_id).order_by(table.size.desc()).limit(1)
+        wanted = select(table.size, table.note, table.cosigs).where(table.log_id == log_id)
+        if cosigned:
+            wanted = wanted.where(table.cosigs.is_not(None))
         with self.reading() as connection:
-            row = connection.execute(wanted).first()
-            return None if row is None else (as_int(row.size), as_text(row.note))
+            row = connection.execute(wanted.order_by(table.size.desc()).limit(1)).first()
+            return None if row is None else (as_int(row.size), as_text(row.note) + as_text(row.cosigs))
 
     def leaf_hashes(self, log_id: int, start: int, stop: int) -> tuple[bytes, ...]:
         """Return leaf hashes of a log in order; at most 4,096 at a time."""

@@ -3,14 +3,17 @@
 import base64
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
 
 from bulkhead.errors import CheckpointError, ProofError
 from bulkhead.transparency.checkpoint import Checkpoint, open_checkpoint
+from bulkhead.transparency.cosignature import cosigned_at
 from bulkhead.transparency.merkle import Frontier, leaf_hash, verify_consistency, verify_inclusion
-from bulkhead.transparency.note import NoteSigner, NoteVerifier, open_note, sign_note
+from bulkhead.transparency.note import NoteSigner, NoteVerifier, open_note, sign_note, split_note
+from bulkhead.transparency.tlog_proof import TlogProof
 
 _ROOT = os.environ.get("BULKHEAD_TEST_VECTORS")
 _VECTORS = Path(_ROOT or "/nonexistent") / "transparency"
@@ -137,6 +140,27 @@ def test_c2sp_example_note():
     note = (_VECTORS / "c2sp" / "signed-note-ed25519.txt").read_text()
     vkey = (_VECTORS / "c2sp" / "signed-note-ed25519.vkey").read_text().strip()
     assert open_note(note, [NoteVerifier.from_vkey(vkey)]).text == "This is an example message.\n"
+
+
+def test_c2sp_example_cosignature():
+    """The specification's example of a cosigned checkpoint parses: its log, and a witness's line with its time."""
+    text, signatures = split_note((_VECTORS / "c2sp" / "tlog-cosignature-checkpoint.txt").read_text())
+    assert Checkpoint.parse(text).size == 20852163
+    assert [signature.name for signature in signatures] == ["example.com/behind-the-sofa", "witness.example.com/w1"]
+    assert cosigned_at(signatures[1].data) == 1679315147
+    assert len(signatures[1].data) == 8 + 64
+
+
+def test_c2sp_example_proof():
+    """The specification's example of a proof, in which signatures are elided, is refused for that; its rest parses."""
+    text = (_VECTORS / "c2sp" / "tlog-proof-elided-example.txt").read_text()
+    with pytest.raises(CheckpointError, match="base64"):
+        TlogProof.parse(text)
+    whole = re.sub(r"^— .*\n", "", text, flags=re.MULTILINE)
+    whole += (_VECTORS / "c2sp" / "signed-note-ed25519.txt").read_text().rpartition("\n\n")[2]
+    proof = TlogProof.parse(whole)
+    assert (proof.index, len(proof.proof), len(proof.extra)) == (73894, 5, 39)
+    assert proof.encode() == whole
 
 
 def test_tree_notes():
