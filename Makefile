@@ -6,6 +6,7 @@ PY := .venv/bin/python
 BIN := .venv/bin
 PACKAGES := sdk/src/bulkhead service control_plane data_plane audit scripts benchmarks
 T ?= 60
+JOBS ?= 3
 
 .PHONY: help setup setup-model demo up down test test-long lint format proto bench fuzz clean
 
@@ -28,8 +29,10 @@ down: ## stop the local platform of `make up`
 	@if [ -x $(PY) ]; then $(PY) scripts/local_platform.py down --root var; else echo "nothing is set up, so nothing runs"; fi
 
 test: setup-model lint ## lint and the whole suite
-	@echo "[test] running the suite (seeded samples; make test-long runs the full counts)"
-	@$(PY) -m pytest -m "not long" -q --durations=15
+	@echo "[test] running the suite (seeded samples; make test-long runs the full counts), $(JOBS) tests at a time"
+	@$(PY) -m pytest -m "not long and not alone" -q --durations=15 -n $(JOBS) --dist loadscope
+	@echo "[test] running the tests that hold something to a time limit, one at a time"
+	@$(PY) -m pytest -m "not long and alone" -q --durations=5
 
 test-long: setup-model lint ## the full counts that the issues state
 	@$(PY) -m pytest -q --durations=25

@@ -15,6 +15,8 @@ from tests.simulator.policies import REVISION as SERVED
 from tests.simulator.policies import Answer, fake_opa, replying
 from tests.simulator.session_world import SessionWorld, code_of, request, session_world
 
+pytestmark = pytest.mark.alone
+
 ALLOW = {"allow": True, "reasons": [], "obligations": []}
 
 

@@ -17,7 +17,7 @@ from bulkhead.errors import PolicyEngineError
 from scripts.local_platform import LocalPlatform
 from tests.simulator.live import cli, client, decisions, opa_pid, partitions, refusal, wait_until, workers
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.alone]
 
 ANSWER_S = 2.0  # a caller hears of a dead engine within this
 BACK_S = 5.0  # the engine serves again within this

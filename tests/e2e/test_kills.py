@@ -13,7 +13,7 @@ from bulkhead.errors import AuditLeaseError, BulkheadError, TruncatedError, Unav
 from scripts.local_platform import BIN, LocalPlatform
 from tests.conftest import start_platform, stop_platform
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.e2e, pytest.mark.alone, pytest.mark.timeout(180)]
 
 # The grace is longer than an agent's longest pause between two tries to reconnect (5 s): less would take workers for
 # lost that a restarted control plane is about to hear of.

@@ -10,6 +10,8 @@ from control_plane.authz.deadline import within
 from tests.simulator import policies
 from tests.simulator.policies import fake_opa, replying
 
+pytestmark = pytest.mark.alone
+
 ALLOW = {"allow": True, "reasons": [], "obligations": []}
 
 

@@ -22,6 +22,8 @@ from control_plane.authz.supervisor import OpaSupervisor
 from tests.simulator import policies
 from tests.simulator.policies import open_session, supervised
 
+pytestmark = pytest.mark.alone
+
 
 def changed(number, **replaced):
     """Return a correctly signed bundle of the policies with some files replaced."""
@@ -92,13 +94,19 @@ async def test_killed_opa_is_told_at_once_and_back_within_five_seconds():
         await until_back(client, 5.0)
 
 
+def stop(pid):
+    """Stop a child process, and wait until it has stopped."""
+    os.kill(pid, signal.SIGSTOP)
+    os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOWAIT)
+
+
 async def test_hanging_opa_is_replaced():
     """A process that neither answers nor ends is given up within 2 s by callers, and replaced within 5 s."""
     async with supervised() as supervisor:
         client = PolicyClient(engine=supervisor)
         await client.decide(open_session())
         stopped = supervisor.pid
-        os.kill(stopped, signal.SIGSTOP)
+        stop(stopped)
         started = time.monotonic()
         with pytest.raises(PolicyEngineError):
             await client.decide(open_session())

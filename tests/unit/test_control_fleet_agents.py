@@ -423,6 +423,7 @@ async def _some_record(world: SessionWorld):
     return platform_event(world.journal.stamp(), action=Action.PLATFORM_CONFIGURED, reason=PlatformReason.STARTUP)
 
 
+@pytest.mark.alone
 async def test_revocation_reaches_the_agent_at_once(world, acme) -> None:
     """The lease loop does not wait for its interval when a credential is revoked."""
     agent = await world.agent()
