@@ -47,7 +47,6 @@ MAX_DENIAL_CHARS: Final = 2048  # travels in gRPC trailers, 8 KiB with everythin
 MAX_RETENTION_DAYS: Final = 36_525  # a century
 MAX_TOKENS: Final = 2**32 - 1  # uint32 in bulkhead.v1
 CUSTODIES: Final = ("platform", "tenant")
-KEPT_PADDING_MODES: Final = tuple(mode for mode in PADDING_MODES if mode != "strict")  # this build cannot keep strict
 
 _CODE: Final = re.compile(r"[A-Z][A-Z0-9_]{0,63}")
 _POLICY: Final = re.compile(r"[a-z][a-z0-9_]*(?:\.[a-z][a-z0-9_]*){0,7}")
@@ -285,7 +284,7 @@ def _custody(fields: Fields) -> Obligation:
 
 def _padding(fields: Fields) -> Obligation:
     mode = fields.text("mode")
-    if mode not in KEPT_PADDING_MODES:
+    if mode not in PADDING_MODES:
         raise _unknown("padding")
     return Padding(mode)
 

@@ -26,6 +26,7 @@ from control_plane.domain.tiers import Tier
 
 __all__ = [
     "HOLDING",
+    "PADDINGS",
     "TRANSITIONS",
     "OpenRequest",
     "Session",
@@ -38,7 +39,7 @@ NONCE_BYTES: Final = 32
 SESSION_KEY_BYTES: Final = 32  # Ed25519, RFC 8032
 MAX_DATA_CLASSES: Final = 16  # a request names a handful
 MAX_OUTPUT_TOKENS: Final = 2**31 - 1  # more than any context; keeps sums inside 64 bits
-PADDINGS: Final = ("default", "off")
+PADDINGS: Final = ("off", "default", "strict")  # in order of strength
 
 
 class SessionState(StrEnum):
@@ -91,7 +92,7 @@ class OpenRequest:
         max_output_tokens: per request; 0 leaves it to tenant and model.
         session_public_key: Ed25519, 32 bytes.
         nonce: 32 bytes that the evidence must cover.
-        padding: ``default`` or ``off``.
+        padding: ``off``, ``default`` or ``strict``.
     """
 
     request_id: str

@@ -1,33 +1,48 @@
 """What lies between the engine and a reader: a bounded buffer of response records, and how the response ends.
 
-Deltas that arrive while the reader is busy are joined, so a slow network costs messages, not tokens. A full buffer
-makes the engine's side wait; the engine then joins tokens itself, up to the answer's own limit.
+Deltas that arrive while the reader is busy are joined within limits, so a slow network costs messages, not tokens. A
+full buffer makes the engine's side wait; the engine then joins tokens itself, up to the answer's own limit.
 """
 
 import asyncio
+import contextlib
 from collections import deque
+from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 from bulkhead.errors import BulkheadError
 from bulkhead.protocol.payloads import Delta, EmbedResult, End
 
-__all__ = ["AnswerBuffer", "Outcome"]
+__all__ = ["AnswerBuffer", "DeltaLimits", "Outcome"]
 
 MAX_BUFFERED_CHARACTERS: Final = 65_536  # one request's share of the worker's memory for a reader who is slow
-MAX_DELTA_CHARACTERS: Final = 8_192  # six bytes of JSON each at worst: fits a chunk
 
 Outcome: TypeAlias = End | BulkheadError
 
 
-class AnswerBuffer:
-    """One response on its way. The first outcome stands."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeltaLimits:
+    """Deltas are joined up to both limits; a longer text is cut, while tokens that came together stay together."""
 
-    def __init__(self) -> None:
+    characters: int
+    tokens: int
+
+
+class AnswerBuffer:
+    """One response on its way. The first outcome stands.
+
+    Args:
+        limits: of one delta.
+    """
+
+    def __init__(self, limits: DeltaLimits) -> None:
+        self._limits = limits
         self._records: deque[Delta | EmbedResult] = deque()
         self._size = 0
         self._outcome: Outcome | None = None
         self._filled = asyncio.Event()
         self._emptied = asyncio.Event()
+        self._closed = asyncio.Event()
 
     async def put(self, record: Delta | EmbedResult) -> None:
         """Add a record once there is room; after the outcome it is dropped."""
@@ -36,9 +51,9 @@ class AnswerBuffer:
             await self._emptied.wait()
         if self._outcome is not None:
             return
-        for piece in _pieces(record):
+        for piece in self._pieces(record):
             last = self._records[-1] if self._records else None
-            if isinstance(piece, Delta) and isinstance(last, Delta) and _joinable(last, piece):
+            if isinstance(piece, Delta) and isinstance(last, Delta) and self._joinable(last, piece):
                 self._records[-1] = Delta(text=last.text + piece.text, tokens=last.tokens + piece.tokens)
             else:
                 self._records.append(piece)
@@ -51,6 +66,7 @@ class AnswerBuffer:
             self._outcome = outcome
             self._filled.set()
             self._emptied.set()
+            self._closed.set()
 
     def abort(self, error: BulkheadError) -> None:
         """End the response at once: what the reader has not taken is dropped."""
@@ -75,20 +91,33 @@ class AnswerBuffer:
             self._filled.clear()
         return records, self._outcome
 
+    def take_one(self) -> tuple[Delta | EmbedResult | None, Outcome | None]:
+        """Return the next record, or None and the outcome if that is known; waits for nothing."""
+        if not self._records:
+            return None, self._outcome
+        record = self._records.popleft()
+        self._size -= _size(record)
+        self._emptied.set()
+        return record, None
 
-def _pieces(record: Delta | EmbedResult) -> list[Delta | EmbedResult]:
-    """Cut a delta whose text is too long for one chunk; its tokens are counted with the first piece."""
-    if isinstance(record, EmbedResult) or len(record.text) <= MAX_DELTA_CHARACTERS:
-        return [record]
-    texts = [
-        record.text[start : start + MAX_DELTA_CHARACTERS] for start in range(0, len(record.text), MAX_DELTA_CHARACTERS)
-    ]
-    return [Delta(text=text, tokens=0 if index else record.tokens) for index, text in enumerate(texts)]
+    async def gather(self, pause_s: float) -> None:
+        """Wait for ``pause_s``, or until the outcome is known."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(pause_s):
+                await self._closed.wait()
 
+    def _pieces(self, record: Delta | EmbedResult) -> list[Delta | EmbedResult]:
+        """Cut a delta whose text is too long; its tokens are counted with the first piece."""
+        most = self._limits.characters
+        if isinstance(record, EmbedResult) or len(record.text) <= most:
+            return [record]
+        texts = [record.text[start : start + most] for start in range(0, len(record.text), most)]
+        return [Delta(text=text, tokens=0 if index else record.tokens) for index, text in enumerate(texts)]
 
-def _joinable(last: Delta, piece: Delta) -> bool:
-    return len(last.text) + len(piece.text) <= MAX_DELTA_CHARACTERS
+    def _joinable(self, last: Delta, piece: Delta) -> bool:
+        limits = self._limits
+        return len(last.text) + len(piece.text) <= limits.characters and last.tokens + piece.tokens <= limits.tokens
 
 
 def _size(record: Delta | EmbedResult) -> int:
-    return len(record.text) if isinstance(record, Delta) else 4 * len(record.vector)
+    return len(record.text) + 1 if isinstance(record, Delta) else 4 * len(record.vector)

@@ -29,29 +29,20 @@ from bulkhead.protocol.payloads import (
     EmbedResult,
     End,
     GenerateRequest,
-    Usage,
     parse_embed_request,
     parse_generate_request,
 )
-from bulkhead.protocol.receipts import ReceiptStatus
 from bulkhead.protocol.server import ServerRequest
 from data_plane.engine.port import ChatMessage, EmbedRequest, Engine, EngineRequest, SamplingParams
-from data_plane.session.answer import AnswerBuffer, Outcome
+from data_plane.session.answer import Outcome
 from data_plane.session.receipts import ReceiptDesk
+from data_plane.session.response import Response, SealedPart
 
-__all__ = ["Exchange", "ExchangePorts", "SealedPart"]
+__all__ = ["Exchange", "ExchangePorts"]
 
 _log = structlog.get_logger(__name__)
 
 STALL_S: Final = 30.0
-
-
-@dataclass(frozen=True, slots=True)
-class SealedPart:
-    """One message of a response: sealed chunks, and in the first one the worker's random bytes."""
-
-    worker_random: bytes
-    chunks: tuple[bytes, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,13 +77,8 @@ class Exchange:
     def __init__(self, *, request: ServerRequest, ports: ExchangePorts) -> None:
         self._request = request
         self._ports = ports
-        self._buffer = AnswerBuffer()
-        self._prompt_tokens = 0
-        self._completion_tokens = 0
-        self._ended: Outcome | None = None
-        self._recording: asyncio.Task[None] | None = None
+        self._response = Response(request=request, desk=ports.desk, wall_s=ports.wall_s, background=ports.background)
         self._call: asyncio.Task[Any] | None = None
-        self._opened = False
 
     @property
     def session_id(self) -> str:
@@ -101,7 +87,7 @@ class Exchange:
 
     def abort(self, error: BulkheadError) -> None:
         """End the response with ``error`` as soon as its reader takes that; cut the call if it never does."""
-        self._buffer.abort(error)
+        self._response.abort(error)
         if self._call is not None:
             asyncio.get_running_loop().call_later(STALL_S, self._call.cancel)
 
@@ -120,8 +106,7 @@ class Exchange:
                 async for part in parts:
                     yield part
         finally:
-            if self._recording is None:
-                self._settle()
+            self._response.settle()
 
     def _receive(self, chunks: Sequence[bytes]) -> None:
         whole = False
@@ -138,80 +123,15 @@ class Exchange:
         )
         watch = _StallWatch(self._call)
         try:
-            outcome: Outcome | None = None
-            while outcome is None:
-                records, outcome = await self._buffer.take()
-                chunks, outcome = self._seal(records, outcome)
-                if chunks:
+            async with contextlib.aclosing(self._response.parts()) as parts:
+                async for part in parts:
                     with watch:
-                        yield self._part(*chunks)
-            expiry.cancel()
-            closing = self._close(outcome)
-            await self._record()
-            with watch:
-                yield self._part(*closing, self._request.finish())
+                        yield part
         finally:
             expiry.cancel()
             watch.stop()
             producing.cancel()
             await asyncio.gather(producing, return_exceptions=True)
-
-    def _part(self, *chunks: bytes) -> SealedPart:
-        random = b"" if self._opened else self._request.worker_random
-        self._opened = True
-        return SealedPart(random, chunks)
-
-    def _seal(
-        self, records: Sequence[Delta | EmbedResult], outcome: Outcome | None
-    ) -> tuple[list[bytes], Outcome | None]:
-        """Return the chunks of ``records`` and of a failure, which a client learns of before its receipt is made."""
-        chunks: list[bytes] = []
-        try:
-            chunks.extend(self._request.send(record) for record in records)
-        except InvalidRequestError as error:
-            _log.error("worker.unsendable_record", code=error.code)
-            outcome = InternalError("the worker could not encode its answer")
-        if isinstance(outcome, BulkheadError):
-            chunks.append(self._request.fail(outcome, usage=self._usage))
-            self._ended = outcome
-        return chunks, outcome
-
-    def _close(self, outcome: Outcome) -> list[bytes]:
-        """Return the chunk that ends a success; it travels with the receipt."""
-        if isinstance(outcome, BulkheadError):
-            return []
-        self._ended = outcome
-        return [self._request.end(outcome)]
-
-    async def _record(self) -> None:
-        signed = self._request.make_receipt(ts_us=int(self._ports.wall_s() * 1_000_000))
-        self._recording = self._ports.background(
-            self._ports.desk.record(signed, info=self._request.info, usage=self._usage, status=self._status)
-        )
-        await asyncio.shield(self._recording)
-
-    def _settle(self) -> None:
-        """Make the receipt of a request that did not come to its regular end."""
-        if self._ended is None:
-            self._request.cancel(usage=self._usage)
-        self._recording = self._ports.background(self._record_quietly())
-
-    async def _record_quietly(self) -> None:
-        try:
-            signed = self._request.make_receipt(ts_us=int(self._ports.wall_s() * 1_000_000))
-            await self._ports.desk.record(signed, info=self._request.info, usage=self._usage, status=self._status)
-        except BulkheadError as error:
-            _log.warning("worker.receipt_not_recorded", code=error.code, request_id=self._request.info.request_id)
-
-    @property
-    def _status(self) -> ReceiptStatus:
-        if self._ended is None:
-            return ReceiptStatus.CANCELLED
-        return ReceiptStatus.FAILED if isinstance(self._ended, BulkheadError) else ReceiptStatus.OK
-
-    @property
-    def _usage(self) -> Usage:
-        return Usage(prompt_tokens=self._prompt_tokens, completion_tokens=self._completion_tokens)
 
     async def _produce(self, method: Method) -> None:
         try:
@@ -221,7 +141,7 @@ class Exchange:
         except Exception as error:  # noqa: BLE001  the request's boundary: a defect must not take other requests with it
             _log.exception("worker.request_failed", exc_info=error)
             outcome = InternalError("the worker failed on this request; its log has the details")
-        self._buffer.close(outcome)
+        self._response.buffer.close(outcome)
 
     async def _serve(self, method: Method) -> End:
         if self._request.info.method is not method:
@@ -231,7 +151,7 @@ class Exchange:
     async def _generate(self) -> End:
         asked = parse_generate_request(self._request.payload)
         messages = tuple(ChatMessage(role=item.role, content=item.content) for item in asked.messages)
-        self._prompt_tokens = await self._ports.engine.count_tokens(messages)
+        self._response.prompt_tokens = await self._ports.engine.count_tokens(messages)
         request = EngineRequest(
             request_id=f"{self._request.info.request_id}/{self._request.info.sequence}",
             messages=messages,
@@ -247,11 +167,11 @@ class Exchange:
         )
         async with contextlib.aclosing(self._ports.engine.generate(request)) as deltas:
             async for delta in deltas:
-                self._completion_tokens += len(delta.token_ids)
+                self._response.completion_tokens += len(delta.token_ids)
                 if delta.text or delta.token_ids:
-                    await self._buffer.put(Delta(text=delta.text, tokens=len(delta.token_ids)))
+                    await self._response.buffer.put(Delta(text=delta.text, tokens=len(delta.token_ids)))
                 if delta.finish_reason is not None:
-                    return End(finish_reason=delta.finish_reason.value, usage=self._usage)
+                    return End(finish_reason=delta.finish_reason.value, usage=self._response.usage)
         raise InternalError("the engine ended a request without saying why")
 
     def _max_tokens(self, asked: GenerateRequest) -> int | None:
@@ -263,7 +183,7 @@ class Exchange:
         limit = min(value for value in limits if value is not None)
         if asked.max_tokens is not None:
             return limit
-        rest = self._ports.engine.describe().context_tokens - self._prompt_tokens
+        rest = self._ports.engine.describe().context_tokens - self._response.prompt_tokens
         return max(1, min(limit, rest))
 
     async def _embed(self) -> End:
@@ -272,10 +192,10 @@ class Exchange:
         result = await self._ports.engine.embed(
             EmbedRequest(request_id=name, texts=asked.inputs, scope=self._ports.scope)
         )
-        self._prompt_tokens = result.usage.prompt_tokens
+        self._response.prompt_tokens = result.usage.prompt_tokens
         for index, vector in enumerate(result.vectors):
-            await self._buffer.put(EmbedResult(index=index, vector=vector))
-        return End(finish_reason="stop", usage=self._usage)
+            await self._response.buffer.put(EmbedResult(index=index, vector=vector))
+        return End(finish_reason="stop", usage=self._response.usage)
 
 
 class _StallWatch:

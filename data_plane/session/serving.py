@@ -26,11 +26,12 @@ from bulkhead.protocol.context import Method
 from bulkhead.protocol.receipts import SignedReceipt
 from bulkhead.protocol.server import SealedServer, ServerRequest
 from data_plane.engine.port import Engine, EngineState
-from data_plane.session.exchange import Exchange, ExchangePorts, SealedPart
+from data_plane.session.exchange import Exchange, ExchangePorts
 from data_plane.session.lease import WorkerLease
 from data_plane.session.messages import WorkerLoad
 from data_plane.session.receipts import ReceiptDesk
 from data_plane.session.refusals import RefusalReporter
+from data_plane.session.response import SealedPart
 
 __all__ = ["RequestServer"]
 

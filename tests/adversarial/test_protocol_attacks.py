@@ -301,7 +301,7 @@ class TestChunks:
         served = server.open(sent.envelope, now_s=NOW_S)
         sealer = ChunkSealer(sent._schedule.client_to_server(), Direction.CLIENT_TO_SERVER)
         with pytest.raises(SealError, match="empty"):
-            served.receive(sealer.seal(pad(b"", PaddingMode.OFF)))
+            served.receive(sealer.seal(pad(b"", PaddingMode.DEFAULT, Direction.CLIENT_TO_SERVER)))
 
     @pytest.mark.parametrize("attack", ["reorder", "repeat", "alter", "reflect", "early final", "other request"])
     def test_response_chunks(self, server, client, sent, attack):
@@ -418,7 +418,8 @@ class TestReceipt:
         """After the end record only the final chunk may come."""
         served = opened(server, sent)
         sent.receive(served.end(END))
-        smuggled = served._sealer.seal(pad(b'{"text":"more","tokens":1,"type":"delta"}', PaddingMode.OFF))
+        record = b'{"text":"more","tokens":1,"type":"delta"}'
+        smuggled = served._sealer.seal(pad(record, PaddingMode.DEFAULT, Direction.SERVER_TO_CLIENT))
         with pytest.raises(SealError):
             sent.receive(smuggled)
 

@@ -1,11 +1,8 @@
 import copy
 import random
 
-import pytest
-
-from bulkhead.errors import UnknownObligationError
 from control_plane.authz.client import PolicyClient
-from control_plane.authz.decision import MinTier, Region, parse_decision
+from control_plane.authz.decision import MinTier, Padding, Region, parse_decision
 from control_plane.authz.vocabulary import ACTIONS, SESSION_DOMAIN
 from control_plane.domain.tiers import Tier
 from tests.simulator.policies import open_session, random_input, supervised
@@ -139,12 +136,13 @@ def paths_of(value, prefix=()):
             yield from paths_of(each, (*prefix, name))
 
 
-async def test_a_session_that_asks_for_strict_padding_is_denied_by_this_build():
-    """Policy passes the wish on as an obligation, which this build cannot keep."""
+async def test_a_session_that_asks_for_strict_padding_is_obliged_to_it():
+    """Policy passes the wish on as an obligation."""
     async with supervised() as supervisor:
-        with pytest.raises(UnknownObligationError) as caught:
-            await PolicyClient(engine=supervisor).decide(open_session(padding="strict"))
-    assert caught.value.details["obligation"] == "padding"
+        decision = await PolicyClient(engine=supervisor).decide(open_session(padding="strict"))
+    padding = decision.obligation(Padding)
+    assert padding is not None
+    assert padding.mode == "strict"
 
 
 async def test_the_demonstrations_two_tenants():

@@ -62,22 +62,22 @@ def test_generate_request_survives(messages, max_tokens, temperature, top_p, see
     assert parse_generate_request(encode_generate_request(request)) == request
 
 
-@given(st.binary(max_size=70_000), st.sampled_from(PaddingMode))
-def test_padding_is_undone(record, mode):
+@given(st.binary(max_size=70_000), st.sampled_from(PaddingMode), st.sampled_from(Direction))
+def test_padding_is_undone(record, mode, direction):
     """Padding is a bijection onto its buckets."""
     if len(record) > BUCKETS[-1] - 4:
         return
-    assert unpad(pad(record, mode)) == record
+    assert unpad(pad(record, mode, direction), mode, direction) == record
 
 
-@given(st.binary(max_size=300))
-def test_unpad_takes_only_what_pad_makes(plaintext):
-    """What unpads is a length, that many bytes and zeros; all else is a SealError."""
+@given(st.binary(max_size=300), st.sampled_from(PaddingMode), st.sampled_from(Direction))
+def test_unpad_takes_only_what_pad_makes(plaintext, mode, direction):
+    """What unpads is exactly what pad made; all else is a SealError."""
     try:
-        record = unpad(plaintext)
+        record = unpad(plaintext, mode, direction)
     except SealError:
         return
-    assert plaintext == (len(record).to_bytes(4, "big") + record).ljust(len(plaintext), b"\0")
+    assert plaintext == pad(record, mode, direction)
 
 
 @given(

@@ -73,7 +73,7 @@ def test_a_well_formed_deny_is_a_decision():
     [
         ("notarise", {"type": "notarise"}),
         ("min_tier", {"type": "min_tier", "tier": "quantum"}),
-        ("padding", {"type": "padding", "mode": "strict"}),
+        ("padding", {"type": "padding", "mode": "loose"}),
         ("key_custody", {"type": "key_custody", "custody": "moon"}),
         ("region", {"type": "region", "region": "eu\ncentral"}),
         ("exclusive", {"type": "exclusive", "until": "noon"}),

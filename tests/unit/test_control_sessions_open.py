@@ -330,7 +330,7 @@ async def test_same_request_id_of_two_tenants_is_two_sessions(world, acme, agent
         ({"model": "unknown"}, "MODEL_UNKNOWN"),
         ({"nonce": b"short"}, "INVALID_REQUEST"),
         ({"session_public_key": b""}, "INVALID_REQUEST"),
-        ({"padding": "strict"}, "INVALID_REQUEST"),
+        ({"padding": "stricter"}, "INVALID_REQUEST"),
         ({"purpose": "a person@example.org"}, "INVALID_REQUEST"),
         ({"data_classes": ["phi"] * 65}, "INVALID_REQUEST"),
         ({"max_output_tokens": 2**32 - 1}, "INVALID_REQUEST"),

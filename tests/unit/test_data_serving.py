@@ -41,11 +41,11 @@ from bulkhead.protocol.tickets import TicketLimits, TicketVerifier
 from data_plane.engine.port import EngineState
 from data_plane.session import exchange as exchange_module
 from data_plane.session import receipts as receipts_module
-from data_plane.session.exchange import SealedPart
 from data_plane.session.lease import WorkerLease
 from data_plane.session.messages import FromWorker, LeaseGrant, ReceiptDurable, ReceiptReady, ToWorker, WorkerRefused
 from data_plane.session.receipts import ReceiptDesk
 from data_plane.session.refusals import RefusalReporter
+from data_plane.session.response import SealedPart
 from data_plane.session.serving import RequestServer
 from tests.simulator.scripted_engine import ScriptedEngine
 from tests.simulator.sealed_world import World
@@ -377,7 +377,7 @@ async def test_a_slow_reader_costs_bounded_memory() -> None:
     await anext(parts)
     await asyncio.sleep(0.1)
     (running,) = bench.server._exchanges
-    assert 0 < running._buffer._size <= 2 * 65_536
+    assert 0 < running._response.buffer._size <= 2 * 65_536
     await parts.aclose()
 
 

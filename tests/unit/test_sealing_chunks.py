@@ -7,7 +7,7 @@ from bulkhead.sealing.chunks import ChunkOpener, ChunkSealer, Direction
 from bulkhead.sealing.padding import BUCKETS, MAX_CHUNK_BYTES, MAX_RECORD_BYTES, PaddingMode, pad, unpad
 
 MATERIAL = bytes(range(44))
-DOWN = Direction.SERVER_TO_CLIENT
+UP, DOWN = Direction
 
 
 def pair(direction=DOWN):
@@ -107,29 +107,60 @@ def test_key_material_has_44_bytes():
         ChunkSealer(MATERIAL[:-1], DOWN)
 
 
-@pytest.mark.parametrize("size", [0, 1, 252, 253, 1020, 1021, 16_380, 16_381, MAX_RECORD_BYTES])
-def test_default_padding_shows_only_the_bucket(size):
-    """Every padded record has the size of a bucket and comes back unchanged."""
-    padded = pad(b"\0" * size, PaddingMode.DEFAULT)
-    assert len(padded) in BUCKETS
-    assert len(padded) == min(bucket for bucket in BUCKETS if bucket >= size + 4)
-    assert unpad(padded) == b"\0" * size
+SIZES = {  # direction and mode: what an observer may see
+    (UP, PaddingMode.DEFAULT): BUCKETS,
+    (DOWN, PaddingMode.DEFAULT): BUCKETS,
+    (UP, PaddingMode.STRICT): (16_384, 65_536),
+    (DOWN, PaddingMode.STRICT): (1_536, 4_096, 16_384, 65_536),
+}
+
+
+@pytest.mark.parametrize("size", [0, 1, 252, 253, 1_532, 1_533, 16_380, 16_381, MAX_RECORD_BYTES])
+@pytest.mark.parametrize(("direction", "mode"), SIZES)
+def test_padding_shows_only_the_bucket(direction, mode, size):
+    """Every padded record has the least bucket of its mode and direction, and comes back unchanged."""
+    padded = pad(b"\0" * size, mode, direction)
+    assert len(padded) == min(bucket for bucket in SIZES[direction, mode] if bucket >= size + 4)
+    assert unpad(padded, mode, direction) == b"\0" * size
 
 
 def test_padding_off_adds_the_length_only():
     """Mode off costs four bytes."""
-    assert pad(b"abc", PaddingMode.OFF) == b"\0\0\0\3abc"
-    assert unpad(b"\0\0\0\3abc") == b"abc"
+    assert pad(b"abc", PaddingMode.OFF, UP) == b"\0\0\0\3abc"
+    assert unpad(b"\0\0\0\3abc", PaddingMode.OFF, UP) == b"abc"
 
 
 def test_record_too_long_for_a_chunk_is_refused():
     """A record of more than 65,532 bytes does not fit."""
-    with pytest.raises(SealError):
-        pad(bytes(MAX_RECORD_BYTES + 1), PaddingMode.OFF)
+    for mode in PaddingMode:
+        with pytest.raises(SealError):
+            pad(bytes(MAX_RECORD_BYTES + 1), mode, UP)
 
 
 @pytest.mark.parametrize("plaintext", [b"", b"\0\0\0", b"\0\0\0\4abc", b"\0\0\0\1ab", b"\0\0\0\0\0\1", b"\xff" * 8])
-def test_malformed_padding_is_refused(plaintext):
+@pytest.mark.parametrize("mode", PaddingMode)
+def test_malformed_padding_is_refused(plaintext, mode):
     """A length beyond the chunk, and filling that is not zero, are refused."""
     with pytest.raises(SealError):
-        unpad(plaintext)
+        unpad(plaintext, mode, DOWN)
+
+
+@pytest.mark.parametrize("mode", PaddingMode)
+@pytest.mark.parametrize("other", PaddingMode)
+def test_padding_of_another_mode_is_refused(mode, other):
+    """A record padded less, or more, than its session pads does not pass."""
+    plaintext = pad(b"text", mode, DOWN)
+    if other is mode:
+        assert unpad(plaintext, other, DOWN) == b"text"
+    else:
+        with pytest.raises(SealError):
+            unpad(plaintext, other, DOWN)
+
+
+def test_modes_are_ordered():
+    """Each mode covers itself and those before it."""
+    assert [[mode.covers(other) for other in PaddingMode] for mode in PaddingMode] == [
+        [True, False, False],
+        [True, True, False],
+        [True, True, True],
+    ]

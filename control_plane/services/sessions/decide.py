@@ -28,7 +28,7 @@ from control_plane.authz.decision import (
 )
 from control_plane.authz.input import Context, PlatformFacts, PolicyInput, SessionResource, Subject, TenantFacts
 from control_plane.domain.roles import Caller
-from control_plane.domain.sessions import Session
+from control_plane.domain.sessions import PADDINGS, Session
 from control_plane.domain.tiers import Tier
 from control_plane.services.authorisation import Policy
 from control_plane.services.journal import Journal
@@ -41,7 +41,6 @@ __all__ = ["Asked", "Decided", "Decider", "Denied"]
 
 PLATFORM_CUSTODY: Final = "platform"
 _OWN_POLICY: Final = "control_plane"  # reasons that this process adds to an allow that it cannot act on
-_PADDINGS: Final = ("off", "default")  # in order of strength
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -257,7 +256,7 @@ def _actionable(asked: Asked, decision: Decision) -> Decision:
 
 def _decided(asked: Asked, decision: Decision, recorded: Appended, tier: Tier) -> Decided:
     custody, padding = decision.obligation(KeyCustody), decision.obligation(Padding)
-    modes = (asked.session.padding, padding.mode if padding else _PADDINGS[0])
+    modes = (asked.session.padding, padding.mode if padding else PADDINGS[0])
     return Decided(
         wanted=Wanted(
             tenant_id=asked.session.tenant_id,
@@ -272,7 +271,7 @@ def _decided(asked: Asked, decision: Decision, recorded: Appended, tier: Tier) -
         decision=decision,
         recorded=recorded,
         max_output_tokens=_tokens(asked, decision),
-        padding=max(modes, key=_PADDINGS.index),
+        padding=max(modes, key=PADDINGS.index),
     )
 
 

@@ -58,7 +58,8 @@ def chunks():
             material = bytes(range(44))
             sealer = ChunkSealer(material, direction)
             sealed = [
-                sealer.seal(pad(record, mode), final=place == len(records) - 1) for place, record in enumerate(records)
+                sealer.seal(pad(record, mode, direction), final=place == len(records) - 1)
+                for place, record in enumerate(records)
             ]
             cases.append(
                 {

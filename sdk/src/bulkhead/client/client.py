@@ -111,7 +111,7 @@ class AsyncBulkhead:
             purpose: purpose of use; policy packs may demand one.
             data_classes: what prompts may hold, e.g. `phi`.
             max_output_tokens: largest number that a request may ask for; 0 for the model's limit.
-            padding: `default` or `off`.
+            padding: `off`, `default` or `strict` (docs/protocol.md section 5); policy may demand more.
             on_progress: called with each :class:`bulkhead.client.opening.Progress`.
             timeout_s: for the whole open; a cold worker needs seconds to minutes.
 
@@ -127,7 +127,7 @@ class AsyncBulkhead:
             mode = PaddingMode(padding)
         except ValueError as error:
             raise InvalidRequestError(
-                "tier is process, mig, gpu or confidential, and padding is default or off"
+                "tier is process, mig, gpu or confidential, and padding is off, default or strict"
             ) from error
         request = SessionRequest(
             model=model or defaults.model,
@@ -178,6 +178,7 @@ class AsyncBulkhead:
             nonce=self._random_bytes(NONCE_BYTES),
             cnf=session_key.public_key().public_bytes_raw(),
             model_digest=trust.model_digests.get(request.model),
+            padding=request.padding,
         )
         received = await self._control.open(
             request,

@@ -114,7 +114,8 @@ class Answer:
                 if message.worker_nonce:
                     request.accept(message.worker_nonce)
                 for chunk in message.chunk:
-                    yield request.receive(chunk)
+                    if (event := request.receive(chunk)) is not None:
+                        yield event
                 if request.complete:
                     break
             if request.complete:  # statuses outside the seal are hints: the answer stands whatever comes now

@@ -3,6 +3,7 @@
 A :class:`ClientSession` stands on a verified grant and makes requests. A :class:`ClientRequest` goes through::
 
     SENT --accept(worker random)--> OPEN --receive: deltas--> OPEN --receive: end or error--> ENDED
+    OPEN, ENDED --receive: filling (padding ``strict``)--> as before
     ENDED --receive: final chunk with a receipt that holds--> COMPLETE
 
 Anything else breaks it for good: out of order, altered, repeated, or after the end. The answer is whole only in
@@ -44,7 +45,7 @@ from bulkhead.protocol.receipts import (
     verify_signed_receipt,
 )
 from bulkhead.sealing.chunks import ChunkOpener, ChunkSealer, Direction
-from bulkhead.sealing.padding import MAX_RECORD_BYTES, pad, unpad
+from bulkhead.sealing.padding import MAX_RECORD_BYTES, PaddingMode, pad, unpad
 from bulkhead.sealing.schedule import SECRET_BYTES, WORKER_RANDOM_BYTES, KeySchedule
 
 __all__ = ["ClientEvent", "ClientRequest", "ClientSession", "Complete"]
@@ -204,13 +205,11 @@ class ClientRequest:
         self._transcript_hash = transcript_hash
         self._schedule = schedule
         sealer = ChunkSealer(schedule.client_to_server(), Direction.CLIENT_TO_SERVER)
-        padding = grant.claims.padding
-        last = max(len(payload) - 1, 0) // MAX_RECORD_BYTES
+        self._padding = grant.claims.padding
+        pieces = [payload[at : at + MAX_RECORD_BYTES] for at in range(0, max(len(payload), 1), MAX_RECORD_BYTES)]
         self.chunks: Final = tuple(
-            sealer.seal(
-                pad(payload[part * MAX_RECORD_BYTES : (part + 1) * MAX_RECORD_BYTES], padding), final=part == last
-            )
-            for part in range(last + 1)
+            sealer.seal(pad(piece, self._padding, Direction.CLIENT_TO_SERVER), final=place == len(pieces))
+            for place, piece in enumerate(pieces, start=1)
         )
         key = schedule.commitment()
         request_commitment = Commitment(key)
@@ -249,11 +248,12 @@ class ClientRequest:
         self._opener = ChunkOpener(key_material, Direction.SERVER_TO_CLIENT)
         self._state = _State.OPEN
 
-    def receive(self, chunk: bytes) -> ClientEvent:
+    def receive(self, chunk: bytes) -> ClientEvent | None:
         """Open the next chunk and return what it says.
 
         Returns:
-            A delta or embedding to use, the end or error record, or :class:`Complete`.
+            A delta or embedding to use, the end or error record, or :class:`Complete`; None for one that only fills
+            its place in time.
 
         Raises:
             SealError: it does not open, is out of order, or says something out of order.
@@ -263,7 +263,10 @@ class ClientRequest:
         if self._opener is None or state not in {_State.OPEN, _State.ENDED}:
             raise SealError("a chunk before the response was opened, or after its end")
         plaintext, final = self._opener.open(chunk)
-        record = unpad(plaintext)
+        record = unpad(plaintext, self._padding, Direction.SERVER_TO_CLIENT)
+        if not record and not final and self._padding is PaddingMode.STRICT:
+            self._state = state
+            return None
         if final != (state is _State.ENDED):
             raise SealError("the final chunk holds the receipt, and only the one after the last record does")
         if final:

@@ -24,7 +24,7 @@ from bulkhead.errors import (
 )
 from bulkhead.protocol.context import session_context
 from bulkhead.protocol.tickets import TicketClaims, TicketVerifier
-from bulkhead.sealing import Keyset
+from bulkhead.sealing import Keyset, PaddingMode
 from bulkhead.transparency.leaf import LeafFields
 from bulkhead.transparency.receipt import AuditReceipt, VerifiedLeaf, verify_receipt
 
@@ -72,6 +72,7 @@ class Expectation:
         nonce: the 32 bytes it made for this open or renewal.
         cnf: raw Ed25519 public key (32 bytes) of its session key.
         model_digest: pinned digest of the model, or None to take the one that evidence shows.
+        padding: the weakest padding it accepts; policy may demand more.
     """
 
     tenant: str
@@ -81,6 +82,7 @@ class Expectation:
     nonce: bytes
     cnf: bytes
     model_digest: bytes | None = None
+    padding: PaddingMode = PaddingMode.OFF
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,7 +141,8 @@ def verify_grant(offer: SessionOffer, *, expectation: Expectation, anchors: Trus
         2. The evidence holds for this nonce and the session context made of verified values.
         3. The keyset is sound and alive, and the TLS certificate's key stands in it.
         4. The descriptor names this tenant, model and at least the decision's tier, and a ticket issuer of ours.
-        5. The ticket is from that issuer, for this client's session key and exactly the worker verified.
+        5. The ticket is from that issuer, for this client's session key and exactly the worker verified, and pads
+           no less than was asked for.
 
     The caller checks: that later checkpoints of the log are consistent with this one; it verifies again before
     ``not_after_s``, and pins the certificate in TLS.
@@ -290,3 +293,5 @@ def _check_ticket(
     for name, claimed, wanted in expected:
         if claimed != wanted:
             raise TicketError(f"the ticket names another {name} than was verified")
+    if not claims.padding.covers(expectation.padding):
+        raise TicketError(f"the ticket pads {claims.padding.value}, less than {expectation.padding.value} as asked")

@@ -6,6 +6,7 @@ but its id, sequence and method, which the session key signs. A :class:`ServerRe
 
     RECEIVING --receive: final request chunk--> STREAMING --send--> STREAMING --end, fail--> ENDED
     ENDED --make_receipt--> RECEIPTED --finish--> FINISHED
+    STREAMING, ENDED, RECEIPTED --fill (padding ``strict``)--> as before
     RECEIVING or STREAMING --cancel--> CANCELLED --make_receipt--> FINISHED
 
 Between :meth:`ServerRequest.make_receipt` and :meth:`ServerRequest.finish` the caller makes the receipt's digest
@@ -46,7 +47,7 @@ from bulkhead.protocol.replay import ReplayGuard
 from bulkhead.protocol.tickets import TicketClaims, TicketVerifier
 from bulkhead.sealing import WorkerKeys
 from bulkhead.sealing.chunks import ChunkOpener, ChunkSealer, Direction
-from bulkhead.sealing.padding import pad, unpad
+from bulkhead.sealing.padding import PaddingMode, pad, unpad
 from bulkhead.sealing.schedule import WORKER_RANDOM_BYTES, KeySchedule
 
 __all__ = ["SealedServer", "ServerRequest"]
@@ -241,7 +242,7 @@ class ServerRequest:
         if state is not _State.RECEIVING:
             raise SealError("a request chunk after the end of the request")
         plaintext, final = self._opener.open(chunk)
-        part = unpad(plaintext)
+        part = unpad(plaintext, self.claims.padding, Direction.CLIENT_TO_SERVER)
         if not part and not final:
             raise SealError("an empty request chunk before the final one")  # would let a request never end
         self._size += len(part)
@@ -332,13 +333,27 @@ class ServerRequest:
         if self._state is not _State.RECEIPTED or self._signed is None or self._sealer is None:
             raise InternalError("the final chunk is released once, after the receipt")
         self._state = _State.FINISHED
-        return self._sealer.seal(pad(self._signed.encode(), self.claims.padding), final=True)
+        return self._sealer.seal(self._padded(self._signed.encode()), final=True)
+
+    def fill(self) -> bytes:
+        """Return a chunk that says nothing, for a place in time where there is nothing to say.
+
+        Raises:
+            InternalError: the padding is not ``strict``, or the response is not open.
+        """
+        streams = self._state in {_State.STREAMING, _State.ENDED, _State.RECEIPTED}
+        if not streams or self._sealer is None or self.claims.padding is not PaddingMode.STRICT:
+            raise InternalError("only a response under strict padding is filled, and only while it is open")
+        return self._sealer.seal(self._padded(b""))
+
+    def _padded(self, record: bytes) -> bytes:
+        return pad(record, self.claims.padding, Direction.SERVER_TO_CLIENT)
 
     def _seal(self, record: Delta | EmbedResult | End | Failure) -> bytes:
         if self._state is not _State.STREAMING or self._sealer is None:
             raise InternalError("a response is sent after the whole request and before its end")
         encoded = encode_record(record)
-        chunk = self._sealer.seal(pad(encoded, self.claims.padding))
+        chunk = self._sealer.seal(self._padded(encoded))
         self._response_commitment.add_record(encoded)
         return chunk
 

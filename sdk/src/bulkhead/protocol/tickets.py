@@ -68,7 +68,7 @@ class TicketClaims:
         model: model name.
         model_digest: 32 bytes.
         limits: what the worker enforces.
-        padding: how both directions are padded.
+        padding: how both directions are padded, and the response paced.
         keyset_digest: key id of the worker's keyset.
         evidence_digest: SHA-256 of the evidence.
         decision_leaf_hash: RFC 9162 leaf hash of the decision's audit record.

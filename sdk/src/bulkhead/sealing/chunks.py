@@ -7,7 +7,6 @@ closed; the first chunk that does not open closes an opener for good.
 """
 
 import struct
-from enum import IntEnum
 from typing import Final
 
 from cryptography.exceptions import InvalidTag
@@ -15,7 +14,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from bulkhead.errors import SealError
 from bulkhead.sealing.hpke import TAG_BYTES
-from bulkhead.sealing.padding import MAX_CHUNK_BYTES
+from bulkhead.sealing.padding import MAX_CHUNK_BYTES, Direction
 
 __all__ = [
     "KEY_MATERIAL_BYTES",
@@ -34,13 +33,6 @@ KEY_MATERIAL_BYTES: Final = _KEY_BYTES + _NONCE_BYTES
 _MIN_WIRE_BYTES: Final = 1 + TAG_BYTES
 _AAD: Final = struct.Struct(">BIB")
 _FLAG: Final = (b"\0", b"\1")
-
-
-class Direction(IntEnum):
-    """Which way a stream runs; first byte of each chunk's AAD."""
-
-    CLIENT_TO_SERVER = 1
-    SERVER_TO_CLIENT = 2
 
 
 class _Stream:

@@ -78,7 +78,7 @@ class OpenSessionRequest(_message.Message):
     nonce: _builtins.bytes
     """32 random bytes that the evidence must cover."""
     padding: _builtins.str
-    """Padding mode of sealed chunks: `off` or `default`; empty means `default`."""
+    """Padding mode of sealed chunks: `off`, `default` or `strict`; empty means `default`."""
     @_builtins.property
     def data_classes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Classes of data that prompts may hold, e.g. `phi`, `personal`."""
