@@ -152,6 +152,7 @@ def receipts(
     model: str,
     tier: str,
     root: bytes,
+    first: int,
     count: int,
     prompt_tokens: int,
     completion_tokens: int,
@@ -169,7 +170,8 @@ def receipts(
         model: the model's name.
         tier: the session's tier.
         root: :func:`bulkhead.transparency.receipts_root` over the receipt digests, 32 bytes.
-        count: receipts in the batch.
+        first: number of the batch's first receipt in the session on that partition.
+        count: receipts in the batch, numbered without a gap.
         prompt_tokens: total of the batch.
         completion_tokens: total of the batch.
         final: whether the session has ended with it.
@@ -185,6 +187,7 @@ def receipts(
         resource=("session", session),
         data={
             "root": root.hex(),
+            "first": first,
             "count": count,
             "prompt_tokens": prompt_tokens,
             "completion_tokens": completion_tokens,

@@ -161,9 +161,10 @@ Outcome: TypeAlias = PartitionCreated | Attested | Released | Failure
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReceiptReported:
-    """Digest and counts of one served request."""
+    """Digest and counts of one served request; ``session_number`` counts the session's on its partition from 1."""
 
     session_id: str
+    session_number: int
     tenant_id: str
     request_id: str
     receipt_digest: bytes

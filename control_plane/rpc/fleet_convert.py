@@ -184,6 +184,7 @@ def _event(message: pb.Event) -> SpooledEvent:
             receipt = message.receipt
             event = ReceiptReported(
                 session_id=_text(receipt.session_id, "session_id"),
+                session_number=receipt.session_number,
                 tenant_id=_text(receipt.tenant_id, "tenant_id"),
                 request_id=_text(receipt.request_id, "request_id"),
                 receipt_digest=receipt.receipt_digest,

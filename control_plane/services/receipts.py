@@ -10,7 +10,7 @@ platform's log as a refusal and touches no tenant's.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import structlog
@@ -177,8 +177,7 @@ class Receipts:
         self, spool: Spool, partition_id: str, session: Session | None, events: list[SpooledEvent]
     ) -> None:
         partition = await self._partition(partition_id)
-        for first in range(0, len(events), MAX_BATCH):
-            part = events[first : first + MAX_BATCH]
+        for part in _runs(events):
             told = [event.event for event in part if isinstance(event.event, ReceiptReported)]
             if partition is None or not _believable(spool, partition, session, told):
                 await self._foreign(spool, partition_id, "receipts of a session that is not the partition's")
@@ -198,6 +197,7 @@ class Receipts:
             model=partition.model,
             tier=partition.tier.label,
             root=receipts_root([item.receipt_digest for item in told]),
+            first=told[0].session_number,
             count=len(told),
             prompt_tokens=sum(item.prompt_tokens for item in told),
             completion_tokens=sum(item.completion_tokens for item in told),
@@ -312,6 +312,17 @@ _FOLLOWED: Final = frozenset(
         PartitionState.CORDONED,
     )
 )
+
+
+def _runs(events: Sequence[SpooledEvent]) -> list[list[SpooledEvent]]:
+    """Return a session's receipts in order of number, in parts without a gap of at most :data:`MAX_BATCH`."""
+    numbered = {event.event.session_number: event for event in events if isinstance(event.event, ReceiptReported)}
+    runs: list[list[SpooledEvent]] = []
+    for number in sorted(numbered):
+        if number - 1 not in numbered or len(runs[-1]) == MAX_BATCH:
+            runs.append([])
+        runs[-1].append(numbered[number])
+    return runs
 
 
 def _believable(spool: Spool, partition: Partition, session: Session | None, told: list[ReceiptReported]) -> bool:

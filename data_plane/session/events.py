@@ -36,11 +36,15 @@ class EventKind(IntEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReceiptRecorded:
-    """A worker is about to release a receipt: digest and counts. ``status`` is ``ok``, ``cancelled`` or ``failed``."""
+    """A worker is about to release a receipt: digest and counts. ``status`` is ``ok``, ``cancelled`` or ``failed``.
+
+    ``session_number`` counts the session's receipts of the partition from 1.
+    """
 
     partition_id: str
     ts_us: int
     session_id: str
+    session_number: int
     tenant_id: str
     request_id: str
     receipt_digest: bytes
@@ -91,6 +95,7 @@ def encode_event(event: Event) -> bytes:
             {
                 **common,
                 "session": event.session_id,
+                "number": event.session_number,
                 "request": event.request_id,
                 "digest": event.receipt_digest.hex(),
                 "prompt_tokens": event.prompt_tokens,
@@ -126,6 +131,7 @@ def decode_event(kind: EventKind, data: bytes) -> Event:
                 ts_us=ts_us,
                 tenant_id=tenant_id,
                 session_id=fields.text("session"),
+                session_number=fields.integer("number", low=1),
                 request_id=fields.text("request"),
                 receipt_digest=fields.digest("digest"),
                 prompt_tokens=fields.integer("prompt_tokens"),

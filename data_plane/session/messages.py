@@ -129,10 +129,16 @@ class WorkerFailed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReceiptReady:
-    """A receipt whose final chunk waits for :class:`ReceiptDurable`; numbered by the worker from 1."""
+    """A receipt whose final chunk waits for :class:`ReceiptDurable`.
+
+    Attributes:
+        receipt_number: of the worker's receipts, counted from 1.
+        session_number: of the session's, counted from 1; it stands in the receipt.
+    """
 
     receipt_number: int
     session_id: str
+    session_number: int
     request_id: str
     receipt_digest: bytes
     prompt_tokens: int

@@ -14,6 +14,7 @@ from typing import Any, Final, Protocol
 
 import structlog
 
+from bulkhead.encoding import MAX_SAFE_INTEGER
 from bulkhead.errors import BulkheadError, DeadlineError, ExhaustedError, WorkerLostError, error_from_code
 from bulkhead.ids import MAX_ID_LENGTH
 from data_plane.ports import Assignment, PartitionSpec, PartitionState
@@ -294,6 +295,7 @@ class Partition:
                     partition_id=self.partition_id,
                     ts_us=self._ports.now_us(),
                     session_id=receipt.session_id,
+                    session_number=receipt.session_number,
                     tenant_id=self.spec.tenant_id,
                     request_id=receipt.request_id,
                     receipt_digest=receipt.receipt_digest,
@@ -335,5 +337,6 @@ def _require(holds: bool) -> None:  # noqa: FBT001  reads as the condition itsel
 
 def _check_receipt(receipt: ReceiptReady) -> None:
     _require(0 < len(receipt.session_id) <= MAX_ID_LENGTH and 0 < len(receipt.request_id) <= MAX_ID_LENGTH)
+    _require(0 < receipt.session_number <= MAX_SAFE_INTEGER)
     _require(len(receipt.receipt_digest) == _DIGEST_BYTES and receipt.status in _STATUSES)
     _require(receipt.prompt_tokens <= MAX_TOKENS and receipt.completion_tokens <= MAX_TOKENS)

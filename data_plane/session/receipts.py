@@ -45,7 +45,9 @@ class ReceiptDesk:
         self._last_number = 0
         self._closed = False
 
-    async def record(self, signed: SignedReceipt, *, info: RequestInfo, usage: Usage, status: ReceiptStatus) -> None:
+    async def record(
+        self, signed: SignedReceipt, *, number: int, info: RequestInfo, usage: Usage, status: ReceiptStatus
+    ) -> None:
         """Return once the receipt's digest is durable; from then on it can be fetched.
 
         Raises:
@@ -54,15 +56,16 @@ class ReceiptDesk:
         if self._closed:
             raise AuditLeaseError("the node agent is gone: the receipt cannot be recorded")
         self._last_number += 1
-        number = self._last_number
+        place = self._last_number
         answer: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        self._waiting[number] = answer
+        self._waiting[place] = answer
         try:
             async with asyncio.timeout(DURABLE_TIMEOUT_S):
                 await self._link.send(
                     ReceiptReady(
-                        receipt_number=number,
+                        receipt_number=place,
                         session_id=info.scope.session,
+                        session_number=number,
                         request_id=info.request_id,
                         receipt_digest=signed.digest,
                         prompt_tokens=usage.prompt_tokens,
@@ -74,7 +77,7 @@ class ReceiptDesk:
         except (TimeoutError, AgentUnavailableError) as error:
             raise AuditLeaseError("the receipt could not be recorded") from error
         finally:
-            self._waiting.pop(number, None)
+            self._waiting.pop(place, None)
         if not durable:
             raise AuditLeaseError("the receipt could not be recorded: the agent's spool does not take it")
         self._keep((info.scope.session, info.request_id), signed)

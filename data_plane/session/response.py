@@ -19,7 +19,7 @@ import structlog
 
 from bulkhead.errors import BulkheadError, InternalError, InvalidRequestError
 from bulkhead.protocol.payloads import Delta, EmbedResult, End, Usage
-from bulkhead.protocol.receipts import ReceiptStatus
+from bulkhead.protocol.receipts import ReceiptStatus, SignedReceipt
 from bulkhead.protocol.server import ServerRequest
 from bulkhead.sealing import PaddingMode
 from data_plane.session.answer import AnswerBuffer, DeltaLimits, Outcome
@@ -177,17 +177,24 @@ class Response:
     def _record(self) -> "asyncio.Task[None]":
         """Make the receipt and start to make it durable."""
         signed = self._request.make_receipt(ts_us=int(self._wall_s() * 1_000_000))
-        self._recording = self._background(
-            self._desk.record(signed, info=self._request.info, usage=self.usage, status=self._status)
-        )
+        self._recording = self._background(self._make_durable(signed))
         return self._recording
 
     async def _record_quietly(self) -> None:
         try:
             signed = self._request.make_receipt(ts_us=int(self._wall_s() * 1_000_000))
-            await self._desk.record(signed, info=self._request.info, usage=self.usage, status=self._status)
+            await self._make_durable(signed)
         except BulkheadError as error:
             _log.warning("worker.receipt_not_recorded", code=error.code, request_id=self._request.info.request_id)
+
+    async def _make_durable(self, signed: SignedReceipt) -> None:
+        await self._desk.record(
+            signed,
+            number=self._request.receipt_number,
+            info=self._request.info,
+            usage=self.usage,
+            status=self._status,
+        )
 
     @property
     def _status(self) -> ReceiptStatus:

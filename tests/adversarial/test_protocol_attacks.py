@@ -9,6 +9,7 @@ from bulkhead.attestation import Tier
 from bulkhead.errors import (
     MalformedRequestError,
     MessageTooLargeError,
+    ReceiptCountError,
     ReceiptError,
     ReplayError,
     SealError,
@@ -357,44 +358,60 @@ class TestReceipt:
     def _finished(self, server, sent, **changes):
         """Return the final chunk of a worker that signs what it likes."""
         served = opened(server, sent)
-        sent.receive(served.send(Delta(text="a", tokens=1)))
+        sent.receive(served.send(Delta(text="a", tokens=USAGE.completion_tokens)))
         sent.receive(served.end(END))
         honest = verify_signed_receipt(served.make_receipt(ts_us=1), key=served._keys.keyset.receipt_key)
         served._signed = sign_receipt(replace(honest, **changes), sign=served._keys.sign_receipt)
         return served.finish()
 
     @pytest.mark.parametrize(
-        "changes",
+        ("changes", "code"),
         [
-            {"request_id": "req_other"},
-            {"ticket_id": "tick_other"},
-            {"tenant": "tenant_other"},
-            {"session": "sess_other"},
-            {"cnf": bytes(32)},
-            {"method": Method.EMBED},
-            {"transcript_hash": bytes(32)},
-            {"keyset_digest": bytes(32)},
-            {"evidence_digest": bytes(32)},
-            {"model": "other"},
-            {"model_digest": bytes(32)},
-            {"partition": "part_other"},
-            {"tier": Tier.CONFIDENTIAL},
-            {"simulated": True},
-            {"usage": Usage(prompt_tokens=3, completion_tokens=2_000)},
-            {"status": ReceiptStatus.FAILED},
-            {"code": "INTERNAL"},
-            {"request_commitment": bytes(32)},
-            {"response_commitment": bytes(32)},
+            ({"request_id": "req_other"}, "RECEIPT_INVALID"),
+            ({"ticket_id": "tick_other"}, "RECEIPT_INVALID"),
+            ({"tenant": "tenant_other"}, "RECEIPT_INVALID"),
+            ({"session": "sess_other"}, "RECEIPT_INVALID"),
+            ({"cnf": bytes(32)}, "RECEIPT_INVALID"),
+            ({"method": Method.EMBED}, "RECEIPT_INVALID"),
+            ({"transcript_hash": bytes(32)}, "RECEIPT_DIGEST"),
+            ({"keyset_digest": bytes(32)}, "RECEIPT_DIGEST"),
+            ({"evidence_digest": bytes(32)}, "RECEIPT_DIGEST"),
+            ({"model": "other"}, "RECEIPT_MODEL"),
+            ({"model_digest": bytes(32)}, "RECEIPT_DIGEST"),
+            ({"partition": "part_other"}, "RECEIPT_INVALID"),
+            ({"tier": Tier.CONFIDENTIAL}, "RECEIPT_TIER"),
+            ({"simulated": True}, "RECEIPT_TIER"),
+            ({"usage": Usage(prompt_tokens=3, completion_tokens=2_000)}, "RECEIPT_COUNT"),
+            ({"usage": Usage(prompt_tokens=300, completion_tokens=1)}, "RECEIPT_COUNT"),
+            ({"status": ReceiptStatus.FAILED}, "RECEIPT_INVALID"),
+            ({"code": "INTERNAL"}, "RECEIPT_INVALID"),
+            ({"request_commitment": bytes(32)}, "RECEIPT_DIGEST"),
+            ({"response_commitment": bytes(32)}, "RECEIPT_DIGEST"),
         ],
-        ids=lambda changes: next(iter(changes)),
+        ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
     )
-    def test_receipt_of_something_else(self, server, sent, changes):
-        """A signed receipt that differs in any field from what was sent and received leaves the answer incomplete."""
-        with pytest.raises(ReceiptError):
+    def test_receipt_of_something_else(self, server, sent, changes, code):
+        """A signed receipt that differs in any field is refused by name, and leaves the answer incomplete."""
+        with pytest.raises(ReceiptError) as refused:
             sent.receive(self._finished(server, sent, **changes))
+        assert refused.value.code == code
         assert not sent.complete
         with pytest.raises(TruncatedError):
             sent.end_of_stream()
+
+    def test_unchanged_receipt_completes(self, server, sent):
+        """The same worker with nothing changed completes the answer: the refusals above are of the change."""
+        sent.receive(self._finished(server, sent))
+        assert sent.complete
+
+    def test_counts_beyond_what_was_sent(self, server, sent):
+        """A worker that counts more tokens than it sent, in its last record and its receipt alike, is refused."""
+        served = opened(server, sent)
+        sent.receive(served.send(Delta(text="a", tokens=1)))
+        sent.receive(served.end(End(finish_reason="stop", usage=Usage(prompt_tokens=3, completion_tokens=2))))
+        served.make_receipt(ts_us=1)
+        with pytest.raises(ReceiptCountError):
+            sent.receive(served.finish())
 
     def test_receipt_by_another_key(self, server, sent):
         """A receipt signed by a key outside the keyset is refused."""

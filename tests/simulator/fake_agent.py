@@ -98,6 +98,7 @@ class FakeAgent:
     acknowledged: int = 0
     welcomes: list[pb.Welcome] = field(default_factory=list)
     last_seq: int = 0
+    receipts: dict[str, int] = field(default_factory=dict)
     failure: grpc.aio.AioRpcError | None = None
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -185,12 +186,17 @@ class FakeAgent:
         )
         return self.last_seq
 
-    def receipt(self, partition_id: str, session_id: str, *, tenant_id: str, digest: bytes = b"r" * 32) -> int:
-        """Send the event of one served request; return its number."""
+    def receipt(
+        self, partition_id: str, session_id: str, *, tenant_id: str, digest: bytes = b"r" * 32, number: int = 0
+    ) -> int:
+        """Send the event of one served request, the session's next one; return the event's number."""
+        if not number:
+            number = self.receipts[session_id] = self.receipts.get(session_id, 0) + 1
         return self.event(
             partition_id,
             receipt=pb.ReceiptEvent(
                 session_id=session_id,
+                session_number=number,
                 tenant_id=tenant_id,
                 request_id=ids.new_id(ids.REQUEST),
                 receipt_digest=digest,

@@ -167,7 +167,7 @@ class FakePlatform:
             api_key=API_KEY,
             tenant_id=world.tenant,
             log_vkey=anchors.log_vkey,
-            ticket_issuer=TicketIssuerPin(fingerprint=world.issuer.fingerprint),
+            ticket_issuer=TicketIssuerPin(fingerprints=frozenset({world.issuer.fingerprint})),
             trust=anchors.trust_policy,
             development_mode=anchors.development_mode,
         )

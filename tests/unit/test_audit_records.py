@@ -29,7 +29,7 @@ def every_kind() -> list[records.Record]:
         ),
         records.receipts(
             STAMPS.stamp(), tenant=TENANT, cause=records.platform_cause(records.PlatformReason.SPOOL), model="tiny",
-            tier="gpu", partition="part_1", root=bytes(32), count=3, prompt_tokens=10, completion_tokens=20,
+            tier="gpu", partition="part_1", root=bytes(32), first=1, count=3, prompt_tokens=10, completion_tokens=20,
             final=True, **session,
         ),
         records.session_renewed(

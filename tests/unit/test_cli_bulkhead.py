@@ -15,7 +15,7 @@ from bulkhead.cli import chat as chat_module
 from bulkhead.cli.console import one_line
 from bulkhead.cli.program import program
 from bulkhead.client.config import load_profile
-from bulkhead.encoding import b64url_decode
+from bulkhead.encoding import b64url_decode, canonical_json
 from bulkhead.errors import BulkheadError, PolicyDeniedError
 from tests.simulator.fake_platform import ANSWER, FakePlatform, running_platform
 from tests.simulator.sealed_world import ORIGIN
@@ -97,6 +97,27 @@ async def test_chat_reads_standard_input_and_saves_the_receipt(tmp_path: Path) -
     assert saved.stat().st_mode & 0o777 == 0o600
     assert json.loads(b64url_decode(content["receipt"], what="receipt"))["status"] == "ok"
     assert content["decision"]["checkpoint"].startswith(ORIGIN)
+
+
+async def test_saved_receipt_is_verified_offline(tmp_path: Path) -> None:
+    """`receipt verify` needs the file and the pins alone; a changed file is refused by name, with exit status 1."""
+    saved = tmp_path / "receipt.json"
+    async with running_platform() as platform:
+        config = platform.write_config(tmp_path)
+        await _invoke(config, "chat", "--save-receipt", str(saved), "a question")
+    told = await _invoke(config, "receipt", "verify", str(saved), "--json")
+    assert told.exit_code == 0, told.stderr
+    proven = json.loads(told.stdout)
+    assert (proven["verified"], proven["status"], proven["counted_by_client"]) == (True, "ok", True)
+    assert proven["usage"] == {"prompt_tokens": 5, "completion_tokens": 6}
+    shown = await _invoke(config, "receipt", "verify", str(saved))
+    assert "5 + 6, counted by the client too" in shown.stdout
+    content = json.loads(saved.read_bytes())
+    content["answer"]["completion_tokens"] = 7
+    saved.write_bytes(canonical_json(content))
+    refused = await _invoke(config, "receipt", "verify", str(saved))
+    assert refused.exit_code == 1
+    assert "RECEIPT_COUNT" in refused.stderr
 
 
 async def test_conversation_keeps_its_history(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from bulkhead.attestation import EvidenceKind, Tier
 from bulkhead.client.config import config_path, list_profiles, load_profile
+from bulkhead.encoding import b64url_encode
 from bulkhead.errors import ConfigError, EvidencePolicyError
 
 KEY = f"bhk_{'0' * 26}_{'a' * 43}"
@@ -125,3 +126,16 @@ def test_pinned_fingerprint_refuses_another_issuer(tmp_path: Path) -> None:
     for wrong in (bytes(32), b"", ISSUER + b"x"):
         with pytest.raises(EvidencePolicyError):
             pin.check(wrong)
+
+
+def test_two_pins_accept_both_issuers(tmp_path: Path) -> None:
+    """While the operator changes to another issuer a profile pins both, as keys or as fingerprints."""
+    keys = [ISSUER, bytes(range(1, 33))]
+    prints = ", ".join(f'"{hashlib.sha256(key).hexdigest()}"' for key in keys)
+    texts = ", ".join(f'"{b64url_encode(key)}"' for key in keys)
+    for line in (f"ticket_issuer_fingerprint = [{prints}]", f"ticket_issuer = [{texts}]"):
+        pin = load_profile(path=_write(tmp_path, line), environ={}).ticket_issuer
+        assert pin is not None
+        assert [pin.check(key) for key in keys] == keys
+        with pytest.raises(EvidencePolicyError):
+            pin.check(bytes(32))

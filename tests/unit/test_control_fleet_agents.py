@@ -302,6 +302,7 @@ async def test_receipts_become_one_leaf_and_are_acknowledged_after_it(world, acm
     (leaf,) = await world.records(acme.tenant_id, "receipts")
     assert dict(leaf.data) == {
         "root": receipts_root(digests).hex(),
+        "first": 1,
         "count": 3,
         "prompt_tokens": 15,
         "completion_tokens": 21,

@@ -61,6 +61,7 @@ FROM_WORKER: list[FromWorker] = [
     ReceiptReady(
         receipt_number=1,
         session_id="s",
+        session_number=4,
         request_id="r",
         receipt_digest=bytes(32),
         prompt_tokens=1,

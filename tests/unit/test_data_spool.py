@@ -31,6 +31,7 @@ def receipt(number: int = 0) -> ReceiptRecorded:
         partition_id="part_1",
         ts_us=1_700_000_000_000_000 + number,
         session_id="sess_1",
+        session_number=number + 1,
         tenant_id="tenant_1",
         request_id=f"req_{number}",
         receipt_digest=bytes(32),

@@ -222,6 +222,7 @@ def test_resent_request_keeps_its_id_and_nothing_else(world, client):
         served.receive(sent.chunks[0])
         sent.accept(served.worker_random)
         assert not sent.resendable
+        sent.receive(served.send(DELTA))
         sent.receive(served.end(END))
         served.make_receipt(ts_us=1)
         receipts.add(sent.receive(served.finish()).signed.digest)

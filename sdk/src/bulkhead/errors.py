@@ -52,6 +52,11 @@ the message, is the contract: it travels as ``google.rpc.ErrorInfo.reason`` and 
     │   ├── StaleKeyError              the worker no longer holds that key: renew
     │   ├── TruncatedError             the stream ended before its final chunk
     │   └── ReceiptError               the receipt does not match what was sent and received
+    │       ├── ReceiptCountError      token counts other than the answer's
+    │       ├── ReceiptDigestError     of another transcript, evidence, keyset, model digest, request or response
+    │       ├── ReceiptModelError
+    │       ├── ReceiptTierError       another tier, or not said to be simulated
+    │       └── ReceiptTimeError       made when its ticket or keys did not hold
     ├── EvidenceError                  the worker could not be verified; no prompt was sent
     │   ├── SimulatedEvidenceError     simulated evidence outside development mode
     │   ├── EvidenceBindingError       evidence of something else: nonce, keyset, partition, session
@@ -61,7 +66,8 @@ the message, is the contract: it travels as ``google.rpc.ErrorInfo.reason`` and 
     │   ├── CheckpointError            the signed note is malformed or signed by another key
     │   ├── InclusionError
     │   ├── ConsistencyError           two checkpoints of one log do not agree: a fork or a rewind
-    │   └── RecordError                a leaf is not the record it claims to be
+    │   ├── RecordError                a leaf is not the record it claims to be
+    │   └── UsageError                 the log states usage that no receipt shows
     ├── LogForkError                   database and lock store disagree: writing has stopped
     ├── UnsupportedError               this build does not do that
     └── InternalError                  a defect; the log has the details under the request id
@@ -110,7 +116,12 @@ __all__ = [
     "ProofError",
     "QueueFullError",
     "RateLimitError",
+    "ReceiptCountError",
+    "ReceiptDigestError",
     "ReceiptError",
+    "ReceiptModelError",
+    "ReceiptTierError",
+    "ReceiptTimeError",
     "RecordError",
     "ReplayError",
     "ScopeError",
@@ -131,6 +142,7 @@ __all__ = [
     "UnknownModelError",
     "UnknownObligationError",
     "UnsupportedError",
+    "UsageError",
     "WindowFullError",
     "WorkerLostError",
     "error_from_code",
@@ -431,6 +443,36 @@ class ReceiptError(SealError):
     code = "RECEIPT_INVALID"
 
 
+class ReceiptCountError(ReceiptError):
+    """The receipt states other token counts than the answer had."""
+
+    code = "RECEIPT_COUNT"
+
+
+class ReceiptDigestError(ReceiptError):
+    """The receipt is of another transcript, evidence, keyset, model digest, request or response."""
+
+    code = "RECEIPT_DIGEST"
+
+
+class ReceiptModelError(ReceiptError):
+    """The receipt names another model."""
+
+    code = "RECEIPT_MODEL"
+
+
+class ReceiptTierError(ReceiptError):
+    """The receipt names another tier, or is silent about a simulation."""
+
+    code = "RECEIPT_TIER"
+
+
+class ReceiptTimeError(ReceiptError):
+    """The receipt was made when its ticket or keys did not hold."""
+
+    code = "RECEIPT_TIME"
+
+
 class EvidenceError(BulkheadError):
     """The worker could not be verified."""
 
@@ -489,6 +531,12 @@ class RecordError(ProofError):
     """A leaf is not the record it claims to be."""
 
     code = "RECORD_INVALID"
+
+
+class UsageError(ProofError):
+    """The log states usage that no receipt shows."""
+
+    code = "USAGE_UNPROVEN"
 
 
 class LogForkError(BulkheadError):
@@ -557,6 +605,11 @@ CODE_TO_STATUS: Final[Mapping[str, str]] = MappingProxyType(
         "STALE_KEY": "FAILED_PRECONDITION",
         "STREAM_TRUNCATED": "DATA_LOSS",
         "RECEIPT_INVALID": "DATA_LOSS",
+        "RECEIPT_COUNT": "DATA_LOSS",
+        "RECEIPT_DIGEST": "DATA_LOSS",
+        "RECEIPT_MODEL": "DATA_LOSS",
+        "RECEIPT_TIER": "DATA_LOSS",
+        "RECEIPT_TIME": "DATA_LOSS",
         "EVIDENCE_INVALID": "FAILED_PRECONDITION",
         "EVIDENCE_SIMULATED": "FAILED_PRECONDITION",
         "EVIDENCE_BINDING": "FAILED_PRECONDITION",
@@ -567,6 +620,7 @@ CODE_TO_STATUS: Final[Mapping[str, str]] = MappingProxyType(
         "INCLUSION_INVALID": "DATA_LOSS",
         "CONSISTENCY_INVALID": "DATA_LOSS",
         "RECORD_INVALID": "DATA_LOSS",
+        "USAGE_UNPROVEN": "DATA_LOSS",
         "LOG_FORK": "UNAVAILABLE",
         "UNSUPPORTED": "UNIMPLEMENTED",
         "INTERNAL": "INTERNAL",

@@ -741,6 +741,7 @@ class ReceiptEvent(_message.Message):
     PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
     COMPLETION_TOKENS_FIELD_NUMBER: _builtins.int
     STATUS_FIELD_NUMBER: _builtins.int
+    SESSION_NUMBER_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
     tenant_id: _builtins.str
     request_id: _builtins.str
@@ -749,6 +750,8 @@ class ReceiptEvent(_message.Message):
     completion_tokens: _builtins.int
     status: _builtins.str
     """`ok`, `cancelled` or `failed`."""
+    session_number: _builtins.int
+    """Of the session's receipts of this partition, counted from 1."""
     def __init__(
         self,
         *,
@@ -759,10 +762,11 @@ class ReceiptEvent(_message.Message):
         prompt_tokens: _builtins.int = ...,
         completion_tokens: _builtins.int = ...,
         status: _builtins.str = ...,
+        session_number: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["completion_tokens", b"completion_tokens", "prompt_tokens", b"prompt_tokens", "receipt_digest", b"receipt_digest", "request_id", b"request_id", "session_id", b"session_id", "status", b"status", "tenant_id", b"tenant_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["completion_tokens", b"completion_tokens", "prompt_tokens", b"prompt_tokens", "receipt_digest", b"receipt_digest", "request_id", b"request_id", "session_id", b"session_id", "session_number", b"session_number", "status", b"status", "tenant_id", b"tenant_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

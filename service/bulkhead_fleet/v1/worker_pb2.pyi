@@ -332,6 +332,7 @@ class WorkerReceipt(_message.Message):
     PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
     COMPLETION_TOKENS_FIELD_NUMBER: _builtins.int
     STATUS_FIELD_NUMBER: _builtins.int
+    SESSION_NUMBER_FIELD_NUMBER: _builtins.int
     receipt_number: _builtins.int
     """Numbered by the worker from 1."""
     session_id: _builtins.str
@@ -340,6 +341,8 @@ class WorkerReceipt(_message.Message):
     prompt_tokens: _builtins.int
     completion_tokens: _builtins.int
     status: _builtins.str
+    session_number: _builtins.int
+    """Of the session's receipts of this worker, counted from 1."""
     def __init__(
         self,
         *,
@@ -350,10 +353,11 @@ class WorkerReceipt(_message.Message):
         prompt_tokens: _builtins.int = ...,
         completion_tokens: _builtins.int = ...,
         status: _builtins.str = ...,
+        session_number: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["completion_tokens", b"completion_tokens", "prompt_tokens", b"prompt_tokens", "receipt_digest", b"receipt_digest", "receipt_number", b"receipt_number", "request_id", b"request_id", "session_id", b"session_id", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["completion_tokens", b"completion_tokens", "prompt_tokens", b"prompt_tokens", "receipt_digest", b"receipt_digest", "receipt_number", b"receipt_number", "request_id", b"request_id", "session_id", b"session_id", "session_number", b"session_number", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

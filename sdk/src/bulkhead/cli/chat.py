@@ -138,7 +138,9 @@ class _Chat:
         if not self._as_json:
             click.echo()
         if self._save_receipt is not None:
-            write_receipt(self._save_receipt, saved_receipt(generation.link, generation.signed_receipt))
+            write_receipt(
+                self._save_receipt, saved_receipt(generation.link, generation.signed_receipt, answer=generation.usage)
+            )
             if not self._as_json:
                 note(f"receipt saved to {self._save_receipt}")
         return generation, "".join(parts)

@@ -14,7 +14,8 @@
     tenant = "tenant_01h…"                  # own tenant id; needed to open sessions
     role = "developer"                      # developer, officer or admin; for early errors only
     log_vkey = "audit.example/t/…+…"        # verifier key of the tenant's audit log
-    ticket_issuer = "base64url"             # Ed25519 public key, or ticket_issuer_fingerprint = "SHA-256, hexadecimal"
+    ticket_issuer = "base64url"             # Ed25519 public key, or ticket_issuer_fingerprint = "SHA-256, hexadecimal";
+                                            # a list of several while the operator changes to another issuer
     trust_policy_file = "trust.toml"        # or the table [profile.acme.trust]
     development_mode = false                # true accepts simulated evidence, and says so every time
 
@@ -38,7 +39,7 @@ import os
 import re
 import stat
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -60,19 +61,32 @@ _HEX_32: Final = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TicketIssuerPin:
-    """The ticket issuer that a tenant accepts: SHA-256 of its 32-byte Ed25519 public key."""
+    """The ticket issuers that a tenant accepts, by SHA-256 of their 32-byte Ed25519 public keys.
 
-    fingerprint: bytes
+    Usually one; two while the operator changes to another, so that sessions go on (docs/sdk.md).
+    """
+
+    fingerprints: frozenset[bytes]
 
     def check(self, public_key: bytes) -> bytes:
-        """Return ``public_key`` if it is the pinned one.
+        """Return ``public_key`` if it is a pinned one.
 
         Raises:
             EvidencePolicyError: it is another key.
         """
-        if len(public_key) != 32 or not hmac.compare_digest(hashlib.sha256(public_key).digest(), self.fingerprint):
-            raise EvidencePolicyError("the ticket issuer is not the one this profile pins (ticket_issuer)")
+        digest = hashlib.sha256(public_key).digest()
+        if len(public_key) != 32 or not any(hmac.compare_digest(digest, pin) for pin in self.fingerprints):
+            raise EvidencePolicyError("the ticket issuer is not one that this profile pins (ticket_issuer)")
         return public_key
+
+    def also(self, fingerprints: Iterable[str]) -> "TicketIssuerPin":
+        """Return the pins with further ones, each SHA-256 in hexadecimal.
+
+        Raises:
+            ConfigError: not 64 lower-case hexadecimal digits.
+        """
+        more = frozenset(map(_fingerprint, fingerprints))
+        return TicketIssuerPin(fingerprints=self.fingerprints | more)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -225,22 +239,30 @@ def _model_digests(table: "_Table") -> Mapping[str, bytes]:
 
 
 def _ticket_issuer(table: "_Table") -> TicketIssuerPin | None:
-    key, fingerprint = table.optional_text("ticket_issuer"), table.optional_text("ticket_issuer_fingerprint")
-    if key is not None and fingerprint is not None:
-        raise table.wrong("ticket_issuer", "give the key or its fingerprint, not both")
-    if key is not None:
-        try:
-            raw = b64url_decode(key, what="ticket_issuer")
-        except BulkheadError as error:
-            raise table.wrong("ticket_issuer", "expected base64url") from error
-        if len(raw) != 32:
-            raise table.wrong("ticket_issuer", "expected the 32 bytes of an Ed25519 public key")
-        return TicketIssuerPin(fingerprint=hashlib.sha256(raw).digest())
-    if fingerprint is None:
-        return None
-    if not _HEX_32.fullmatch(fingerprint):
-        raise table.wrong("ticket_issuer_fingerprint", "expected 64 lower-case hexadecimal digits")
-    return TicketIssuerPin(fingerprint=bytes.fromhex(fingerprint))
+    keys, fingerprints = table.text_or_texts("ticket_issuer"), table.text_or_texts("ticket_issuer_fingerprint")
+    if keys and fingerprints:
+        raise table.wrong("ticket_issuer", "give keys or their fingerprints, not both")
+    try:
+        pins = frozenset((*map(_key_fingerprint, keys), *map(_fingerprint, fingerprints)))
+    except ConfigError as error:
+        raise table.wrong("ticket_issuer" if keys else "ticket_issuer_fingerprint", error.message) from error
+    return TicketIssuerPin(fingerprints=pins) if pins else None
+
+
+def _key_fingerprint(key: str) -> bytes:
+    try:
+        raw = b64url_decode(key, what="ticket_issuer")
+    except BulkheadError as error:
+        raise ConfigError("expected base64url") from error
+    if len(raw) != 32:
+        raise ConfigError("expected the 32 bytes of an Ed25519 public key")
+    return hashlib.sha256(raw).digest()
+
+
+def _fingerprint(text: str) -> bytes:
+    if not _HEX_32.fullmatch(text):
+        raise ConfigError("expected 64 lower-case hexadecimal digits")
+    return bytes.fromhex(text)
 
 
 def _trust(table: "_Table", folder: Path) -> TrustPolicy:
@@ -330,6 +352,12 @@ class _Table:
         if not isinstance(value, list) or not all(isinstance(item, str) and item for item in value):
             raise self.wrong(key, "expected a list of strings")
         return tuple(value)
+
+    def text_or_texts(self, key: str) -> tuple[str, ...]:
+        if isinstance(self._left.get(key), list):
+            return self.texts(key)
+        value = self.optional_text(key)
+        return () if value is None else (value,)
 
     def choice(self, key: str, allowed: tuple[str, ...], *, default: str) -> str:
         value = self._left.pop(key, default)

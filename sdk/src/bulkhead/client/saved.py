@@ -1,52 +1,32 @@
-"""Receipts kept for later: one JSON file with everything that was verified when the answer came.
-
-The file is RFC 8785 JSON, binary fields unpadded base64url::
-
-    {"version":1, "receipt":…, "signature":…, "ticket":…, "ticket_issuer":…, "evidence":…, "nonce":…,
-     "worker_certificate":…, "model_digest":…, "policy_digest":…,
-     "decision":{"leaf":…, "index":0, "proof":[…], "checkpoint":"…"}}
-
-``receipt`` and ``decision.leaf`` are the exact signed and logged bytes. Keys, ticket and evidence have expired when the
-file is read: it shows what held at the receipt's time, not what holds now.
-"""
+"""Receipts kept for later, as files; what is in one, and how it is verified: :mod:`bulkhead.protocol.saved`."""
 
 import os
 from pathlib import Path
-from typing import Final
 
 from bulkhead.client.link import Link
-from bulkhead.encoding import b64url_encode, canonical_json
 from bulkhead.errors import InvalidRequestError
+from bulkhead.protocol.payloads import Usage
 from bulkhead.protocol.receipts import SignedReceipt
+from bulkhead.protocol.saved import MAX_SAVED_BYTES, SavedReceipt
 
-__all__ = ["saved_receipt", "write_receipt"]
-
-SAVED_RECEIPT_VERSION: Final = 1
+__all__ = ["read_receipt_file", "saved_receipt", "write_receipt"]
 
 
-def saved_receipt(link: Link, signed: SignedReceipt) -> bytes:
-    """Return the file's bytes for a receipt that was verified under ``link``'s grant."""
-    offer = link.received.offer
-    return canonical_json(
-        {
-            "version": SAVED_RECEIPT_VERSION,
-            "receipt": b64url_encode(signed.receipt),
-            "signature": b64url_encode(signed.signature),
-            "ticket": offer.ticket,
-            "ticket_issuer": b64url_encode(link.received.ticket_issuer),
-            "evidence": b64url_encode(offer.evidence),
-            "nonce": b64url_encode(link.nonce),
-            "worker_certificate": b64url_encode(offer.worker_certificate),
-            "model_digest": b64url_encode(offer.model_digest),
-            "policy_digest": b64url_encode(offer.policy_digest),
-            "decision": {
-                "leaf": b64url_encode(offer.decision.leaf),
-                "index": offer.decision.index,
-                "proof": [b64url_encode(node) for node in offer.decision.proof],
-                "checkpoint": offer.decision.checkpoint,
-            },
-        }
-    )
+def saved_receipt(link: Link, signed: SignedReceipt, *, answer: Usage | None = None) -> bytes:
+    """Return the file's bytes for a receipt that was verified under ``link``'s grant.
+
+    Args:
+        link: the grant that the request was sent under.
+        signed: the receipt.
+        answer: tokens that the client counted in a whole answer.
+    """
+    return SavedReceipt(
+        signed=signed,
+        answer=answer,
+        offer=link.received.offer,
+        ticket_issuer=link.received.ticket_issuer,
+        nonce=link.nonce,
+    ).encode()
 
 
 def write_receipt(path: Path, data: bytes) -> None:
@@ -60,3 +40,18 @@ def write_receipt(path: Path, data: bytes) -> None:
             file.write(data)
     except OSError as error:
         raise InvalidRequestError(f"cannot write {path}: {error.strerror}") from error
+
+
+def read_receipt_file(path: Path) -> SavedReceipt:
+    """Return the saved receipt in a file, parsed and not verified.
+
+    Raises:
+        InvalidRequestError: the file cannot be read.
+        ReceiptError: it is no saved receipt.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_SAVED_BYTES + 1)
+    except OSError as error:
+        raise InvalidRequestError(f"cannot read {path}: {error.strerror}") from error
+    return SavedReceipt.parse(data)

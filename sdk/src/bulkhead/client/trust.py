@@ -1,7 +1,7 @@
 """What a client believes by its own configuration, and the verification of grants against it."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Self
 
@@ -23,7 +23,7 @@ class Trust:
     Attributes:
         tenant_id: own tenant.
         log_vkey: verifier key of its audit log.
-        ticket_issuer: pinned.
+        ticket_issuer: the pinned ones.
         trust_policy: which evidence is accepted.
         development_mode: whether simulated evidence may be accepted.
         model_digests: pinned digests (32 bytes) by model name.
@@ -60,21 +60,33 @@ class Trust:
             model_digests=profile.model_digests,
         )
 
+    def anchors(self, ticket_issuer: bytes, *, also: Iterable[str] = ()) -> TrustAnchors:
+        """Return what verification stands on, if the ticket's issuer is a pinned one.
+
+        Args:
+            ticket_issuer: raw Ed25519 public key (32 bytes), as received.
+            also: fingerprints of further issuers, e.g. one of an older receipt.
+
+        Raises:
+            EvidencePolicyError: the ticket issuer is not pinned.
+        """
+        return TrustAnchors(
+            log_vkey=self.log_vkey,
+            ticket_issuers=(self.ticket_issuer.also(also).check(ticket_issuer),),
+            trust_policy=self.trust_policy,
+            development_mode=self.development_mode,
+        )
+
     def verify(self, received: ReceivedGrant, *, expectation: Expectation, now_s: int) -> VerifiedGrant:
         """Return the grant if everything of it holds (:func:`bulkhead.protocol.grant.verify_grant`).
 
         A simulated worker, which only development mode lets through, is logged as such every time.
 
         Raises:
-            EvidencePolicyError: the ticket issuer is not the pinned one.
+            EvidencePolicyError: the ticket issuer is not pinned.
             ProofError, EvidenceError, TicketError: see there.
         """
-        anchors = TrustAnchors(
-            log_vkey=self.log_vkey,
-            ticket_issuers=(self.ticket_issuer.check(received.ticket_issuer),),
-            trust_policy=self.trust_policy,
-            development_mode=self.development_mode,
-        )
+        anchors = self.anchors(received.ticket_issuer)
         grant = verify_grant(received.offer, expectation=expectation, anchors=anchors, now_s=now_s)
         if grant.simulated:
             _log.warning(

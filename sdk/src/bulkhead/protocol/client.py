@@ -25,6 +25,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from bulkhead.errors import (
     MessageTooLargeError,
+    ReceiptCountError,
+    ReceiptDigestError,
     ReceiptError,
     SealError,
     TicketError,
@@ -41,6 +43,7 @@ from bulkhead.protocol.receipts import (
     Receipt,
     ReceiptStatus,
     SignedReceipt,
+    check_receipt_claims,
     receipt_fetch_message,
     verify_signed_receipt,
 )
@@ -217,6 +220,7 @@ class ClientRequest:
         self._request_commitment = request_commitment.digest()
         self._response_commitment = Commitment(key)
         self._opener: ChunkOpener | None = None
+        self._received_tokens = 0
         self._ended: End | Failure | None = None
         self._signed: SignedReceipt | None = None
         self._state = _State.SENT
@@ -279,6 +283,7 @@ class ClientRequest:
             self._ended = event
             self._state = _State.ENDED
         else:
+            self._received_tokens += event.tokens if isinstance(event, Delta) else 0
             self._state = _State.OPEN
         return event
 
@@ -307,45 +312,35 @@ class ClientRequest:
 
         Raises:
             SignatureError: not by the worker's receipt key.
-            ReceiptError: of something else.
+            ReceiptError: of something else; its subclasses say of what.
         """
         receipt = verify_signed_receipt(signed, key=self._grant.keyset.receipt_key)
-        claims = self._grant.claims
-        expected = (
-            ("request id", receipt.request_id, self.request_id),
-            ("ticket", receipt.ticket_id, claims.ticket_id),
-            ("tenant", receipt.tenant, claims.tenant),
-            ("session", receipt.session, claims.session),
-            ("session key", receipt.cnf, claims.cnf),
-            ("method", receipt.method, self._info.method),
-            ("transcript", receipt.transcript_hash, self._transcript_hash),
-            ("keyset", receipt.keyset_digest, claims.keyset_digest),
-            ("evidence", receipt.evidence_digest, claims.evidence_digest),
-            ("model", receipt.model, claims.model),
-            ("model digest", receipt.model_digest, claims.model_digest),
-            ("partition", receipt.partition, claims.partition),
-            ("tier", receipt.tier, claims.tier),
-            ("simulated flag", receipt.simulated, claims.simulated),
-            ("request", receipt.request_commitment, self._request_commitment),
-        )
-        for name, stated, wanted in expected:
-            if stated != wanted:
-                raise ReceiptError(f"the receipt is of another {name}")
+        if (receipt.request_id, receipt.method) != (self.request_id, self._info.method):
+            raise ReceiptError("the receipt is of another request or method")
+        check_receipt_claims(receipt, self._grant.claims)
+        if receipt.transcript_hash != self._transcript_hash:
+            raise ReceiptDigestError("the receipt is of another transcript")
+        if receipt.request_commitment != self._request_commitment:
+            raise ReceiptDigestError("the receipt is of another request")
         return receipt
 
     def _complete(self, record: bytes) -> Complete:
         signed = SignedReceipt.parse(record)
         receipt = self.check_receipt(signed)
         if receipt.response_commitment != self._response_commitment.digest():
-            raise ReceiptError("the receipt is of another response")
+            raise ReceiptDigestError("the receipt is of another response")
         match self._ended:
             case End(usage=usage):
-                holds = (receipt.status, receipt.code, receipt.usage) == (ReceiptStatus.OK, "", usage)
+                holds = (receipt.status, receipt.code) == (ReceiptStatus.OK, "")
+                if receipt.usage != usage or (
+                    self._info.method is Method.GENERATE and usage.completion_tokens != self._received_tokens
+                ):
+                    raise ReceiptCountError("the receipt tells other token counts than the response had")
             case Failure(code=code):
                 holds = (receipt.status, receipt.code) == (ReceiptStatus.FAILED, code)
             case None:
                 holds = False
         if not holds:
-            raise ReceiptError("the receipt tells another end or other token counts than the response")
+            raise ReceiptError("the receipt tells another end than the response")
         self._signed = signed
         return Complete(receipt=receipt, signed=signed)

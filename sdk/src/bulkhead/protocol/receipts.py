@@ -7,6 +7,7 @@ cannot be guessed from a dictionary (docs/protocol.md section 7).
 
 import hashlib
 import hmac
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -17,18 +18,28 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from bulkhead.attestation import Tier
 from bulkhead.encoding import Json, b64url_encode, canonical_json, lp, lp_join
-from bulkhead.errors import ReceiptError, SignatureError
+from bulkhead.errors import (
+    ReceiptDigestError,
+    ReceiptError,
+    ReceiptModelError,
+    ReceiptTierError,
+    SignatureError,
+)
 from bulkhead.fields import Fields
 from bulkhead.protocol.context import Method
 from bulkhead.protocol.payloads import MAX_TOKENS, Usage
+from bulkhead.protocol.tickets import TicketClaims
 
 __all__ = [
     "MAX_RECEIPT_BYTES",
     "RECEIPT_VERSION",
     "Commitment",
     "Receipt",
+    "ReceiptNumbers",
     "ReceiptStatus",
     "SignedReceipt",
+    "check_receipt_claims",
+    "read_receipt",
     "receipt_fetch_message",
     "sign_receipt",
     "verify_signed_receipt",
@@ -82,6 +93,7 @@ class Receipt:
 
     Attributes:
         request_id: the client's id; a resent request has a second receipt under the same one.
+        number: of the session's receipts of this partition, counted from 1 by the worker.
         ticket_id: ``jti`` of the ticket.
         tenant: tenant id.
         session: session id.
@@ -104,6 +116,7 @@ class Receipt:
     """
 
     request_id: str
+    number: int
     ticket_id: str
     tenant: str
     session: str
@@ -129,6 +142,7 @@ class Receipt:
         return {
             "version": RECEIPT_VERSION,
             "request_id": self.request_id,
+            "number": self.number,
             "ticket_id": self.ticket_id,
             "tenant": self.tenant,
             "session": self.session,
@@ -152,6 +166,23 @@ class Receipt:
             "request_commitment": self.request_commitment.hex(),
             "response_commitment": self.response_commitment.hex(),
         }
+
+
+class ReceiptNumbers:
+    """Numbers the receipts of each session of a worker from 1; keys come and go meanwhile. Safe across threads.
+
+    Numbers are never used twice, so nothing is forgotten while the worker lives: some 200 bytes a session.
+    """
+
+    def __init__(self) -> None:
+        self._last: dict[str, int] = {}
+        self._lock = threading.Lock()
+
+    def next(self, session: str) -> int:
+        """Return the number of the session's next receipt."""
+        with self._lock:
+            self._last[session] = number = self._last.get(session, 0) + 1
+            return number
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -213,14 +244,43 @@ def verify_signed_receipt(signed: SignedReceipt, *, key: Ed25519PublicKey) -> Re
         key.verify(signed.signature, _message(signed.receipt))
     except InvalidSignature as error:
         raise SignatureError("the receipt is not signed by the worker's receipt key") from error
-    return _read(signed.receipt)
+    return read_receipt(signed.receipt)
+
+
+def check_receipt_claims(receipt: Receipt, claims: TicketClaims) -> None:
+    """Return if a receipt speaks of the session, worker and model of a verified ticket.
+
+    Raises:
+        ReceiptModelError, ReceiptTierError, ReceiptDigestError, ReceiptError: of another one; the class says of what.
+    """
+    expected: tuple[tuple[type[ReceiptError], str, object, object], ...] = (
+        (ReceiptModelError, "model", receipt.model, claims.model),
+        (ReceiptTierError, "tier", receipt.tier, claims.tier),
+        (ReceiptTierError, "simulated flag", receipt.simulated, claims.simulated),
+        (ReceiptDigestError, "model digest", receipt.model_digest, claims.model_digest),
+        (ReceiptDigestError, "keyset", receipt.keyset_digest, claims.keyset_digest),
+        (ReceiptDigestError, "evidence", receipt.evidence_digest, claims.evidence_digest),
+        (ReceiptError, "ticket", receipt.ticket_id, claims.ticket_id),
+        (ReceiptError, "tenant", receipt.tenant, claims.tenant),
+        (ReceiptError, "session", receipt.session, claims.session),
+        (ReceiptError, "session key", receipt.cnf, claims.cnf),
+        (ReceiptError, "partition", receipt.partition, claims.partition),
+    )
+    for error, name, stated, wanted in expected:
+        if stated != wanted:
+            raise error(f"the receipt is of another {name}")
 
 
 def _message(encoded: bytes) -> bytes:
     return _LABEL + lp(encoded)
 
 
-def _read(encoded: bytes) -> Receipt:
+def read_receipt(encoded: bytes) -> Receipt:
+    """Return what a receipt says, signed or not; for naming what does not fit before the signature is checked.
+
+    Raises:
+        ReceiptError: not a receipt of version 1.
+    """
     with Fields.parse(encoded, max_bytes=MAX_RECEIPT_BYTES, what="receipt", error=ReceiptError) as fields:
         fields.integer("version", low=RECEIPT_VERSION, high=RECEIPT_VERSION)
         try:
@@ -230,6 +290,7 @@ def _read(encoded: bytes) -> Receipt:
             raise ReceiptError("receipt: unknown tier, method or status") from error
         return Receipt(
             request_id=fields.text("request_id"),
+            number=fields.integer("number", low=1),
             ticket_id=fields.text("ticket_id"),
             tenant=fields.text("tenant"),
             session=fields.text("session"),

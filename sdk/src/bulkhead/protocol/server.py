@@ -38,6 +38,7 @@ from bulkhead.protocol.payloads import MAX_PAYLOAD_BYTES, Delta, EmbedResult, En
 from bulkhead.protocol.receipts import (
     Commitment,
     Receipt,
+    ReceiptNumbers,
     ReceiptStatus,
     SignedReceipt,
     receipt_fetch_message,
@@ -91,6 +92,7 @@ class SealedServer:
         self._random_bytes = random_bytes
         self._keys = {keys.key_id: keys}
         self._replay = ReplayGuard()
+        self._receipts = ReceiptNumbers()
         self._lock = threading.Lock()
         self._latest_s = 0
 
@@ -151,6 +153,7 @@ class SealedServer:
             transcript_hash=transcript_hash,
             schedule=KeySchedule(secret, transcript_hash=transcript_hash),
             worker_random=self._random_bytes(WORKER_RANDOM_BYTES),
+            numbers=self._receipts,
         )
 
     def authorise_receipt_fetch(self, *, ticket: str, request_id: str, signature: bytes, now_s: int) -> TicketClaims:
@@ -210,9 +213,11 @@ class ServerRequest:
         transcript_hash: bytes,
         schedule: KeySchedule,
         worker_random: bytes,
+        numbers: ReceiptNumbers,
     ) -> None:
         self.claims: Final = claims
         self.info: Final = info
+        self._numbers = numbers
         self.worker_random: Final = worker_random
         self._keys = keys
         self._transcript_hash = transcript_hash
@@ -229,6 +234,7 @@ class ServerRequest:
         self._status = ReceiptStatus.OK
         self._code = ""
         self._signed: SignedReceipt | None = None
+        self._receipt_number = 0
         self._state = _State.RECEIVING
 
     def receive(self, chunk: bytes) -> bool:
@@ -266,6 +272,11 @@ class ServerRequest:
     def payload(self) -> bytes:
         """The opened payload, authentic but not yet parsed; empty before the request is whole."""
         return b"" if self._sealer is None else b"".join(self._parts)
+
+    @property
+    def receipt_number(self) -> int:
+        """The receipt's number in its session; 0 before it was made."""
+        return self._receipt_number
 
     def send(self, record: Delta | EmbedResult) -> bytes:
         """Return the next response chunk.
@@ -320,6 +331,7 @@ class ServerRequest:
         """
         if self._state not in {_State.ENDED, _State.CANCELLED}:
             raise InternalError("a receipt is made once, after the end of the response")
+        self._receipt_number = self._numbers.next(self.claims.session)
         self._signed = sign_receipt(self._receipt(ts_us), sign=self._keys.sign_receipt)
         self._state = _State.RECEIPTED if self._state is _State.ENDED else _State.FINISHED
         return self._signed
@@ -361,6 +373,7 @@ class ServerRequest:
         claims = self.claims
         return Receipt(
             request_id=self.info.request_id,
+            number=self._receipt_number,
             ticket_id=claims.ticket_id,
             tenant=claims.tenant,
             session=claims.session,

@@ -1,0 +1,119 @@
+"""Usage that the log states, held against the receipts that a tenant keeps: nobody can invent usage without a receipt.
+
+What this shows is bounded by who signs receipts: at tier ``confidential`` the worker's key is measured software's own;
+below, an operator who runs another worker than it says could sign receipts for requests that nobody sent, with the
+tenant's session key missing in the transcript that they name (docs/threat-model.md).
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from bulkhead.errors import UsageError
+from bulkhead.transparency.batches import ReceiptBatch, receipts_root
+
+__all__ = ["ReceiptEntry", "UsageReport", "check_usage"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReceiptEntry:
+    """What counts of a kept, verified receipt.
+
+    Attributes:
+        session: session id.
+        partition: partition id.
+        number: in the session on the partition, from 1.
+        digest: of the receipt as signed, 32 bytes.
+        prompt_tokens: as the receipt states.
+        completion_tokens: likewise.
+    """
+
+    session: str
+    partition: str
+    number: int
+    digest: bytes
+    prompt_tokens: int
+    completion_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UsageReport:
+    """Usage that is covered by receipts to the last token. Made by :func:`check_usage` only.
+
+    Attributes:
+        records: `receipts` records that were checked.
+        receipts: receipts that they cover.
+        prompt_tokens: total of the records, equal to that of the receipts.
+        completion_tokens: likewise.
+        unrecorded: receipts that no record covers (yet: a record follows within ten seconds or so).
+    """
+
+    records: int
+    receipts: int
+    prompt_tokens: int
+    completion_tokens: int
+    unrecorded: tuple[ReceiptEntry, ...]
+
+
+def check_usage(batches: Sequence[ReceiptBatch], kept: Iterable[ReceiptEntry]) -> UsageReport:
+    """Return a report if the log's records state exactly the usage that receipts show.
+
+    1. No number of a session on a partition is covered twice, by records or by kept receipts.
+    2. Each number that a record covers has a kept receipt.
+    3. A record's root is that over those receipts.
+    4. A record's totals are those of its receipts.
+
+    With the caller: that the batches stand in the tenant's log and are all of the sessions in question, and that the
+    receipts were verified.
+
+    Raises:
+        UsageError: one does not hold; ``details`` name the session, and the record and number where there is one.
+    """
+    receipts = _by_number(kept)  # 1
+    covered: set[tuple[str, str, int]] = set()
+    for batch in batches:
+        keys = [(batch.session, batch.partition, number) for number in batch.numbers]
+        twice = next((key for key in keys if key in covered), None)
+        if twice is not None:  # 1
+            raise _wrong(batch, "covers a receipt that another record covers", number=twice[2])
+        covered.update(keys)
+        _check_batch(batch, [(key, receipts.get(key)) for key in keys])  # 2, 3, 4
+    return UsageReport(
+        records=len(batches),
+        receipts=len(covered),
+        prompt_tokens=sum(batch.prompt_tokens for batch in batches),
+        completion_tokens=sum(batch.completion_tokens for batch in batches),
+        unrecorded=tuple(entry for key, entry in receipts.items() if key not in covered),
+    )
+
+
+def _by_number(kept: Iterable[ReceiptEntry]) -> Mapping[tuple[str, str, int], ReceiptEntry]:
+    found: dict[tuple[str, str, int], ReceiptEntry] = {}
+    for entry in kept:
+        key = (entry.session, entry.partition, entry.number)
+        if found.setdefault(key, entry).digest != entry.digest:
+            raise UsageError(
+                f"two receipts of session {entry.session} have the number {entry.number}",
+                details={"session": entry.session, "number": str(entry.number)},
+            )
+    return found
+
+
+def _check_batch(batch: ReceiptBatch, found: list[tuple[tuple[str, str, int], ReceiptEntry | None]]) -> None:
+    missing = next((key for key, entry in found if entry is None), None)
+    if missing is not None:  # 2
+        raise _wrong(batch, f"states usage of receipt {missing[2]}, which nobody holds", number=missing[2])
+    entries = [entry for _, entry in found if entry is not None]
+    if receipts_root([entry.digest for entry in entries]) != batch.root:  # 3
+        raise _wrong(batch, "has a root over other receipts")
+    totals = (sum(entry.prompt_tokens for entry in entries), sum(entry.completion_tokens for entry in entries))
+    if totals != (batch.prompt_tokens, batch.completion_tokens):  # 4
+        raise _wrong(
+            batch,
+            f"states {batch.prompt_tokens} and {batch.completion_tokens} tokens, its receipts {totals[0]} and"
+            f" {totals[1]}",
+        )
+
+
+def _wrong(batch: ReceiptBatch, what: str, *, number: int = 0) -> UsageError:
+    details = {"session": batch.session, "record": batch.record_id} | ({"number": str(number)} if number else {})
+    return UsageError(f"record {batch.record_id} {what}", details=details)
