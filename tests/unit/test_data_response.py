@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any
 
@@ -84,13 +84,14 @@ async def say(to: Wire, *steps: str | float | Outcome | EmbedResult) -> None:
     """Speak for the engine: texts of one token, pauses in seconds, the outcome."""
     for step in steps:
         if isinstance(step, str):
+            to.response.completion_tokens += 1
             await to.response.buffer.put(Delta(text=step, tokens=1))
         elif isinstance(step, EmbedResult):
             await to.response.buffer.put(step)
         elif isinstance(step, float):
             await asyncio.sleep(step)
         else:
-            to.response.buffer.close(step)
+            to.response.buffer.close(replace(step, usage=to.response.usage) if isinstance(step, End) else step)
 
 
 END = End(finish_reason="stop", usage=Usage())
