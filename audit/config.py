@@ -5,12 +5,42 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from bulkhead.errors import ConfigError
+from bulkhead.errors import CheckpointError, ConfigError
+from bulkhead.transparency.cosignature import Witness
 
-__all__ = ["AuditConfig"]
+__all__ = ["AuditConfig", "WitnessTarget"]
 
 _DOMAIN: Final = re.compile(r"[a-z0-9](?:[a-z0-9.-]{0,126}[a-z0-9])?")  # the origin stays below 255 bytes
+_URL: Final = re.compile(r"https?://[!-~]{1,512}(?<!/)")
 _MAX_BUSY_SHARE: Final = 0.35  # of the append's time-out: a commit that waits for the database twice still fits
+
+
+@dataclass(frozen=True, slots=True)
+class WitnessTarget:
+    """A witness of the platform's log.
+
+    Attributes:
+        url: submission prefix, ``https://…`` (or ``http://…``: its answers are signed), without ``/add-checkpoint``.
+        vkeys: its pinned keys (an Ed25519 and an ML-DSA-44 one, say), all under one name.
+    """
+
+    url: str
+    vkeys: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        """Check the values.
+
+        Raises:
+            ConfigError: the URL is none, or the keys are not one witness's.
+        """
+        if not _URL.fullmatch(self.url):
+            raise ConfigError(f"audit witness: {self.url!r} is not a URL without a trailing slash")
+        try:
+            names = {Witness.from_vkey(vkey).name for vkey in self.vkeys}
+        except CheckpointError as error:
+            raise ConfigError(f"audit witness {self.url}: {error.message}") from error
+        if len(names) != 1:
+            raise ConfigError(f"audit witness {self.url}: expected one or more keys, all under one name")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +55,9 @@ class AuditConfig:
         append_timeout_s: an append that is not durable by then fails.
         round_interval_s: least time between two rounds of the platform's log.
         quiet_round_interval_s: a round is made this often even when nothing changed.
+        witnesses: who cosigns the platform's log.
+        witness_quorum: how many of them must, before a checkpoint of it is shown to anybody; 0: none.
+        publish_interval_s: least time between two publications.
     """
 
     database: Path
@@ -34,6 +67,9 @@ class AuditConfig:
     append_timeout_s: float = 2.0
     round_interval_s: float = 1.0
     quiet_round_interval_s: float = 600.0
+    witnesses: tuple[WitnessTarget, ...] = ()
+    witness_quorum: int = 0
+    publish_interval_s: float = 2.0
 
     def __post_init__(self) -> None:
         """Check the values.
@@ -47,6 +83,11 @@ class AuditConfig:
             raise ConfigError("audit append_timeout_s: expected 0.1 to 60 seconds")
         if not 0.05 <= self.round_interval_s <= self.quiet_round_interval_s:
             raise ConfigError("audit round_interval_s: expected 0.05 seconds to quiet_round_interval_s")
+
+        if not 0 <= self.witness_quorum <= len(self.witnesses):
+            raise ConfigError("audit witness_quorum: expected 0 to the number of witnesses")
+        if not 0.05 <= self.publish_interval_s <= 600:
+            raise ConfigError("audit publish_interval_s: expected 0.05 to 600 seconds")
 
     @property
     def busy_timeout_s(self) -> float:

@@ -1,8 +1,8 @@
 """The values that the log, its store and its readers exchange."""
 
 import enum
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
 from bulkhead.transparency.leaf import LeafFields
@@ -220,6 +220,7 @@ class AuditHealth:
         reason: one sentence if it cannot be written.
         queued: records waiting for a commit.
         unindexed: records behind which the index is.
+        witnesses: why each witness that did not cosign the platform's last checkpoint did not, by its name.
     """
 
     writable: bool
@@ -227,3 +228,4 @@ class AuditHealth:
     reason: str
     queued: int
     unindexed: int
+    witnesses: Mapping[str, str] = field(default_factory=dict)

@@ -165,6 +165,10 @@ class AuditStore(AuditReader, Protocol):
         """Keep signed checkpoints by (log id, size); one that is there stays."""
         ...
 
+    def put_cosignatures(self, lines: Mapping[tuple[int, int], str]) -> None:
+        """Keep witnesses' signature lines of kept checkpoints by (log id, size), in place of earlier ones."""
+        ...
+
     def project(self, limit: int) -> int:
         """Bring at most ``limit`` further leaves into the index; return how many it took."""
         ...

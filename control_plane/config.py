@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal
 
-from audit.config import AuditConfig
+from audit.config import AuditConfig, WitnessTarget
 from bulkhead.errors import ConfigError
 from bulkhead.ids import check_name
 from control_plane.services.settings import FleetSettings, SessionSettings
@@ -94,6 +94,9 @@ class AuditTable:
         append_timeout_s: a record that is not durable by then fails its request.
         round_interval_s: least time between two rounds of the platform's log.
         quiet_round_interval_s: a round is made this often even when nothing changed.
+        witnesses: who cosigns the platform's log: ``[[audit.witnesses]]`` with ``url`` and ``vkeys``.
+        witness_quorum: how many of them must, before a tenant is shown a checkpoint of it.
+        publish_interval_s: least time between two publications.
     """
 
     domain: str = ""
@@ -101,6 +104,9 @@ class AuditTable:
     append_timeout_s: float = 2.0
     round_interval_s: float = 1.0
     quiet_round_interval_s: float = 600.0
+    witnesses: tuple[WitnessTarget, ...] = ()
+    witness_quorum: int = 0
+    publish_interval_s: float = 2.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -233,4 +239,7 @@ class ControlPlaneConfig:
             append_timeout_s=self.audit.append_timeout_s,
             round_interval_s=self.audit.round_interval_s,
             quiet_round_interval_s=self.audit.quiet_round_interval_s,
+            witnesses=self.audit.witnesses,
+            witness_quorum=self.audit.witness_quorum,
+            publish_interval_s=self.audit.publish_interval_s,
         )

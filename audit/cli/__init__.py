@@ -6,6 +6,7 @@ from audit.cli.exporting import export, vkeys
 from audit.cli.listing import list_records, show, tail
 from audit.cli.tiles import serve_tiles, tiles
 from audit.cli.verifying import reindex, verify
+from audit.cli.witness import witness
 from bulkhead.cli.console import Program, example
 
 __all__ = ["main", "program"]
@@ -30,7 +31,7 @@ def program() -> None:
     """
 
 
-for _command in (list_records, tail, show, verify, export, vkeys, reindex, tiles, serve_tiles):
+for _command in (list_records, tail, show, verify, export, vkeys, reindex, tiles, serve_tiles, witness):
     program.add_command(_command)
 
 

@@ -18,6 +18,7 @@ from audit.lockstore import FileLockStore
 from audit.log.listing import list_records
 from audit.log.opening import Opened, open_parts, platform_log, tenant_log
 from audit.log.prover import Prover
+from audit.log.publishing import Publisher, current_path, keep_publishing
 from audit.log.rounds import RoundMaker, make_rounds
 from audit.log.serving import Serving
 from audit.log.writer import CommitThread
@@ -68,7 +69,7 @@ class AuditLog:
         self._rounds = RoundMaker(keys=parts.keys, next_round=parts.next_round)
         self._opening = asyncio.Lock()
         self._readers = ThreadPoolExecutor(_READ_THREADS, thread_name_prefix="audit-read")
-        self._round_task: asyncio.Task[None] | None = None
+        self._tasks: tuple[asyncio.Task[None], ...] = ()
         self._writer = CommitThread(
             store=parts.store,
             lock=parts.lock,
@@ -79,6 +80,13 @@ class AuditLog:
         )
         self._serving = Serving(
             store=parts.store, keys=parts.keys, prover=self._prover, keep=self._writer.keep_checkpoint
+        )
+        self._publisher = Publisher(
+            targets=config.witnesses,
+            quorum=config.witness_quorum,
+            sign=self._serving.note,
+            extension=lambda old, new: self.extension(self.platform_log.log_id, old, new),
+            keep=self._writer.keep_cosignatures,
         )
         self._learn(parts.logs, parts.heads)
 
@@ -120,10 +128,10 @@ class AuditLog:
 
     async def close(self) -> None:
         """Finish what is queued and release the database. Appends fail afterwards."""
-        if self._round_task is not None:
-            self._round_task.cancel()
-            await asyncio.gather(self._round_task, return_exceptions=True)
-            self._round_task = None
+        tasks, self._tasks = self._tasks, ()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         if self._writer.fork is None:  # the database keeps a signed checkpoint of all that was acknowledged
             heads = [(self._logs[log_id], head) for log_id, head in self._heads.items() if head.size]
             await self._read(lambda: [self._serving.note(info, head.frontier) for info, head in heads])
@@ -229,20 +237,23 @@ class AuditLog:
         info, head = self._info(log_id), self._heads[log_id]
         return await self._read(lambda: self._serving.note(info, head.frontier))
 
-    async def receipt(self, log_id: int, index: int) -> AuditReceipt:
-        """Return a record with its inclusion proof under the current checkpoint.
+    async def receipt(self, log_id: int, index: int, *, size: int | None = None) -> AuditReceipt:
+        """Return a record with its inclusion proof under the current checkpoint, or under that of an earlier size.
 
         What is returned was verified here: a damaged database gives an error, not a proof that fails elsewhere.
 
         Raises:
-            NotFoundError: no such log, or no such record is acknowledged.
+            NotFoundError: no such log, or no such record is acknowledged (in a tree of that size).
             RecordError: the stored record is not the one in the tree.
             AuditUnavailableError: the database cannot be read.
         """
         info, head = self._info(log_id), self._heads[log_id]
-        if not 0 <= index < head.size:
+        within = head.size if size is None else min(size, head.size)
+        if not 0 <= index < within:
             raise NotFoundError(f"there is no record {index} in this log")
-        return await self._read(lambda: self._serving.receipt(info, head.frontier, index))
+        return await self._read(
+            lambda: self._serving.receipt(info, self._serving.earlier(info, head.frontier, within), index)
+        )
 
     async def prove(self, appended: Appended) -> AuditReceipt:
         """Return :meth:`receipt` of a record that was just appended, without reading it back; verified likewise."""
@@ -261,35 +272,38 @@ class AuditLog:
             raise NotFoundError("there is no record of that id in this log")
         return found.index
 
-    async def consistency(self, log_id: int, old_size: int, new_size: int) -> tuple[bytes, ...]:
-        """Return the consistency proof between two acknowledged sizes.
+    async def extension(self, log_id: int, old_size: int, new_size: int | None = None) -> tuple[tuple[bytes, ...], str]:
+        """Return the consistency proof from an acknowledged size to another (by default of now), and its checkpoint.
 
         Raises:
             NotFoundError: no such log.
             InvalidRequestError: not ``0 <= old_size <= new_size <= size``.
+            RecordError: the stored tree is not the acknowledged one.
             AuditUnavailableError: the database cannot be read.
         """
-        info = self._info(log_id)
-        if not 0 <= old_size <= new_size <= self._heads[log_id].size:
+        info, head = self._info(log_id), self._heads[log_id]
+        wanted = head.size if new_size is None else new_size
+        if not 0 <= old_size <= wanted <= head.size:
             raise InvalidRequestError("the sizes are not those of this log")
-        return await self._read(lambda: self._serving.consistency(info, old_size, new_size))
+        return await self._read(lambda: self._serving.extension(info, head.frontier, old_size, wanted))
 
     async def round_path(self, log_id: int) -> RoundPath | None:
         """Return what ties a tenant's log to the platform's latest round.
 
-        None for the platform's own log, and before the log is in a round of this process (a second or two).
+        None for the platform's own log, and before the log is in a round of this process (a second or two; with
+        witnesses: until a quorum of them has cosigned the platform's checkpoint over such a round).
 
         Raises:
             NotFoundError: no such log.
             AuditUnavailableError: the database cannot be read.
         """
-        slot = self._info(log_id).slot
-        last = None if slot is None else self._rounds.last(slot)
-        if slot is None or last is None:
+        slot, platform = self._info(log_id).slot, self.platform_log
+        if slot is None:
             return None
-        index, part = last
-        receipt = await self.receipt(self.platform_log.log_id, index)
-        return RoundPath(slot, part.salt, part.checkpoint_text, part.path, receipt)
+        head = self._heads[platform.log_id]
+        return await self._read(
+            lambda: current_path(self._publisher, self._rounds, self._serving, platform=platform, head=head, slot=slot)
+        )
 
     async def records(self, query: RecordFilter, page: Page) -> RecordPage:
         """List records through the index; each is compared with its leaf before it is returned.
@@ -326,6 +340,7 @@ class AuditLog:
             reason="" if reason is None else reason.message,
             queued=self._writer.queued,
             unindexed=self._writer.unindexed,
+            witnesses={name: error.message for name, error in self._publisher.failures.items()},
         )
 
     async def _start(self) -> None:
@@ -346,7 +361,16 @@ class AuditLog:
             submit=self._submit,
             ended=lambda: self._writer.fork is not None,
         )
-        self._round_task = asyncio.create_task(rounds, name="audit-rounds")
+        publishing = keep_publishing(
+            self._publisher,
+            interval_s=self._config.publish_interval_s,
+            state=lambda: (self.platform_log, self._heads[self.platform_log.log_id], self._rounds.newest),
+            ended=lambda: self._writer.fork is not None,
+        )
+        self._tasks = (
+            asyncio.create_task(rounds, name="audit-rounds"),
+            asyncio.create_task(publishing, name="audit-publishing"),
+        )
 
     def _info(self, log_id: int) -> LogInfo:
         info = self._logs.get(log_id)

@@ -18,7 +18,7 @@ from bulkhead.transparency.checkpoint import Checkpoint
 from bulkhead.transparency.merkle import inclusion_proof, leaf_hash, tree_root
 from bulkhead.transparency.rounds import round_leaf
 
-__all__ = ["PreparedRound", "RoundMaker", "SlotPath", "make_rounds"]
+__all__ = ["CommittedRound", "PreparedRound", "RoundMaker", "SlotPath", "make_rounds"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +43,14 @@ class PreparedRound:
 
 
 @dataclass(frozen=True, slots=True)
+class CommittedRound:
+    """A round and where it stands in the platform's log."""
+
+    prepared: PreparedRound
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
 class SlotPath:
     """One slot's part of a round."""
 
@@ -57,19 +65,19 @@ class RoundMaker:
     def __init__(self, *, keys: LogKeys, next_round: int) -> None:
         self._keys = keys
         self._next = next_round
-        self._committed: PreparedRound | None = None
-        self._index = -1
+        self.newest: CommittedRound | None = None
+        """The last round that was committed by this process."""
 
     def due(self, heads: Mapping[int, Head], logs: Iterable[LogInfo]) -> bool:
         """Whether a tenant's log is larger than in the last committed round (or there was none yet)."""
-        sizes = {} if self._committed is None else self._committed.sizes
+        sizes = {} if self.newest is None else self.newest.prepared.sizes
         return any(log.slot is not None and heads[log.log_id].size != sizes.get(log.log_id) for log in logs)
 
     def prepare(self, stamp: Callable[[], Stamp], heads: Mapping[int, Head], logs: Iterable[LogInfo]) -> PreparedRound:
         """Build the next round over the tenants' acknowledged heads."""
         tenants = sorted(((log.slot, log) for log in logs if log.slot is not None), key=lambda pair: pair[0])
         number = self._next
-        previous = {} if self._committed is None else self._committed.sizes
+        previous = {} if self.newest is None else self.newest.prepared.sizes
         texts: list[str] = []
         hashes: list[bytes] = []
         for slot, log in tenants:
@@ -89,17 +97,16 @@ class RoundMaker:
 
     def committed(self, prepared: PreparedRound, index: int) -> None:
         """Take note that a round stands at ``index`` of the platform's log."""
-        self._committed, self._index = prepared, index
+        self.newest = CommittedRound(prepared, index)
         self._next = prepared.number + 1
 
-    def last(self, slot: int) -> tuple[int, SlotPath] | None:
-        """Return where the last round stands and a slot's part of it, or None if the slot is not in one yet."""
-        done = self._committed
-        if done is None or slot >= len(done.hashes):
+    def path(self, done: CommittedRound, slot: int) -> SlotPath | None:
+        """Return a slot's part of a round, or None if the slot is not in it."""
+        hashes = done.prepared.hashes
+        if slot >= len(hashes):
             return None
-        hashes = done.hashes
         path = inclusion_proof(slot, len(hashes), lambda level, at: tree_root(hashes[at << level : (at + 1) << level]))
-        return self._index, SlotPath(self._keys.salt(done.number, slot), done.texts[slot], path)
+        return SlotPath(self._keys.salt(done.prepared.number, slot), done.prepared.texts[slot], path)
 
 
 async def make_rounds(

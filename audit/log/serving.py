@@ -9,10 +9,16 @@ from audit.keys import LogKeys
 from audit.log.prover import Prover
 from audit.model import Appended, Head, LogInfo, Progress
 from audit.store import AuditReader
-from bulkhead.errors import InclusionError, RecordError
+from bulkhead.errors import ConsistencyError, InclusionError, RecordError
 from bulkhead.transparency.checkpoint import Checkpoint, sign_checkpoint
 from bulkhead.transparency.export import ExportWriter
-from bulkhead.transparency.merkle import Frontier, consistency_proof, inclusion_proof, verify_inclusion
+from bulkhead.transparency.merkle import (
+    Frontier,
+    consistency_proof,
+    inclusion_proof,
+    verify_consistency,
+    verify_inclusion,
+)
 from bulkhead.transparency.receipt import AuditReceipt
 
 __all__ = ["Serving"]
@@ -82,13 +88,47 @@ class Serving:
             raise RecordError(f"{info.origin}: record {index} in the database is not the one in the tree") from error
         return AuditReceipt(leaf, index, proof, self.note(info, frontier))
 
-    def consistency(self, info: LogInfo, old_size: int, new_size: int) -> tuple[bytes, ...]:
-        """Return the consistency proof between two sizes.
+    def extension(
+        self, info: LogInfo, frontier: Frontier, old_size: int, new_size: int
+    ) -> tuple[tuple[bytes, ...], str]:
+        """Return the consistency proof between two sizes up to an acknowledged one, and the later's checkpoint.
 
         Raises:
+            RecordError: the stored tree is not the acknowledged one.
             AuditUnavailableError: the database cannot be read.
         """
-        return consistency_proof(old_size, new_size, self._prover.nodes(info.log_id))
+        later = self.earlier(info, frontier, new_size)
+        return consistency_proof(old_size, new_size, self._prover.nodes(info.log_id)), self.note(info, later)
+
+    def earlier(self, info: LogInfo, frontier: Frontier, size: int) -> Frontier:
+        """Return the frontier of an earlier size, proven to be that of the acknowledged log: it may be signed.
+
+        Raises:
+            RecordError: the stored tree is not the acknowledged one.
+            AuditUnavailableError: the database cannot be read.
+        """
+        if size == frontier.size:
+            return frontier
+        node = self._prover.nodes(info.log_id)
+        nodes: list[bytes] = []
+        low = 0
+        for level in reversed(range(size.bit_length())):
+            if size >> level & 1:
+                nodes.append(node(level, low >> level))
+                low += 1 << level
+        found = Frontier(size, tuple(nodes))
+        try:
+            if size:
+                verify_consistency(
+                    old_size=size,
+                    old_root=found.root(),
+                    new_size=frontier.size,
+                    new_root=frontier.root(),
+                    proof=consistency_proof(size, frontier.size, node),
+                )
+        except ConsistencyError as error:
+            raise RecordError(f"{info.origin}: the stored tree of size {size} is not that of the log") from error
+        return found
 
     def export(self, parts: Sequence[tuple[LogInfo, Head]], stream: BinaryIO, progress: Progress | None) -> int:
         """Write logs up to the given heads as one export; return how many records it holds.

@@ -75,6 +75,7 @@ class CommitThread:
         self._failpoint = failpoint
         self._queue: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
         self._notes: dict[tuple[int, int], str] = {}
+        self._cosignatures: dict[tuple[int, int], str] = {}
         self._notes_guard = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="audit-commit", daemon=True)
         self._closed = False
@@ -123,6 +124,11 @@ class CommitThread:
         with self._notes_guard:
             self._notes[log_id, size] = note
 
+    def keep_cosignatures(self, log_id: int, size: int, lines: str) -> None:
+        """Keep witnesses' signature lines of a checkpoint that is kept, some time soon. Any thread."""
+        with self._notes_guard:
+            self._cosignatures[log_id, size] = lines
+
     async def close(self) -> None:
         """Commit what is queued and end the thread."""
         if not self._closed:
@@ -166,7 +172,7 @@ class CommitThread:
         """Return how long to wait for a record before housekeeping; None if there is nothing to do."""
         if self.failure is not None or self.housekeeping_failure is not None:
             return _RETRY_S
-        if self._unindexed or self._notes or self._since_maintenance:
+        if self._unindexed or self._notes or self._cosignatures or self._since_maintenance:
             return max(_IDLE_S, self._resting_until_s - time.monotonic())
         return None
 
@@ -210,7 +216,8 @@ class CommitThread:
                 self.failure = None
             with self._notes_guard:
                 notes, self._notes = self._notes, {}
-            self._put_notes(notes)
+                cosignatures, self._cosignatures = self._cosignatures, {}
+            self._put_notes(notes, cosignatures)
             while self._unindexed and (idle or self._unindexed > _INDEX_LAG_LIMIT):
                 done = self._store.project(_INDEX_CHUNK)
                 self._unindexed = max(self._unindexed - done, 0) if done == _INDEX_CHUNK else 0
@@ -227,14 +234,16 @@ class CommitThread:
         except Exception as defect:  # noqa: BLE001 - the thread's boundary: housekeeping must not end commits
             self.housekeeping_failure = AuditUnavailableError(f"housekeeping failed: {type(defect).__name__}: {defect}")
 
-    def _put_notes(self, notes: Mapping[tuple[int, int], str]) -> None:
-        if not notes:
+    def _put_notes(self, notes: Mapping[tuple[int, int], str], cosignatures: Mapping[tuple[int, int], str]) -> None:
+        if not notes and not cosignatures:
             return
         try:
             self._store.put_checkpoints(notes)
+            self._store.put_cosignatures(cosignatures)
         except AuditUnavailableError:
             with self._notes_guard:
                 self._notes = {**notes, **self._notes}
+                self._cosignatures = {**cosignatures, **self._cosignatures}
             raise
 
     def _call(self, function: Callable[..., None], *args: object) -> None:

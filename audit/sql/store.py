@@ -235,6 +235,14 @@ class SqlAuditStore(SqlAuditReader):
                 if connection.execute(CHECKPOINT_SIZE, {"log": log_id, "at": size}).scalar() is None:
                     connection.execute(insert(audit_checkpoint), {"log_id": log_id, "size": size, "note": note})
 
+    def put_cosignatures(self, lines: Mapping[tuple[int, int], str]) -> None:
+        """Keep witnesses' signature lines of kept checkpoints."""
+        table = audit_checkpoint.c
+        with self._writing() as connection:
+            for (log_id, size), text in lines.items():
+                kept = (table.log_id == log_id) & (table.size == size)
+                connection.execute(audit_checkpoint.update().where(kept).values(cosigs=text))
+
     def project(self, limit: int) -> int:
         """Index up to ``limit`` further leaves.
 

@@ -49,6 +49,7 @@ class AuditServicer(audit_pb2_grpc.AuditServiceServicer):
             request.tenant_id,
             index=request.index if key == "index" else None,
             record_id=request.record_id,
+            size=request.size,
         )
         return pb.GetRecordResponse(receipt=receipt_message(receipt, _origin_of(receipt.checkpoint)))
 
@@ -62,11 +63,9 @@ class AuditServicer(audit_pb2_grpc.AuditServiceServicer):
         request: pb.GetConsistencyProofRequest,
         context: Any,  # noqa: ARG002  gRPC's signature
     ) -> pb.GetConsistencyProofResponse:
-        """Return a consistency proof, and the checkpoint of now."""
-        call = _call()
-        proof = await self._reads.consistency(call, request.tenant_id, request.old_size, request.new_size)
-        checkpoint = await self._reads.checkpoint(call, request.tenant_id)
-        return pb.GetConsistencyProofResponse(proof=proof, checkpoint=checkpoint.note)
+        """Return a consistency proof, and the checkpoint that it leads to."""
+        proof, note = await self._reads.extension(_call(), request.tenant_id, request.old_size, request.new_size)
+        return pb.GetConsistencyProofResponse(proof=proof, checkpoint=note)
 
     async def GetRoundPath(self, request: pb.GetRoundPathRequest, context: Any) -> pb.GetRoundPathResponse:  # noqa: N802, ARG002  gRPC's names
         """Return the path of a tenant's head into a round of the platform's log."""

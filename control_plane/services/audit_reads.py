@@ -81,8 +81,10 @@ class AuditReads:
         await self._note(call, info, "ListRecords", filters, returned=len(found.records), size=found.size)
         return found
 
-    async def receipt(self, call: AdminCall, tenant: str, *, index: int | None, record_id: str) -> AuditReceipt:
-        """Return one record, by index or id, with its inclusion proof.
+    async def receipt(
+        self, call: AdminCall, tenant: str, *, index: int | None, record_id: str, size: int = 0
+    ) -> AuditReceipt:
+        """Return one record, by index or id, with its inclusion proof in the tree of ``size`` (0: of now).
 
         Raises:
             NotFoundError: no such record or log, or not the caller's to read.
@@ -92,7 +94,7 @@ class AuditReads:
         info = self._log(call.caller, tenant)
         if index is None:
             index = await self._audit.index_of(info.log_id, ids.check_id(record_id, ids.RECORD))
-        receipt = await self._audit.receipt(info.log_id, index)
+        receipt = await self._audit.receipt(info.log_id, index, size=size or None)
         await self._note(call, info, "GetRecord", {"index": index}, returned=1)
         return receipt
 
@@ -105,15 +107,17 @@ class AuditReads:
         info = self._log(call.caller, tenant)
         return Checkpoint(await self._audit.checkpoint(info.log_id), self._audit.vkey(info.log_id))
 
-    async def consistency(self, call: AdminCall, tenant: str, old_size: int, new_size: int) -> tuple[bytes, ...]:
-        """Return the proof that the log of ``new_size`` (0: of now) extends that of ``old_size``.
+    async def extension(
+        self, call: AdminCall, tenant: str, old_size: int, new_size: int
+    ) -> tuple[tuple[bytes, ...], str]:
+        """Return the proof that the log of ``new_size`` (0: of now) extends that of ``old_size``, and its checkpoint.
 
         Raises:
             NotFoundError: no such log, or not the caller's to read.
             InvalidRequestError: not sizes of this log.
         """
         info = self._log(call.caller, tenant)
-        return await self._audit.consistency(info.log_id, old_size, new_size or self._audit.size(info.log_id))
+        return await self._audit.extension(info.log_id, old_size, new_size or None)
 
     async def round_path(self, call: AdminCall, tenant: str) -> RoundPath:
         """Return what ties a tenant's log to the platform's newest round.

@@ -20,6 +20,7 @@ class MemoryAuditStore:
         self._logs: dict[int, LogInfo] = {}
         self._leaves: list[StoredLeaf] = []
         self._notes: dict[tuple[int, int], str] = {}
+        self._cosigs: dict[tuple[int, int], str] = {}
         self._rounds: dict[int, dict[int, int]] = {}
         self._indexed = 0
 
@@ -66,6 +67,9 @@ class MemoryAuditStore:
 
     def put_checkpoints(self, notes: Mapping[tuple[int, int], str]) -> None:
         self._notes = {**notes, **self._notes}
+
+    def put_cosignatures(self, lines: Mapping[tuple[int, int], str]) -> None:
+        self._cosigs.update({place: text for place, text in lines.items() if place in self._notes})
 
     def project(self, limit: int) -> int:
         done = min(limit, len(self._leaves) - self._indexed)

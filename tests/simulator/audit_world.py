@@ -4,6 +4,7 @@ import itertools
 import secrets
 import time
 from pathlib import Path
+from typing import Any
 
 from audit import records
 from audit.config import AuditConfig
@@ -74,7 +75,7 @@ def opening(info: LogInfo) -> NewLeaf:
     return NewLeaf(info.log_id, record.record_id, record.leaf, leaf_hash(record.leaf), opens=info)
 
 
-def config(directory: Path, **changes: float) -> AuditConfig:
+def config(directory: Path, **changes: Any) -> AuditConfig:
     """Return a configuration whose files are all under ``directory``; rounds are slow unless changed."""
     return AuditConfig(
         database=directory / "audit.db",
@@ -85,6 +86,6 @@ def config(directory: Path, **changes: float) -> AuditConfig:
     )
 
 
-async def opened(directory: Path, failpoint: Failpoint = no_failpoint, **changes: float) -> AuditLog:
+async def opened(directory: Path, failpoint: Failpoint = no_failpoint, **changes: Any) -> AuditLog:
     """Open an audit log under ``directory``."""
     return await AuditLog.open(config(directory, **changes), failpoint=failpoint)

@@ -80,7 +80,7 @@ async def test_checkpoints_are_consistent(log):
         notes.append(await log.checkpoint(info.log_id))
     opened_notes = [open_checkpoint(note, vkey=log.vkey(info.log_id), origin=info.origin) for note in notes]
     for old, new in itertools.combinations(opened_notes, 2):
-        proof = await log.consistency(info.log_id, old.size, new.size)
+        proof, _note = await log.extension(info.log_id, old.size, new.size)
         verify_consistency(old_size=old.size, old_root=old.root, new_size=new.size, new_root=new.root, proof=proof)
     assert await log.checkpoint(info.log_id) == notes[-1]
 
@@ -132,7 +132,7 @@ async def test_what_is_not_there_is_not_found(log):
         with pytest.raises(NotFoundError):
             await call
     with pytest.raises(InvalidRequestError):
-        await log.consistency(info.log_id, 0, 2)
+        await log.extension(info.log_id, 0, 2)
 
 
 async def test_it_goes_on_after_a_restart(tmp_path):

@@ -182,20 +182,24 @@ class GetRecordRequest(_message.Message):
     TENANT_ID_FIELD_NUMBER: _builtins.int
     INDEX_FIELD_NUMBER: _builtins.int
     RECORD_ID_FIELD_NUMBER: _builtins.int
+    SIZE_FIELD_NUMBER: _builtins.int
     tenant_id: _builtins.str
     """Tenant id; empty means the caller's own."""
     index: _builtins.int
     record_id: _builtins.str
+    size: _builtins.int
+    """Prove it in the tree of this size, e.g. that of GetRoundPath's checkpoint; 0: of now."""
     def __init__(
         self,
         *,
         tenant_id: _builtins.str = ...,
         index: _builtins.int = ...,
         record_id: _builtins.str = ...,
+        size: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["index", b"index", "key", b"key", "record_id", b"record_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["index", b"index", "key", b"key", "record_id", b"record_id", "tenant_id", b"tenant_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["index", b"index", "key", b"key", "record_id", b"record_id", "size", b"size", "tenant_id", b"tenant_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_key: _TypeAlias = _typing.Literal["index", "record_id"]  # noqa: Y015
     _WhichOneofArgType_key: _TypeAlias = _typing.Literal["key", b"key"]  # noqa: Y015
@@ -274,6 +278,7 @@ class GetConsistencyProofRequest(_message.Message):
     tenant_id: _builtins.str
     old_size: _builtins.int
     new_size: _builtins.int
+    """0: of now."""
     def __init__(
         self,
         *,
@@ -296,6 +301,7 @@ class GetConsistencyProofResponse(_message.Message):
     PROOF_FIELD_NUMBER: _builtins.int
     CHECKPOINT_FIELD_NUMBER: _builtins.int
     checkpoint: _builtins.str
+    """Of the new size."""
     @_builtins.property
     def proof(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]: ...
     def __init__(
@@ -346,7 +352,7 @@ class GetRoundPathResponse(_message.Message):
     """The tenant's checkpoint text that the round commits to."""
     @_builtins.property
     def round(self) -> Global___AuditReceipt:
-        """Round record of the platform log with its inclusion proof."""
+        """Round record of the platform log with its inclusion proof; where witnesses are required, its checkpoint is cosigned."""
 
     @_builtins.property
     def path(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]: ...

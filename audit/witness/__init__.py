@@ -1,0 +1,1 @@
+"""Witnesses: our own small one, and asking witnesses for their cosignatures."""
