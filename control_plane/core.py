@@ -11,6 +11,7 @@ from control_plane.services.journal import Journal
 from control_plane.services.leases import Leases
 from control_plane.services.lifecycle import Lifecycle
 from control_plane.services.pool import PartitionPool
+from control_plane.services.receipt_batches import Batches
 from control_plane.services.receipts import Receipts
 from control_plane.services.reconcile import Reconciler
 from control_plane.services.release import Releaser
@@ -57,7 +58,9 @@ class FleetCore:
         )
         self.lifecycle = Lifecycle(book=self.book, ender=self.ender, database=database, journal=journal, now_us=now_us)
         self.releaser = Releaser(book=self.book, lifecycle=self.lifecycle, settings=settings, now_us=now_us)
+        self.batches = Batches(database=database, journal=journal)
         self.receipts = Receipts(
+            batches=self.batches,
             book=self.book,
             lifecycle=self.lifecycle,
             settings=settings,

@@ -79,7 +79,7 @@ class Runtime:
         resources, core = self._resources, self.core
         asks = authorisation(resources, platform_facts=core.fleet.platform_facts)
         changes = administration(resources, asks)
-        reads = AuditReads(journal=resources.journal, authorisation=asks)
+        reads = AuditReads(journal=resources.journal, database=resources.database, authorisation=asks)
         admin = FleetAdmin(administration=changes, fleet=core.fleet, book=core.book, releaser=core.releaser)
         query = FleetQuery(database=resources.database, authorisation=asks, fleet=core.fleet, book=core.book)
         revoked = _SessionsOfRevokedCredentials(sessions=core.sessions)

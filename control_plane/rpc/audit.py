@@ -4,12 +4,14 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from audit.model import Page, RecordFilter
+from bulkhead.encoding import MAX_SAFE_INTEGER
 from bulkhead.errors import InvalidRequestError
+from bulkhead.ids import PARTITION, SESSION, check_id
 from bulkhead.v1 import audit_pb2 as pb
 from bulkhead.v1 import audit_pb2_grpc
 from control_plane.rpc.caller import current_caller
 from control_plane.rpc.session_convert import receipt_message
-from control_plane.services.audit_reads import PLATFORM, AuditReads
+from control_plane.services.audit_reads import PLATFORM, AuditReads, NamedReceipt
 from control_plane.services.authorisation import AdminCall
 from control_plane.services.paging import page_size
 from service.interceptors import current_request_id
@@ -18,6 +20,7 @@ __all__ = ["AuditServicer"]
 
 MAX_FILTER_CHARS = 64  # the longest action and identifier
 MAX_TOKEN_CHARS = 128
+DIGEST_BYTES = 32  # SHA-256
 
 
 class AuditServicer(audit_pb2_grpc.AuditServiceServicer):
@@ -77,6 +80,24 @@ class AuditServicer(audit_pb2_grpc.AuditServiceServicer):
             path=path.path,
             checkpoint=path.checkpoint_text,
         )
+
+    async def GetReceiptProof(  # noqa: N802  gRPC's name
+        self,
+        request: pb.GetReceiptProofRequest,
+        context: Any,  # noqa: ARG002  gRPC's signature
+    ) -> pb.GetReceiptProofResponse:
+        """Return where the log holds the digest of a usage receipt."""
+        if not 0 < request.number <= MAX_SAFE_INTEGER or len(request.receipt_digest) != DIGEST_BYTES:
+            raise InvalidRequestError("a receipt is named by session, partition, number and 32-byte digest")
+        named = NamedReceipt(
+            session_id=check_id(request.session_id, SESSION),
+            partition_id=check_id(request.partition_id, PARTITION),
+            number=request.number,
+            digest=request.receipt_digest,
+        )
+        proof = await self._reads.receipt_proof(_call(), request.tenant_id, named)
+        record = receipt_message(proof.record, _origin_of(proof.record.checkpoint))
+        return pb.GetReceiptProofResponse(record=record, path=proof.path)
 
     async def ExportLog(self, request: pb.ExportLogRequest, context: Any) -> AsyncIterator[pb.ExportLogChunk]:  # noqa: N802, ARG002  gRPC's names
         """Stream an export of one log."""

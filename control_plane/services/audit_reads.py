@@ -15,14 +15,16 @@ from audit.records import audit_exported, audit_read
 from bulkhead import ids
 from bulkhead.encoding import Json
 from bulkhead.errors import AuditUnavailableError, NotFoundError, PermissionDeniedError, UnavailableError
-from bulkhead.transparency import AuditReceipt, RoundPath
+from bulkhead.transparency import AuditReceipt, RoundPath, receipt_path
 from control_plane.authz.input import LogResource
 from control_plane.domain.roles import Caller, Role
 from control_plane.services.authorisation import AdminCall, Authorisation, Question
 from control_plane.services.journal import Journal
 from control_plane.services.refusals import cause_of, subject_of
+from control_plane.storage.engine import Database
+from control_plane.storage.receipts import ReceiptBatches
 
-__all__ = ["PLATFORM", "AuditReads", "Checkpoint"]
+__all__ = ["PLATFORM", "AuditReads", "Checkpoint", "NamedReceipt", "ReceiptProof"]
 
 PLATFORM: Final = "platform"
 CHUNK_BYTES: Final = 64 * 1024  # of an export, below any message limit
@@ -36,15 +38,35 @@ class Checkpoint:
     vkey: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NamedReceipt:
+    """A usage receipt, named by what it says of itself."""
+
+    session_id: str
+    partition_id: str
+    number: int
+    digest: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ReceiptProof:
+    """The record that covers a receipt, and the path from the receipt's digest to the record's root."""
+
+    record: AuditReceipt
+    path: tuple[bytes, ...]
+
+
 class AuditReads:
     """Reads audit logs on behalf of callers.
 
     Args:
         journal: the audit log.
+        database: the state: which receipts went under which record.
         authorisation: asks policy about officers' reads.
     """
 
-    def __init__(self, *, journal: Journal, authorisation: Authorisation) -> None:
+    def __init__(self, *, journal: Journal, database: Database, authorisation: Authorisation) -> None:
+        self._database = database
         self._journal = journal
         self._audit = journal.audit
         self._authorisation = authorisation
@@ -97,6 +119,28 @@ class AuditReads:
         receipt = await self._audit.receipt(info.log_id, index, size=size or None)
         await self._note(call, info, "GetRecord", {"index": index}, returned=1)
         return receipt
+
+    async def receipt_proof(self, call: AdminCall, tenant: str, named: NamedReceipt) -> ReceiptProof:
+        """Return the record that covers a usage receipt, with its inclusion proof and the path to its root.
+
+        Raises:
+            NotFoundError: no such log or not the caller's, or no record covers the receipt (yet).
+            AuditUnavailableError: the read could not be recorded.
+        """
+        info = self._log(call.caller, tenant)
+        found = await self._database.read(
+            lambda tx: ReceiptBatches(tx.connection).overlapping(
+                named.session_id, named.partition_id, low=named.number, high=named.number
+            )
+        )
+        batch = next((item for item in found if item.digest_of(named.number) == named.digest), None)
+        known = batch is not None and batch.tenant_id == info.tenant
+        if batch is None or not known or batch.log_id is None or batch.log_index is None:
+            raise NotFoundError("the log holds no such receipt; a new one is recorded within some ten seconds")
+        record = await self._audit.receipt(batch.log_id, batch.log_index)
+        query: dict[str, Json] = {"session": named.session_id, "number": named.number}
+        await self._note(call, info, "GetReceiptProof", query, returned=1)
+        return ReceiptProof(record, receipt_path(batch.digests, named.number - batch.first))
 
     async def checkpoint(self, call: AdminCall, tenant: str) -> Checkpoint:
         """Return a log's checkpoint of now. Not recorded: it says nothing of any record.

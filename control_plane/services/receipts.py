@@ -1,21 +1,23 @@
 """Agents' events into the audit log: nothing is acknowledged before its record is durable.
 
-Receipts of a session are gathered into one `receipts` record with their Merkle root, counts and totals: every
+Receipts of a session are gathered into one `receipts` record with their range, Merkle root and totals: every
 ``receipts_interval_s``, when the session has ended, and at once when a spool presses (workers stop at 1,024
-unacknowledged receipts). Steps of partitions and refusals get records of their own within a second. An agent's events
-are acknowledged up to the first that is not recorded yet; what was not acknowledged the agent sends again.
+unacknowledged receipts); :mod:`~control_plane.services.receipt_batches` sees to it that each counts once. Steps of
+partitions and refusals get records of their own within a second. An agent's events are acknowledged up to the first
+that is not recorded yet; what was not acknowledged the agent sends again.
 
 An agent answers for its own partitions only: an event that names another tenant than the partition's goes to the
 platform's log as a refusal and touches no tenant's.
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Final
 
 import structlog
 
-from audit.records import PlatformReason, Record, access_denied, agent_refused, platform_cause, receipts
+from audit.records import PlatformReason, access_denied, agent_refused, platform_cause
+from bulkhead.encoding import MAX_SAFE_INTEGER
 from bulkhead.errors import (
     AgentUnavailableError,
     BulkheadError,
@@ -23,7 +25,6 @@ from bulkhead.errors import (
     NotFoundError,
     PermissionDeniedError,
 )
-from bulkhead.transparency import receipts_root
 from control_plane.domain.fleet import EventAck, PartitionStep, ReceiptReported, RefusalReported, SpooledEvent
 from control_plane.domain.partitions import Partition, PartitionState
 from control_plane.domain.sessions import HOLDING, Session
@@ -31,6 +32,7 @@ from control_plane.services.book import PartitionBook
 from control_plane.services.commands import Outbox
 from control_plane.services.journal import Journal
 from control_plane.services.lifecycle import Lifecycle, platform_origin
+from control_plane.services.receipt_batches import Batches, Told
 from control_plane.services.settings import FleetSettings
 from control_plane.storage.engine import Database, Transaction
 from control_plane.storage.partitions import Agents, Partitions
@@ -39,7 +41,6 @@ from control_plane.storage.sessions import Sessions
 __all__ = ["Receipts", "Spool"]
 
 MAX_PENDING: Final = 8_192  # of one agent; its workers stop at 1,024 receipts, the rest is steps and refusals
-MAX_BATCH: Final = 1_024  # receipts under one root
 US_PER_S: Final = 1_000_000
 DIGEST_BYTES: Final = 32  # SHA-256
 STATUSES: Final = ("ok", "cancelled", "failed")
@@ -96,6 +97,7 @@ class Receipts:
     Args:
         database: the state: sessions, partitions, the spools' marks.
         journal: the audit log.
+        batches: groups receipts under records.
         book: partitions in memory.
         lifecycle: follows what agents report of partitions.
         settings: intervals.
@@ -107,6 +109,7 @@ class Receipts:
         *,
         database: Database,
         journal: Journal,
+        batches: Batches,
         book: PartitionBook,
         lifecycle: Lifecycle,
         settings: FleetSettings,
@@ -114,6 +117,7 @@ class Receipts:
     ) -> None:
         self._database = database
         self._journal = journal
+        self._batches = batches
         self._book = book
         self._lifecycle = lifecycle
         self._settings = settings
@@ -146,63 +150,67 @@ class Receipts:
     async def flush(self, *, everything: bool = False) -> None:
         """Record what is due (everything, on a stop), store and send the acknowledgements. Called every second."""
         async with self._flushing:
+            await self._finish_claims()
             for spool in tuple(self._spools.values()):
                 try:
                     await self._flush(spool, everything=everything)
                 except BulkheadError as error:  # the log or the state is out of reach: the events stay, leases lapse
                     log.warning("receipts.waiting", agent_id=spool.agent_id, code=error.code)
 
+    async def _finish_claims(self) -> None:
+        """Record what was claimed and is not known to be recorded, by an earlier process or before a failure."""
+        try:
+            await self._batches.record()
+            if self._batches.has_marks:
+                marked = await self._database.write(self._batches.mark)
+                marked()
+        except BulkheadError as error:
+            log.warning("receipts.claims_waiting", code=error.code)
+
     async def _flush(self, spool: Spool, *, everything: bool) -> None:
         waiting = spool.waiting()
-        batches: dict[tuple[str, str], list[SpooledEvent]] = {}
+        told: dict[tuple[str, str], list[SpooledEvent]] = {}
         for _, event in waiting:
             match event.event:
                 case ReceiptReported():
-                    batches.setdefault((event.partition_id, event.event.session_id), []).append(event)
+                    told.setdefault((event.partition_id, event.event.session_id), []).append(event)
                 case PartitionStep():
                     await self._step(spool, event, event.event)
                 case RefusalReported():
                     await self._refusal(spool, event, event.event)
         arrived = {event.seq: at_us for at_us, event in waiting}
-        pressing = everything or sum(map(len, batches.values())) >= self._settings.receipts_pressing
+        pressing = everything or sum(map(len, told.values())) >= self._settings.receipts_pressing
         due_us = self._now_us() - int(self._settings.receipts_interval_s * US_PER_S)
-        for (partition_id, session_id), events in batches.items():
+        due: list[Told] = []
+        for (partition_id, session_id), events in told.items():
             session = await self._session(session_id)
             over = session is None or session.state not in HOLDING
             if pressing or over or min(arrived[event.seq] for event in events) <= due_us:
-                await self._batch(spool, partition_id, session, events)
+                due += await self._believed(spool, partition_id, session, events)
+        await self._record(spool, due)
         await self._acknowledge(spool)
 
-    async def _batch(
+    async def _believed(
         self, spool: Spool, partition_id: str, session: Session | None, events: list[SpooledEvent]
-    ) -> None:
+    ) -> list[Told]:
+        """Return what may be recorded; what is not the agent's to tell is reported instead."""
         partition = await self._partition(partition_id)
-        for part in _runs(events):
-            told = [event.event for event in part if isinstance(event.event, ReceiptReported)]
-            if partition is None or not _believable(spool, partition, session, told):
-                await self._foreign(spool, partition_id, "receipts of a session that is not the partition's")
-            else:
-                await self._journal.write(self._record(partition, session, told))
-            for event in part:
-                spool.recorded(event.seq)
+        receipts = [event.event for event in events if isinstance(event.event, ReceiptReported)]
+        if partition is not None and _believable(spool, partition, session, receipts):
+            return [Told(partition=partition, session=session, events=events)]
+        await self._foreign(spool, partition_id, "receipts of a session that is not the partition's")
+        for event in events:
+            spool.recorded(event.seq)
+        return []
 
-    def _record(self, partition: Partition, session: Session | None, told: list[ReceiptReported]) -> Record:
-        return receipts(
-            self._journal.stamp(),
-            tenant=partition.tenant_id,
-            cause=platform_cause(PlatformReason.SPOOL),
-            session=told[0].session_id,
-            pair_id="" if session is None else session.pair_id,
-            partition=partition.partition_id,
-            model=partition.model,
-            tier=partition.tier.label,
-            root=receipts_root([item.receipt_digest for item in told]),
-            first=told[0].session_number,
-            count=len(told),
-            prompt_tokens=sum(item.prompt_tokens for item in told),
-            completion_tokens=sum(item.completion_tokens for item in told),
-            final=session is None or session.state not in HOLDING,
-        )
+    async def _record(self, spool: Spool, due: list[Told]) -> None:
+        contradicting = await self._batches.claim(due)
+        await self._batches.record()
+        for event in contradicting:
+            await self._foreign(spool, event.partition_id, "another receipt under a number that has one")
+        for item in due:
+            for event in item.events:
+                spool.recorded(event.seq)
 
     async def _step(self, spool: Spool, event: SpooledEvent, step: PartitionStep) -> None:
         """Follow a step that the agent took by itself; one that this side took or noted already has its record."""
@@ -267,12 +275,16 @@ class Receipts:
         )
 
     async def _acknowledge(self, spool: Spool) -> None:
-        if spool.committed_seq == spool.stored_seq:
+        if spool.committed_seq == spool.stored_seq and not self._batches.has_marks:
             return
         seq = spool.committed_seq
-        await self._database.write(
-            lambda tx: Agents(tx.connection).set_committed_seq(spool.agent_id, spool.spool_id, seq)
-        )
+
+        def work(tx: Transaction) -> Callable[[], None]:
+            Agents(tx.connection).set_committed_seq(spool.agent_id, spool.spool_id, seq)
+            return self._batches.mark(tx)
+
+        marked = await self._database.write(work)
+        marked()
         spool.stored_seq = seq
         if spool.outbox is not None:
             try:
@@ -314,21 +326,11 @@ _FOLLOWED: Final = frozenset(
 )
 
 
-def _runs(events: Sequence[SpooledEvent]) -> list[list[SpooledEvent]]:
-    """Return a session's receipts in order of number, in parts without a gap of at most :data:`MAX_BATCH`."""
-    numbered = {event.event.session_number: event for event in events if isinstance(event.event, ReceiptReported)}
-    runs: list[list[SpooledEvent]] = []
-    for number in sorted(numbered):
-        if number - 1 not in numbered or len(runs[-1]) == MAX_BATCH:
-            runs.append([])
-        runs[-1].append(numbered[number])
-    return runs
-
-
 def _believable(spool: Spool, partition: Partition, session: Session | None, told: list[ReceiptReported]) -> bool:
     return (
         partition.agent_id == spool.agent_id
         and (session is None or session.tenant_id == partition.tenant_id)
         and all(item.tenant_id == partition.tenant_id for item in told)
         and all(len(item.receipt_digest) == DIGEST_BYTES and item.status in STATUSES for item in told)
+        and all(0 < item.session_number <= MAX_SAFE_INTEGER for item in told)
     )

@@ -38,6 +38,7 @@ __all__ = [
     "partitions",
     "policy_bundles",
     "principals",
+    "receipt_batches",
     "sessions",
     "tenants",
 ]
@@ -260,4 +261,27 @@ sessions: Final = Table(
     Index("ix_sessions_tenant_state", "tenant_id", "state"),
     Index("ix_sessions_credential", "credential_id", "state"),
     Index("ix_sessions_state_expires", "state", "expires_us"),
+)
+
+# Which receipts went under which `receipts` record. A range is claimed here before its record is written, so that a
+# crash in between leads to the same record again and never to a second one. No foreign keys: a session's row may go.
+receipt_batches: Final = Table(
+    "receipt_batches",
+    metadata,
+    Column("session_id", _ID, primary_key=True),
+    Column("partition_id", _ID, primary_key=True),
+    Column("first", BigInteger, primary_key=True, autoincrement=False),  # number of the batch's first receipt
+    Column("count", Integer, nullable=False),
+    Column("tenant_id", _ID, nullable=False),
+    Column("digests", LargeBinary, nullable=False),  # 32 bytes each
+    Column("record_id", _ID, nullable=False, unique=True),
+    Column("leaf", LargeBinary, nullable=True),  # the record, until it is known to be in the log
+    Column("log_id", BigInteger, nullable=True),
+    Column("log_index", BigInteger, nullable=True),
+    Index(
+        "ix_receipt_batches_unrecorded",
+        "record_id",
+        sqlite_where=text("log_index IS NULL"),
+        postgresql_where=text("log_index IS NULL"),
+    ),
 )

@@ -154,7 +154,7 @@ class SessionWorld:
         session_pb2_grpc.add_SessionServiceServicer_to_server(SessionServicer(sessions=core.sessions), server)
         session_pb2_grpc.add_SessionQueryServiceServicer_to_server(SessionQueryServicer(sessions=core.sessions), server)
         audit_pb2_grpc.add_AuditServiceServicer_to_server(
-            AuditServicer(reads=AuditReads(journal=self.journal, authorisation=asks)), server
+            AuditServicer(reads=AuditReads(journal=self.journal, database=self.database, authorisation=asks)), server
         )
         fleet_pb2_grpc.add_FleetAdminServiceServicer_to_server(
             FleetAdminServicer(

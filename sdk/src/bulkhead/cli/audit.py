@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from bulkhead.cli.console import emit, emit_rows, example, json_option, note
+from bulkhead.cli.receipts import prove_receipt
 from bulkhead.cli.record_text import US_PER_S, proof_text, record_text, what, when, where, who, why
 from bulkhead.cli.settings import Settings, on_channel, settings_of
 from bulkhead.errors import ConfigError, InvalidRequestError
@@ -82,18 +83,43 @@ def show(ctx: click.Context, record: str, *, tenant: str, as_json: bool) -> None
     emit({"index": receipt.index, "fields": fields}, as_json=as_json, text=record_text(receipt.index, fields))
 
 
-@audit.command("prove", epilog=example("bulkhead audit prove rec_01h…"))
-@click.argument("record")
+@audit.command(
+    "prove",
+    epilog=example("bulkhead audit prove rec_01h…", "bulkhead audit prove --receipt answer.json --save"),
+)
+@click.argument("record", required=False)
+@click.option(
+    "--receipt",
+    "receipt_file",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="A saved receipt, in place of RECORD: verifies it, and that the log holds it.",
+)
+@click.option("--save", is_flag=True, help="With --receipt: keep the proof in the file.")
 @_tenant_option
 @_log_key_option
 @json_option
 @click.pass_context
-def prove(ctx: click.Context, record: str, *, tenant: str, log_key: str | None, as_json: bool) -> None:
-    """Verify with the pinned log key that RECORD (id or index) is in the log, and print it."""
+def prove(
+    ctx: click.Context,
+    /,
+    *,
+    record: str | None,
+    receipt_file: Path | None,
+    save: bool,
+    tenant: str,
+    log_key: str | None,
+    as_json: bool,
+) -> None:
+    """Verify with the pinned log key that RECORD (id or index), or a saved receipt, is in the log, and print it."""
     from bulkhead.client.audit import AuditLog
 
-    vkey = log_key or _pinned(settings_of(ctx))
-    proven = on_channel(ctx, lambda channel: AuditLog(channel).prove(_key(record), vkey=vkey, tenant_id=tenant))
+    if (record is None) == (receipt_file is None):
+        raise click.UsageError("give RECORD or --receipt FILE")
+    if receipt_file is not None:
+        prove_receipt(ctx, receipt_file, save=save, as_json=as_json)
+        return
+    key, vkey = _key(record or ""), log_key or _pinned(settings_of(ctx))
+    proven = on_channel(ctx, lambda channel: AuditLog(channel).prove(key, vkey=vkey, tenant_id=tenant))
     emit(
         {
             "verified": True,

@@ -1,19 +1,24 @@
 """`bulkhead receipt`: what a worker signed about a request, checked long after the session."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from bulkhead.cli.console import emit, example, json_option, time_text
-from bulkhead.cli.settings import settings_of
+from bulkhead.cli.settings import on_channel, settings_of
+from bulkhead.errors import InvalidRequestError
 
 if TYPE_CHECKING:
-    from bulkhead.protocol.saved import ProvenReceipt
+    from collections.abc import Sequence
 
-__all__ = ["receipt"]
+    from bulkhead.client.trust import Trust
+    from bulkhead.protocol.saved import ProvenReceipt, SavedReceipt
+    from bulkhead.transparency import LeafFields, ReceiptBatch, UsageReport
 
-_US_PER_S = 1_000_000
+__all__ = ["prove_receipt", "receipt"]
+
+_US_PER_S: Final = 1_000_000
 _file = click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
 
 
@@ -37,18 +42,125 @@ def receipt() -> None:
 @click.pass_context
 def verify(ctx: click.Context, /, *, file: Path, issuers: tuple[str, ...], as_json: bool) -> None:
     """Verify FILE offline with the profile's own pins, as of the time the receipt names. No server is asked."""
-    from bulkhead.client.saved import read_receipt_file
+    proven = _verified(ctx, file, issuers)
+    emit(_proven_json(proven), as_json=as_json, text=_proven_text(proven))
+
+
+@receipt.command(
+    "usage",
+    epilog=example("bulkhead audit export log.jsonl && bulkhead receipt usage --export log.jsonl receipts/*.json"),
+)
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.option(
+    "--export",
+    "export_file",
+    required=True,
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="An export of the tenant's log, made after the receipts.",
+)
+@click.option("--ticket-issuer", "issuers", multiple=True, help="As for verify; repeatable.")
+@json_option
+@click.pass_context
+def usage(
+    ctx: click.Context,
+    /,
+    *,
+    files: tuple[Path, ...],
+    export_file: Path,
+    issuers: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Hold the usage in the log against all saved receipts of the sessions: usage without a receipt is refused.
+
+    Offline: receipts and export are verified with the profile's own pins. FILES must be every receipt of their
+    sessions; sessions of which none is given are not looked at.
+    """
+    proven = [_verified(ctx, file, issuers) for file in files]
+    sessions = {item.receipt.session for item in proven}
+    report = _check_usage(proven, _batches(ctx, export_file, sessions))
+    text = (
+        f"{report.records} records over {report.receipts} receipts of {len(sessions)} sessions:"
+        f" {report.prompt_tokens} + {report.completion_tokens} tokens, each shown by a receipt"
+    )
+    if report.unrecorded:
+        text += f"\n{len(report.unrecorded)} receipts are in no record of the export"
+    emit({"verified": True, "sessions": sorted(sessions), "report": report}, as_json=as_json, text=text)
+
+
+def prove_receipt(ctx: click.Context, file: Path, *, save: bool, as_json: bool) -> None:
+    """Verify a saved receipt, fetch where the log holds it, verify that, and print both."""
+    from bulkhead.client.audit import AuditLog
+    from bulkhead.client.saved import read_receipt_file, write_receipt
+
+    before = _verified(ctx, file, ())
+    logged = on_channel(ctx, lambda channel: AuditLog(channel).receipt_proof(before.receipt, before.digest))
+    whole = read_receipt_file(file).with_log(logged)
+    proven = _verify(ctx, whole, ())
+    if save:
+        write_receipt(file, whole.encode())
+    emit(_proven_json(proven), as_json=as_json, text=_proven_text(proven))
+
+
+def _check_usage(proven: "Sequence[ProvenReceipt]", batches: "Sequence[ReceiptBatch]") -> "UsageReport":
+    """Return the report over verified receipts (:func:`bulkhead.transparency.check_usage`)."""
+    from bulkhead.transparency import ReceiptEntry, check_usage
+
+    entries = [
+        ReceiptEntry(
+            session=item.receipt.session,
+            partition=item.receipt.partition,
+            number=item.receipt.number,
+            digest=item.digest,
+            prompt_tokens=item.receipt.usage.prompt_tokens,
+            completion_tokens=item.receipt.usage.completion_tokens,
+        )
+        for item in proven
+    ]
+    return check_usage(batches, entries)
+
+
+def _batches(ctx: click.Context, export_file: Path, sessions: set[str]) -> "list[ReceiptBatch]":
+    """Return the batches of the sessions in a verified export."""
+    from bulkhead.transparency import ReceiptBatch
+    from bulkhead.transparency.batches import RECEIPTS_ACTION
+    from bulkhead.transparency.export import verify_export
+
+    found: list[LeafFields] = []
+
+    def take(record: "LeafFields") -> None:
+        if record.action == RECEIPTS_ACTION and record.session in sessions:
+            found.append(record)
+
+    trust = _trust(ctx)
+    try:
+        with export_file.open("rb") as stream:
+            verify_export(stream, vkeys=(trust.log_vkey,), on_record=take)
+    except OSError as error:
+        raise InvalidRequestError(f"cannot read {export_file}: {error.strerror}") from error
+    return [ReceiptBatch.of(record) for record in found]
+
+
+def _trust(ctx: click.Context) -> "Trust":
     from bulkhead.client.trust import Trust
+
+    return Trust.from_profile(settings_of(ctx).profile())
+
+
+def _verified(ctx: click.Context, file: Path, issuers: tuple[str, ...]) -> "ProvenReceipt":
+    from bulkhead.client.saved import read_receipt_file
+
+    return _verify(ctx, read_receipt_file(file), issuers)
+
+
+def _verify(ctx: click.Context, saved: "SavedReceipt", issuers: tuple[str, ...]) -> "ProvenReceipt":
     from bulkhead.protocol.saved import verify_saved
 
-    trust = Trust.from_profile(settings_of(ctx).profile())
-    saved = read_receipt_file(file)
+    trust = _trust(ctx)
     anchors = trust.anchors(saved.ticket_issuer, also=issuers)
-    proven = verify_saved(saved, tenant=trust.tenant_id, anchors=anchors)
-    emit(proven_json(proven), as_json=as_json, text=proven_text(proven))
+    return verify_saved(saved, tenant=trust.tenant_id, anchors=anchors)
 
 
-def proven_json(proven: "ProvenReceipt") -> dict[str, Any]:
+def _proven_json(proven: "ProvenReceipt") -> dict[str, Any]:
     """Return what was proven, for programs."""
     stated, logged = proven.receipt, proven.logged
     return {
@@ -77,7 +189,7 @@ def proven_json(proven: "ProvenReceipt") -> dict[str, Any]:
     }
 
 
-def proven_text(proven: "ProvenReceipt") -> str:
+def _proven_text(proven: "ProvenReceipt") -> str:
     """Return what was proven, for a person."""
     stated, logged = proven.receipt, proven.logged
     count = "counted by the client too" if proven.counted else "as the worker states; the client counted none"

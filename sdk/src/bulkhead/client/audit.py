@@ -14,6 +14,8 @@ from bulkhead.client.paging import pages
 from bulkhead.client.transport import Channel
 from bulkhead.errors import RecordError
 from bulkhead.ids import RECORD, check_id
+from bulkhead.protocol.receipts import Receipt
+from bulkhead.protocol.saved import LoggedReceipt
 from bulkhead.transparency import AuditReceipt, LeafFields, VerifiedLeaf, parse_leaf, verify_receipt
 from bulkhead.transparency.note import NoteVerifier
 from bulkhead.v1 import audit_pb2, audit_pb2_grpc, common_pb2
@@ -130,6 +132,25 @@ class AuditLog:
         if record not in (proven.index, proven.fields.record_id):  # 2
             raise RecordError("the server proved another record than the one asked for")
         return proven
+
+    async def receipt_proof(self, receipt: Receipt, digest: bytes) -> LoggedReceipt:
+        """Return where the own tenant's log holds a usage receipt, for ``verify_logged`` to check.
+
+        Args:
+            receipt: what it says.
+            digest: of the receipt as signed, 32 bytes.
+
+        Raises:
+            NotFoundError: no record covers it; a new receipt is recorded within some ten seconds.
+        """
+        request = audit_pb2.GetReceiptProofRequest(
+            session_id=receipt.session,
+            partition_id=receipt.partition,
+            number=receipt.number,
+            receipt_digest=digest,
+        )
+        reply = await self._channel.unary(self._stub.GetReceiptProof, request, idempotent=True)
+        return LoggedReceipt(record=convert.audit_receipt(reply.record), path=tuple(reply.path))
 
     async def checkpoint(self, *, tenant_id: str = "") -> tuple[str, str]:
         """Return the log's current checkpoint (a signed note) and its verifier key, neither verified."""

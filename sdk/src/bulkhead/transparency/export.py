@@ -29,7 +29,7 @@ from bulkhead.errors import (
     RecordError,
 )
 from bulkhead.transparency.checkpoint import Checkpoint, open_checkpoint
-from bulkhead.transparency.leaf import parse_leaf
+from bulkhead.transparency.leaf import LeafFields, parse_leaf
 from bulkhead.transparency.merkle import HASH_BYTES, MAX_TREE_SIZE, Frontier, leaf_hash
 from bulkhead.transparency.note import NoteVerifier
 
@@ -121,6 +121,7 @@ def verify_export(
     vkeys: Collection[str],
     seen: Collection[str] = (),
     progress: Callable[[int], None] | None = None,
+    on_record: Callable[[LeafFields], None] | None = None,
 ) -> VerifiedExport:
     """Verify an export, in bounded memory, trusting only ``vkeys``.
 
@@ -136,6 +137,7 @@ def verify_export(
         vkeys: pinned log keys; the key's name is the log's origin.
         seen: signed checkpoints from earlier (receipts, exports) that must be part of the same history.
         progress: called with the number of records verified so far.
+        on_record: called with each record in order; what it got counts only once this function has returned.
 
     Raises:
         RecordError: a record does not hold; ``details`` names origin, index and record.
@@ -145,7 +147,7 @@ def verify_export(
         ProofError: the export is malformed or truncated; the message names the line.
     """
     keys = {NoteVerifier.from_vkey(vkey).name: vkey for vkey in vkeys}
-    return _Verifier(stream, keys, [_open_seen(note, keys) for note in seen], progress).run()
+    return _Verifier(stream, keys, [_open_seen(note, keys) for note in seen], progress, on_record).run()
 
 
 def _open_seen(note: str, keys: Mapping[str, str]) -> Checkpoint:
@@ -185,11 +187,13 @@ class _Verifier:
         keys: Mapping[str, str],
         seen: Sequence[Checkpoint],
         progress: Callable[[int], None] | None,
+        on_record: Callable[[LeafFields], None] | None,
     ) -> None:
         self._stream = stream
         self._keys = keys
         self._seen = seen
         self._progress = progress
+        self._on_record = on_record
         self._line = 0
         self._records = 0
         self._done: list[VerifiedLog] = []
@@ -285,6 +289,8 @@ class _Verifier:
             raise self._bad(log, index, fields.record_id, "the record is of another tenant")
         if index == 0 and (fields.action != "log.opened" or fields.data.get("origin") != log.origin):
             raise self._bad(log, index, fields.record_id, "the first record does not open this log")
+        if self._on_record is not None:
+            self._on_record(fields)
 
     def _compare_seen(self, log: _Open) -> None:
         earlier = log.seen.pop(log.size, None)

@@ -374,6 +374,70 @@ class GetRoundPathResponse(_message.Message):
 Global___GetRoundPathResponse: _TypeAlias = GetRoundPathResponse  # noqa: Y015
 
 @_typing.final
+class GetReceiptProofRequest(_message.Message):
+    """Names a receipt by what it says of itself."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_ID_FIELD_NUMBER: _builtins.int
+    SESSION_ID_FIELD_NUMBER: _builtins.int
+    PARTITION_ID_FIELD_NUMBER: _builtins.int
+    NUMBER_FIELD_NUMBER: _builtins.int
+    RECEIPT_DIGEST_FIELD_NUMBER: _builtins.int
+    tenant_id: _builtins.str
+    """Tenant id; empty means the caller's own."""
+    session_id: _builtins.str
+    partition_id: _builtins.str
+    number: _builtins.int
+    """Of the session's receipts of that partition, counted from 1."""
+    receipt_digest: _builtins.bytes
+    """SHA-256 of the receipt as signed, 32 bytes."""
+    def __init__(
+        self,
+        *,
+        tenant_id: _builtins.str = ...,
+        session_id: _builtins.str = ...,
+        partition_id: _builtins.str = ...,
+        number: _builtins.int = ...,
+        receipt_digest: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["number", b"number", "partition_id", b"partition_id", "receipt_digest", b"receipt_digest", "session_id", b"session_id", "tenant_id", b"tenant_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetReceiptProofRequest: _TypeAlias = GetReceiptProofRequest  # noqa: Y015
+
+@_typing.final
+class GetReceiptProofResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RECORD_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def record(self) -> Global___AuditReceipt:
+        """The `receipts` record that covers the receipt."""
+
+    @_builtins.property
+    def path(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """From the receipt's digest to the root in the record, 32 bytes each, the digest's sibling first."""
+
+    def __init__(
+        self,
+        *,
+        record: Global___AuditReceipt | None = ...,
+        path: _abc.Iterable[_builtins.bytes] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["record", b"record"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["path", b"path", "record", b"record"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetReceiptProofResponse: _TypeAlias = GetReceiptProofResponse  # noqa: Y015
+
+@_typing.final
 class ExportLogRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -61,6 +61,11 @@ class AuditServiceStub:
                 request_serializer=bulkhead_dot_v1_dot_audit__pb2.GetRoundPathRequest.SerializeToString,
                 response_deserializer=bulkhead_dot_v1_dot_audit__pb2.GetRoundPathResponse.FromString,
                 _registered_method=True)
+        self.GetReceiptProof = channel.unary_unary(
+                '/bulkhead.v1.AuditService/GetReceiptProof',
+                request_serializer=bulkhead_dot_v1_dot_audit__pb2.GetReceiptProofRequest.SerializeToString,
+                response_deserializer=bulkhead_dot_v1_dot_audit__pb2.GetReceiptProofResponse.FromString,
+                _registered_method=True)
         self.ExportLog = channel.unary_stream(
                 '/bulkhead.v1.AuditService/ExportLog',
                 request_serializer=bulkhead_dot_v1_dot_audit__pb2.ExportLogRequest.SerializeToString,
@@ -104,6 +109,13 @@ class AuditServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetReceiptProof(self, request, context):
+        """Where the log holds the digest of a usage receipt.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ExportLog(self, request, context):
         """A self-contained export that verifies offline (docs/audit.md).
         """
@@ -138,6 +150,11 @@ def add_AuditServiceServicer_to_server(servicer, server):
                     servicer.GetRoundPath,
                     request_deserializer=bulkhead_dot_v1_dot_audit__pb2.GetRoundPathRequest.FromString,
                     response_serializer=bulkhead_dot_v1_dot_audit__pb2.GetRoundPathResponse.SerializeToString,
+            ),
+            'GetReceiptProof': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetReceiptProof,
+                    request_deserializer=bulkhead_dot_v1_dot_audit__pb2.GetReceiptProofRequest.FromString,
+                    response_serializer=bulkhead_dot_v1_dot_audit__pb2.GetReceiptProofResponse.SerializeToString,
             ),
             'ExportLog': grpc.unary_stream_rpc_method_handler(
                     servicer.ExportLog,
@@ -282,6 +299,33 @@ class AuditService:
             '/bulkhead.v1.AuditService/GetRoundPath',
             bulkhead_dot_v1_dot_audit__pb2.GetRoundPathRequest.SerializeToString,
             bulkhead_dot_v1_dot_audit__pb2.GetRoundPathResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetReceiptProof(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/bulkhead.v1.AuditService/GetReceiptProof',
+            bulkhead_dot_v1_dot_audit__pb2.GetReceiptProofRequest.SerializeToString,
+            bulkhead_dot_v1_dot_audit__pb2.GetReceiptProofResponse.FromString,
             options,
             channel_credentials,
             insecure,

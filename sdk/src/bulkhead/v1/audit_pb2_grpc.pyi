@@ -41,6 +41,8 @@ class AuditServiceStub:
     GetConsistencyProof: _grpc.UnaryUnaryMultiCallable[_audit_pb2.GetConsistencyProofRequest, _audit_pb2.GetConsistencyProofResponse]
     GetRoundPath: _grpc.UnaryUnaryMultiCallable[_audit_pb2.GetRoundPathRequest, _audit_pb2.GetRoundPathResponse]
     """The path of the tenant's head into a round of the platform log."""
+    GetReceiptProof: _grpc.UnaryUnaryMultiCallable[_audit_pb2.GetReceiptProofRequest, _audit_pb2.GetReceiptProofResponse]
+    """Where the log holds the digest of a usage receipt."""
     ExportLog: _grpc.UnaryStreamMultiCallable[_audit_pb2.ExportLogRequest, _audit_pb2.ExportLogChunk]
     """A self-contained export that verifies offline (docs/audit.md)."""
 
@@ -57,6 +59,8 @@ class AuditServiceAsyncStub(AuditServiceStub):
     GetConsistencyProof: _aio.UnaryUnaryMultiCallable[_audit_pb2.GetConsistencyProofRequest, _audit_pb2.GetConsistencyProofResponse]  # type: ignore[assignment]
     GetRoundPath: _aio.UnaryUnaryMultiCallable[_audit_pb2.GetRoundPathRequest, _audit_pb2.GetRoundPathResponse]  # type: ignore[assignment]
     """The path of the tenant's head into a round of the platform log."""
+    GetReceiptProof: _aio.UnaryUnaryMultiCallable[_audit_pb2.GetReceiptProofRequest, _audit_pb2.GetReceiptProofResponse]  # type: ignore[assignment]
+    """Where the log holds the digest of a usage receipt."""
     ExportLog: _aio.UnaryStreamMultiCallable[_audit_pb2.ExportLogRequest, _audit_pb2.ExportLogChunk]  # type: ignore[assignment]
     """A self-contained export that verifies offline (docs/audit.md)."""
 
@@ -100,6 +104,14 @@ class AuditServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_audit_pb2.GetRoundPathResponse, _abc.Awaitable[_audit_pb2.GetRoundPathResponse]]:
         """The path of the tenant's head into a round of the platform log."""
+
+    @_abc_1.abstractmethod
+    def GetReceiptProof(
+        self,
+        request: _audit_pb2.GetReceiptProofRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_audit_pb2.GetReceiptProofResponse, _abc.Awaitable[_audit_pb2.GetReceiptProofResponse]]:
+        """Where the log holds the digest of a usage receipt."""
 
     @_abc_1.abstractmethod
     def ExportLog(
