@@ -23,9 +23,10 @@ def export_log(
     vkey: str,
     size: int,
     note: str,
+    before: Frontier = Frontier(),  # noqa: B008 - immutable
     progress: Progress | None = None,
 ) -> int:
-    """Write the first ``size`` records of a log, its kept checkpoints among them; return their number.
+    """Write the records of a log after ``before`` up to ``size``, kept checkpoints among them; return their number.
 
     What is written is checked on the way, so that a damaged database does not make an export that looks whole.
 
@@ -36,6 +37,7 @@ def export_log(
         vkey: its public key.
         size: the checkpoint's size.
         note: the signed checkpoint of that size.
+        before: the frontier of what is left out at the beginning, proven to be this log's.
         progress: told how far it is.
 
     Raises:
@@ -43,8 +45,8 @@ def export_log(
         AuditUnavailableError: the database cannot be read.
     """
     origin = info.origin
-    writer.begin_log(origin=origin, tenant=info.tenant, vkey=vkey)
-    frontier = Frontier()
+    writer.begin_log(origin=origin, tenant=info.tenant, vkey=vkey, before=before)
+    frontier = before
     while frontier.size < size:
         start = frontier.size
         stop = min(start + _CHUNK, size)
@@ -63,7 +65,7 @@ def export_log(
     if frontier.root() != Checkpoint.parse(note.partition("\n\n")[0] + "\n").root:
         raise RecordError(f"{origin}: the records in the database are not those of the signed checkpoint")
     writer.end_log(note)
-    return size
+    return size - before.size
 
 
 def check_leaf(origin: str, index: int, stored: StoredLeaf) -> LeafFields:

@@ -317,8 +317,10 @@ class AuditLog:
         """
         return await self._read(lambda: list_records(self._store, query, page))
 
-    async def export(self, log_ids: Sequence[int], stream: BinaryIO, *, progress: Progress | None = None) -> int:
-        """Write logs as one self-contained export (JSON lines); return how many records it holds.
+    async def export(
+        self, log_ids: Sequence[int], stream: BinaryIO, *, first: int = 0, progress: Progress | None = None
+    ) -> int:
+        """Write logs from leaf ``first`` on as one self-contained export (JSON lines); return how many records it has.
 
         ``stream`` and ``progress`` are used on another thread.
 
@@ -328,7 +330,7 @@ class AuditLog:
             AuditUnavailableError: the database cannot be read.
         """
         parts = [(self._info(log_id), self._heads[log_id]) for log_id in log_ids]
-        return await asyncio.to_thread(self._serving.export, parts, stream, progress)
+        return await asyncio.to_thread(self._serving.export, parts, stream, progress, first=first)
 
     def health(self) -> AuditHealth:
         """Return whether the log can be written, and how far behind its index is."""

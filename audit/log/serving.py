@@ -130,8 +130,10 @@ class Serving:
             raise RecordError(f"{info.origin}: the stored tree of size {size} is not that of the log") from error
         return found
 
-    def export(self, parts: Sequence[tuple[LogInfo, Head]], stream: BinaryIO, progress: Progress | None) -> int:
-        """Write logs up to the given heads as one export; return how many records it holds.
+    def export(
+        self, parts: Sequence[tuple[LogInfo, Head]], stream: BinaryIO, progress: Progress | None, *, first: int = 0
+    ) -> int:
+        """Write logs from leaf ``first`` up to the given heads as one export; return how many records it holds.
 
         Raises:
             RecordError: a stored record does not hold; names it.
@@ -139,20 +141,21 @@ class Serving:
         """
         writer = ExportWriter(stream)
         total = sum(head.size for _, head in parts)
-        before = 0
+        done = written = 0
         for info, head in parts:
-            export_log(
+            written += export_log(
                 self._store,
                 writer,
                 info=info,
                 vkey=self._keys.signer(info.origin).vkey,
                 size=head.size,
                 note=self.note(info, head.frontier),
-                progress=None if progress is None else _shifted(progress, before, total),
+                before=self.earlier(info, head.frontier, min(first, head.size)),
+                progress=None if progress is None else _shifted(progress, done, total),
             )
-            before += head.size
+            done += head.size
         writer.end()
-        return total
+        return written
 
 
 def _shifted(progress: Progress, before: int, total: int) -> Progress:

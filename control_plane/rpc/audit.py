@@ -101,7 +101,7 @@ class AuditServicer(audit_pb2_grpc.AuditServiceServicer):
 
     async def ExportLog(self, request: pb.ExportLogRequest, context: Any) -> AsyncIterator[pb.ExportLogChunk]:  # noqa: N802, ARG002  gRPC's names
         """Stream an export of one log."""
-        async for chunk in self._reads.export(_call(), request.tenant_id):
+        async for chunk in self._reads.export(_call(), request.tenant_id, first=request.first):
             yield pb.ExportLogChunk(data=chunk)
 
 

@@ -14,7 +14,13 @@ from audit.model import LogInfo, Page, RecordFilter, RecordPage
 from audit.records import audit_exported, audit_read
 from bulkhead import ids
 from bulkhead.encoding import Json
-from bulkhead.errors import AuditUnavailableError, NotFoundError, PermissionDeniedError, UnavailableError
+from bulkhead.errors import (
+    AuditUnavailableError,
+    InvalidRequestError,
+    NotFoundError,
+    PermissionDeniedError,
+    UnavailableError,
+)
 from bulkhead.transparency import AuditReceipt, RoundPath, receipt_path
 from control_plane.authz.input import LogResource
 from control_plane.domain.roles import Caller, Role
@@ -176,11 +182,12 @@ class AuditReads:
             raise UnavailableError("no round of the platform's log holds this log yet: try again in a second")
         return path
 
-    async def export(self, call: AdminCall, tenant: str) -> AsyncIterator[bytes]:
-        """Yield a self-contained export of one log, in chunks of at most 64 KiB; recorded before the first.
+    async def export(self, call: AdminCall, tenant: str, *, first: int = 0) -> AsyncIterator[bytes]:
+        """Yield a self-contained export of one log from record ``first`` on, 64 KiB at a time; recorded before that.
 
         Raises:
             NotFoundError: no such log, or not the caller's to read.
+            InvalidRequestError: the log has fewer records.
             PolicyDeniedError, PolicyEngineError: policy does not allow it.
             RecordError: a stored record does not hold; names it.
             AuditUnavailableError: the export could not be recorded.
@@ -188,19 +195,21 @@ class AuditReads:
         _require_officer(call.caller)
         info = self._log(call.caller, tenant)
         await self._authorise(call, "audit.export", info)
+        if first > self._audit.size(info.log_id):
+            raise InvalidRequestError(f"the log has no record {first} yet")
         await self._journal.write(
             audit_exported(
                 self._journal.stamp(),
                 tenant=info.tenant,
                 subject=subject_of(call.caller),
                 cause=cause_of(call.caller, call.request_id),
-                first=0,
+                first=first,
                 size=self._audit.size(info.log_id),
             )
         )
         # Whole before it is sent: an export that ends half way must be an error, not a shorter log.
         with tempfile.TemporaryFile() as file:
-            await self._audit.export([info.log_id], file)
+            await self._audit.export([info.log_id], file, first=first)
             file.seek(0)
             while chunk := await asyncio.to_thread(file.read, CHUNK_BYTES):
                 yield chunk

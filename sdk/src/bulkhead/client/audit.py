@@ -12,12 +12,14 @@ from typing import Final
 from bulkhead.client import convert
 from bulkhead.client.paging import pages
 from bulkhead.client.transport import Channel
-from bulkhead.errors import RecordError
+from bulkhead.errors import NotFoundError, RecordError, UnavailableError
 from bulkhead.ids import RECORD, check_id
 from bulkhead.protocol.receipts import Receipt
 from bulkhead.protocol.saved import LoggedReceipt
-from bulkhead.transparency import AuditReceipt, LeafFields, VerifiedLeaf, parse_leaf, verify_receipt
+from bulkhead.transparency import AuditReceipt, LeafFields, RoundPath, VerifiedLeaf, parse_leaf, verify_receipt
+from bulkhead.transparency.checkpoint import Checkpoint
 from bulkhead.transparency.note import NoteVerifier
+from bulkhead.transparency.tlog_proof import write_record_proof
 from bulkhead.v1 import audit_pb2, audit_pb2_grpc, common_pb2
 
 __all__ = ["AuditLog", "AuditRecord", "RecordFilter"]
@@ -102,14 +104,14 @@ class AuditLog:
 
         return pages(fetch)
 
-    async def receipt(self, record: str | int, *, tenant_id: str = "") -> AuditReceipt:
-        """Return a record by id or index with its inclusion proof, unverified.
+    async def receipt(self, record: str | int, *, tenant_id: str = "", size: int = 0) -> AuditReceipt:
+        """Return a record by id or index with its inclusion proof in the tree of ``size`` (0: of now), unverified.
 
         Raises:
             NotFoundError: no such record, or not the caller's.
             InvalidRequestError: not a record id.
         """
-        request = audit_pb2.GetRecordRequest(tenant_id=tenant_id)
+        request = audit_pb2.GetRecordRequest(tenant_id=tenant_id, size=size)
         if isinstance(record, int):
             request.index = record
         else:
@@ -158,15 +160,50 @@ class AuditLog:
         reply = await self._channel.unary(self._stub.GetCheckpoint, request, idempotent=True)
         return reply.checkpoint, reply.vkey
 
-    async def export(self, *, tenant_id: str = "") -> AsyncGenerator[bytes, None]:
-        """Yield the bytes of a self-contained export, in order, at most 64 KiB each.
+    async def consistency(
+        self, old_size: int, new_size: int = 0, *, tenant_id: str = ""
+    ) -> tuple[tuple[bytes, ...], str]:
+        """Return a consistency proof to ``new_size`` (0: of now), and that size's checkpoint, neither verified."""
+        request = audit_pb2.GetConsistencyProofRequest(tenant_id=tenant_id, old_size=old_size, new_size=new_size)
+        reply = await self._channel.unary(self._stub.GetConsistencyProof, request, idempotent=True)
+        return tuple(reply.proof), reply.checkpoint
+
+    async def round_path(self, *, tenant_id: str = "") -> RoundPath:
+        """Return what ties the tenant's log to a round of the platform's, unverified.
+
+        Raises:
+            UnavailableError: no (published) round holds the log yet.
+        """
+        request = audit_pb2.GetRoundPathRequest(tenant_id=tenant_id)
+        reply = await self._channel.unary(self._stub.GetRoundPath, request, idempotent=True)
+        receipt = convert.audit_receipt(reply.round)
+        return RoundPath(reply.slot, reply.salt, reply.checkpoint, tuple(reply.path), receipt)
+
+    async def proof_file(self, record: str | int, *, tenant_id: str = "") -> tuple[str, bool]:
+        """Return a record's tlog-proof file, unverified, and whether it reaches a round of the platform's log.
+
+        It does not yet if no round holds the record: a few seconds later it does.
+        """
+        try:
+            path = await self.round_path(tenant_id=tenant_id)
+            size = Checkpoint.parse(path.checkpoint_text).size
+        except UnavailableError:
+            return write_record_proof(await self.receipt(record, tenant_id=tenant_id)), False
+        try:
+            receipt = await self.receipt(record, tenant_id=tenant_id, size=size)
+        except NotFoundError:  # the record is younger than the round, if there is one at all
+            return write_record_proof(await self.receipt(record, tenant_id=tenant_id)), False
+        return write_record_proof(receipt, path), True
+
+    async def export(self, *, tenant_id: str = "", first: int = 0) -> AsyncGenerator[bytes, None]:
+        """Yield the bytes of a self-contained export from record ``first`` on, in order, at most 64 KiB each.
 
         Raises:
             BulkheadError: the transfer failed; what was yielded so far is no export.
         """
         stream = self._channel.stream(
             self._stub.ExportLog,
-            audit_pb2.ExportLogRequest(tenant_id=tenant_id),
+            audit_pb2.ExportLogRequest(tenant_id=tenant_id, first=first),
             deadline_s=EXPORT_DEADLINE_S,
             idle_s=EXPORT_IDLE_S,
         )

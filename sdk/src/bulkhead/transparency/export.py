@@ -89,6 +89,9 @@ class VerifiedLog:
         first: index of its first record here.
         checkpoint: the signed checkpoint that covers all of them.
         checkpoints: how many checkpoints were checked, that one included.
+        before: the frontier of the leaves before ``first``, as the export gives it: they lead to the same root.
+        after: the frontier of all leaves.
+        note: the checkpoint as signed.
     """
 
     origin: str
@@ -96,6 +99,9 @@ class VerifiedLog:
     first: int
     checkpoint: Checkpoint
     checkpoints: int
+    before: Frontier = field(default_factory=Frontier, repr=False)
+    after: Frontier = field(default_factory=Frontier, repr=False)
+    note: str = field(default="", repr=False)
 
     @property
     def records(self) -> int:
@@ -168,6 +174,7 @@ class _Open:
     frontier: Frontier
     covered: int  # size of the last checkpoint that held
     seen: dict[int, Checkpoint]
+    before: Frontier
     checkpoints: int = 0
     pending: list[bytes] = field(default_factory=list)  # leaf hashes not yet in `frontier`
 
@@ -253,7 +260,7 @@ class _Verifier:
             raise CheckpointError(f"no key is pinned for the log {origin!r}")
         frontier = Frontier.decode(first, b"".join(self._hash(node) for node in nodes))
         seen = {checkpoint.size: checkpoint for checkpoint in self._seen if checkpoint.origin == origin}
-        log = _Open(origin, tenant, vkey, first, frontier, first, seen)
+        log = _Open(origin, tenant, vkey, first, frontier, first, seen, before=frontier)
         if seen and min(seen) < first:
             raise ProofError(f"the export of {origin} begins after an earlier checkpoint: it cannot be compared")
         self._compare_seen(log)
@@ -333,7 +340,16 @@ class _Verifier:
                 "an old export, or a rewind",
                 details={"origin": log.origin},
             )
-        return VerifiedLog(log.origin, log.tenant, log.first, checkpoint, log.checkpoints)
+        return VerifiedLog(
+            log.origin,
+            log.tenant,
+            log.first,
+            checkpoint,
+            log.checkpoints,
+            before=log.before,
+            after=log.frontier,
+            note=str(value.get("note")),
+        )
 
     def _end(self, value: dict[str, Json]) -> VerifiedExport:
         if value != {"logs": len(self._done), "records": self._records}:
