@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from bulkhead import ids
-from bulkhead.protocol.saved import LoggedReceipt
 from bulkhead.transparency import AuditReceipt, ReceiptBatch, receipts_root, verify_receipt
 from bulkhead.v1 import audit_pb2, audit_pb2_grpc
 from control_plane.domain.roles import Caller
@@ -93,13 +92,10 @@ async def test_proof_leads_from_receipt_to_checkpoint(world: SessionWorld) -> No
     place = await reported(world, acme)
     stub = audit_pb2_grpc.AuditServiceStub(world.channel)
     reply = await stub.GetReceiptProof(asked(*place), metadata=as_caller("acme"), timeout=10)
-    logged = LoggedReceipt(
-        record=AuditReceipt(reply.record.leaf, reply.record.index, tuple(reply.record.proof), reply.record.checkpoint),
-        path=tuple(reply.path),
-    )
+    record = AuditReceipt(reply.record.leaf, reply.record.index, tuple(reply.record.proof), reply.record.checkpoint)
     vkey = world.audit.vkey((await world.audit.ensure_log(acme.tenant_id)).log_id)
-    leaf = verify_receipt(logged.record, vkey=vkey, origin=reply.record.origin)
-    ReceiptBatch.of(leaf.fields).check_path(number=2, digest=b"\1" * 32, path=logged.path)
+    leaf = verify_receipt(record, vkey=vkey, origin=reply.record.origin)
+    ReceiptBatch.of(leaf.fields).check_path(number=2, digest=b"\1" * 32, path=tuple(reply.path))
     reads = await world.records(acme.tenant_id, "audit.read")
     assert reads[0].data["query"] == {"session": place[1], "number": 2}
 

@@ -12,6 +12,7 @@ from bulkhead.protocol.payloads import Delta, End, Usage
 from bulkhead.protocol.receipts import SignedReceipt, read_receipt, sign_receipt
 from bulkhead.protocol.saved import LoggedReceipt, SavedReceipt, verify_saved
 from bulkhead.transparency import receipt_path, receipts_root
+from bulkhead.transparency.tlog_proof import write_record_proof
 from tests.simulator.sealed_world import NOW_S, World
 
 USAGE = Usage(prompt_tokens=3, completion_tokens=2)
@@ -74,7 +75,7 @@ def logged(world, saved, *, first=1, ts_us=NOW_US + 9_000_000, place=0, **change
         final=False,
         **(fields | changes),
     )
-    return LoggedReceipt(record=world.audit_receipt(record.leaf), path=receipt_path(digests, place))
+    return LoggedReceipt(proof=write_record_proof(world.audit_receipt(record.leaf)), path=receipt_path(digests, place))
 
 
 def check(world, saved):
@@ -197,7 +198,7 @@ def test_logged_receipt_is_proven_in_its_record(world, saved):
     """A receipt with its place in a `receipts` record leads to the checkpoint of the pinned log."""
     proven = check(world, saved.with_log(logged(world, saved)))
     assert proven.logged is not None
-    assert proven.logged.fields.action == "receipts"
+    assert proven.logged.leaf.fields.action == "receipts"
 
 
 def test_path_of_another_place_is_refused(world, saved):

@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from bulkhead.client.trust import Trust
-    from bulkhead.protocol.saved import ProvenReceipt, SavedReceipt
+    from bulkhead.protocol.saved import ProvenReceipt, PublicPins, SavedReceipt
     from bulkhead.transparency import LeafFields, ReceiptBatch, UsageReport
+    from bulkhead.transparency.tlog_proof import ProvenRecord
 
 __all__ = ["prove_receipt", "receipt"]
 
@@ -38,11 +39,32 @@ def receipt() -> None:
     multiple=True,
     help="Fingerprint (SHA-256) of a ticket issuer of then, beside the profile's; repeatable.",
 )
+@click.option("--platform-key", help="Verifier key (vkey) of the platform's log: its round in FILE must hold.")
+@click.option("--witness-key", "witness_keys", multiple=True, help="Verifier key of a pinned witness; repeatable.")
+@click.option("--quorum", type=click.IntRange(0), default=0, help="How many of them must have cosigned that round.")
 @json_option
 @click.pass_context
-def verify(ctx: click.Context, /, *, file: Path, issuers: tuple[str, ...], as_json: bool) -> None:
+def verify(
+    ctx: click.Context,
+    /,
+    *,
+    file: Path,
+    issuers: tuple[str, ...],
+    platform_key: str | None,
+    witness_keys: tuple[str, ...],
+    quorum: int,
+    as_json: bool,
+) -> None:
     """Verify FILE offline with the profile's own pins, as of the time the receipt names. No server is asked."""
-    proven = _verified(ctx, file, issuers)
+    from bulkhead.protocol.saved import PublicPins
+    from bulkhead.transparency.cosignature import Witness
+
+    pins = None
+    if platform_key is not None or witness_keys or quorum:
+        pins = PublicPins(
+            platform_vkey=platform_key, witnesses=tuple(map(Witness.from_vkey, witness_keys)), quorum=quorum
+        )
+    proven = _verified(ctx, file, issuers, pins)
     emit(_proven_json(proven), as_json=as_json, text=_proven_text(proven))
 
 
@@ -146,18 +168,22 @@ def _trust(ctx: click.Context) -> "Trust":
     return Trust.from_profile(settings_of(ctx).profile())
 
 
-def _verified(ctx: click.Context, file: Path, issuers: tuple[str, ...]) -> "ProvenReceipt":
+def _verified(
+    ctx: click.Context, file: Path, issuers: tuple[str, ...], pins: "PublicPins | None" = None
+) -> "ProvenReceipt":
     from bulkhead.client.saved import read_receipt_file
 
-    return _verify(ctx, read_receipt_file(file), issuers)
+    return _verify(ctx, read_receipt_file(file), issuers, pins)
 
 
-def _verify(ctx: click.Context, saved: "SavedReceipt", issuers: tuple[str, ...]) -> "ProvenReceipt":
+def _verify(
+    ctx: click.Context, saved: "SavedReceipt", issuers: tuple[str, ...], pins: "PublicPins | None" = None
+) -> "ProvenReceipt":
     from bulkhead.protocol.saved import verify_saved
 
     trust = _trust(ctx)
     anchors = trust.anchors(saved.ticket_issuer, also=issuers)
-    return verify_saved(saved, tenant=trust.tenant_id, anchors=anchors)
+    return verify_saved(saved, tenant=trust.tenant_id, anchors=anchors, pins=pins)
 
 
 def _proven_json(proven: "ProvenReceipt") -> dict[str, Any]:
@@ -185,7 +211,13 @@ def _proven_json(proven: "ProvenReceipt") -> dict[str, Any]:
         "decision": {"record": proven.grant.decision.fields.record_id, "index": proven.grant.decision.index},
         "log": None
         if logged is None
-        else {"record": logged.fields.record_id, "index": logged.index, "ts_us": logged.fields.ts_us},
+        else {
+            "record": logged.leaf.fields.record_id,
+            "index": logged.leaf.index,
+            "ts_us": logged.leaf.fields.ts_us,
+            "round": None if logged.round is None else {"round": logged.round.round, "ts_us": logged.round.ts_us},
+            "witnesses": dict(logged.witnesses),
+        },
     }
 
 
@@ -202,12 +234,17 @@ def _proven_text(proven: "ProvenReceipt") -> str:
         f"partition  {stated.partition}",
         f"tokens     {stated.usage.prompt_tokens} + {stated.usage.completion_tokens}, {count}",
         f"decision   record {proven.grant.decision.fields.record_id}, index {proven.grant.decision.index}",
-        f"log        {'not asked yet: bulkhead audit prove --receipt FILE' if logged is None else _where(proven)}",
+        f"log        {'not asked yet: bulkhead audit prove --receipt FILE' if logged is None else _where(logged)}",
         "verified: signed by the attested key of the worker that the session was granted",
     ]
     return "\n".join(lines)
 
 
-def _where(proven: "ProvenReceipt") -> str:
-    logged = proven.logged
-    return "" if logged is None else f"record {logged.fields.record_id}, index {logged.index} of {logged.size}"
+def _where(logged: "ProvenRecord") -> str:
+    leaf, recorded = logged.leaf, time_text(logged.leaf.fields.ts_us // _US_PER_S)
+    text = f"record {leaf.fields.record_id}, index {leaf.index} of {leaf.size}, {recorded}"
+    if logged.round is not None:
+        text += f"; in round {logged.round.round} of the platform's log"
+    for name, time_s in logged.witnesses:
+        text += f", cosigned by {name} {time_text(time_s)}"
+    return text

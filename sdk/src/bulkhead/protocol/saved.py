@@ -5,11 +5,13 @@ The file is RFC 8785 JSON, binary fields unpadded base64url::
     {"version":1, "receipt":…, "signature":…, "answer":{"prompt_tokens":…,"completion_tokens":…} or null,
      "ticket":…, "ticket_issuer":…, "authority":…, "evidence":…, "nonce":…, "worker_certificate":…,
      "model_digest":…, "policy_digest":…, "decision":{"leaf":…,"index":0,"proof":[…],"checkpoint":"…"},
-     "log":{"record":{…as decision…},"path":[…]} or null}
+     "log":{"proof":"…","path":[…]} or null}
 
 ``receipt`` and the leaves are the exact signed and logged bytes. ``answer`` is what the client itself counted while it
-opened the answer, ``log`` the `receipts` record that covers the receipt, once one does. Keys, ticket and evidence have
-expired when the file is read: it shows what held at the receipt's time, not what holds now.
+opened the answer. ``log`` holds the `receipts` record that covers the receipt, once one does: a C2SP tlog-proof
+(:mod:`bulkhead.transparency.tlog_proof`), with the cosigned round of the platform's log where there is one, and the
+path from the receipt to that record. Keys, ticket and evidence have expired when the file is read: it shows what held
+at the receipt's time, not what holds now.
 """
 
 from dataclasses import dataclass, replace
@@ -19,7 +21,7 @@ from bulkhead.attestation import Tier
 from bulkhead.attestation.evidence import MAX_EVIDENCE_BYTES
 from bulkhead.attestation.statement import NONCE_BYTES
 from bulkhead.encoding import Json, b64url_encode, canonical_json
-from bulkhead.errors import InclusionError, ReceiptCountError, ReceiptError, ReceiptTimeError, RecordError
+from bulkhead.errors import InclusionError, ProofError, ReceiptCountError, ReceiptError, ReceiptTimeError, RecordError
 from bulkhead.fields import Fields
 from bulkhead.protocol.grant import (
     MAX_CERTIFICATE_BYTES,
@@ -40,16 +42,27 @@ from bulkhead.protocol.receipts import (
     verify_signed_receipt,
 )
 from bulkhead.protocol.tickets import MAX_TICKET_BYTES, TicketClaims, TicketVerifier
-from bulkhead.transparency import AuditReceipt, VerifiedLeaf, parse_leaf, verify_receipt
+from bulkhead.transparency import AuditReceipt, parse_leaf
 from bulkhead.transparency.batches import ReceiptBatch
+from bulkhead.transparency.cosignature import Witness
 from bulkhead.transparency.leaf import MAX_LEAF_BYTES
 from bulkhead.transparency.merkle import HASH_BYTES, MAX_PROOF_HASHES
+from bulkhead.transparency.tlog_proof import ProvenRecord, verify_record_proof
 
-__all__ = ["MAX_SAVED_BYTES", "LoggedReceipt", "ProvenReceipt", "SavedReceipt", "verify_logged", "verify_saved"]
+__all__ = [
+    "MAX_SAVED_BYTES",
+    "LoggedReceipt",
+    "ProvenReceipt",
+    "PublicPins",
+    "SavedReceipt",
+    "verify_logged",
+    "verify_saved",
+]
 
 SAVED_RECEIPT_VERSION: Final = 1
 MAX_SAVED_BYTES: Final = 4 * 1024 * 1024  # evidence of 72 GPUs in base64, and room for the rest
-MAX_CHECKPOINT_CHARS: Final = 65_536  # a checkpoint with a hundred cosignatures has about 20,000
+MAX_CHECKPOINT_CHARS: Final = 65_536  # a log's own has about 300
+MAX_PROOF_CHARS: Final = 1_000_000  # two records, and a checkpoint with a hundred post-quantum cosignatures
 CLOCK_SKEW_S: Final = 60  # between worker and control plane, as for tickets
 _US_PER_S: Final = 1_000_000
 
@@ -59,11 +72,11 @@ class LoggedReceipt:
     """Where the log holds a receipt's digest; nothing in it is verified yet.
 
     Attributes:
-        record: the `receipts` record with its inclusion proof.
+        proof: tlog-proof of the `receipts` record.
         path: from the receipt's digest to that record's root, the digest's sibling first.
     """
 
-    record: AuditReceipt
+    proof: str
     path: tuple[bytes, ...]
 
 
@@ -117,7 +130,7 @@ class SavedReceipt:
                 "log": None
                 if self.logged is None
                 else {
-                    "record": _record_json(self.logged.record),
+                    "proof": self.logged.proof,
                     "path": [b64url_encode(node) for node in self.logged.path],
                 },
             }
@@ -164,17 +177,35 @@ class ProvenReceipt:
         digest: of the receipt as signed (32 bytes).
         grant: what it rests on, as of the receipt's time; long expired when this is read.
         counted: whether the client's own count of tokens was there to compare.
-        logged: the `receipts` record that covers it; None if the file holds none.
+        logged: the `receipts` record that covers it, with the round and witnesses that were checked; None if the file
+            holds none.
     """
 
     receipt: Receipt
     digest: bytes
     grant: VerifiedGrant
     counted: bool
-    logged: VerifiedLeaf | None
+    logged: ProvenRecord | None
 
 
-def verify_saved(saved: SavedReceipt, *, tenant: str, anchors: TrustAnchors) -> ProvenReceipt:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PublicPins:
+    """What a reader pins beyond the own tenant's log; nothing of it is needed to verify a receipt.
+
+    Attributes:
+        platform_vkey: verifier key of the platform's log, whose rounds commit to every tenant's log.
+        witnesses: who may cosign it.
+        quorum: how many of them must.
+    """
+
+    platform_vkey: str | None = None
+    witnesses: tuple[Witness, ...] = ()
+    quorum: int = 0
+
+
+def verify_saved(
+    saved: SavedReceipt, *, tenant: str, anchors: TrustAnchors, pins: PublicPins | None = None
+) -> ProvenReceipt:
     """Verify a saved receipt as of the time that it names, long after keys and tickets are gone.
 
     Obligations:
@@ -192,6 +223,7 @@ def verify_saved(saved: SavedReceipt, *, tenant: str, anchors: TrustAnchors) -> 
         saved: as read (untrusted).
         tenant: the reader's own tenant.
         anchors: the reader's own pins.
+        pins: further ones; given, the file must hold what they are about.
 
     Raises:
         ReceiptTimeError: 1, another time.
@@ -219,7 +251,9 @@ def verify_saved(saved: SavedReceipt, *, tenant: str, anchors: TrustAnchors) -> 
     verify_signed_receipt(saved.signed, key=grant.keyset.receipt_key)  # 5
     logged = None
     if saved.logged is not None:
-        logged = verify_logged(saved.logged, receipt, saved.signed.digest, log_vkey=anchors.log_vkey)  # 6
+        logged = verify_logged(saved.logged, receipt, saved.signed.digest, log_vkey=anchors.log_vkey, pins=pins)  # 6
+    elif pins is not None:
+        raise ProofError("the file does not hold where the log has the receipt: bulkhead audit prove --receipt --save")
     return ProvenReceipt(
         receipt=receipt,
         digest=saved.signed.digest,
@@ -229,27 +263,37 @@ def verify_saved(saved: SavedReceipt, *, tenant: str, anchors: TrustAnchors) -> 
     )
 
 
-def verify_logged(logged: LoggedReceipt, receipt: Receipt, digest: bytes, *, log_vkey: str) -> VerifiedLeaf:
+def verify_logged(
+    logged: LoggedReceipt, receipt: Receipt, digest: bytes, *, log_vkey: str, pins: PublicPins | None = None
+) -> ProvenRecord:
     """Return the `receipts` record that covers a receipt.
 
-    1. The record is in the log with the pinned key.
+    1. The record is in the log with the pinned key; with further pins, a cosigned round commits to that log.
     2. It speaks of the receipt's tenant, session and partition, and was not made before the receipt.
     3. The path leads from the receipt's digest, at the place of its number, to the record's root.
 
     Raises:
-        CheckpointError, InclusionError, RecordError: what does not hold.
+        ProofError: what does not hold.
     """
-    leaf = verify_receipt(logged.record, vkey=log_vkey, origin=log_vkey.partition("+")[0])  # 1
-    batch = ReceiptBatch.of(leaf.fields)
-    of = (leaf.fields.tenant, batch.session, batch.partition)
+    pins = pins or PublicPins()
+    proven = verify_record_proof(  # 1
+        logged.proof,
+        vkey=log_vkey,
+        platform_vkey=pins.platform_vkey,
+        witnesses=pins.witnesses,
+        quorum=pins.quorum,
+    )
+    fields = proven.leaf.fields
+    batch = ReceiptBatch.of(fields)
+    of = (fields.tenant, batch.session, batch.partition)
     if of != (receipt.tenant, receipt.session, receipt.partition):  # 2
         raise RecordError("the record in the log is of another session's receipts")
-    if leaf.fields.ts_us < receipt.ts_us - CLOCK_SKEW_S * _US_PER_S:
+    if fields.ts_us < receipt.ts_us - CLOCK_SKEW_S * _US_PER_S:
         raise RecordError("the record in the log is older than the receipt")
     if receipt.number not in batch.numbers:
         raise InclusionError("the record in the log covers other receipts of the session")
     batch.check_path(number=receipt.number, digest=digest, path=logged.path)  # 3
-    return leaf
+    return proven
 
 
 def _expectation(saved: SavedReceipt, claims: TicketClaims, tenant: str) -> Expectation:
@@ -297,7 +341,7 @@ def _read_logged(fields: Fields) -> LoggedReceipt | None:
     if fields.is_null("log"):
         return None
     with fields.nested("log") as log:
-        return LoggedReceipt(record=_read_record(log.nested("record")), path=_read_hashes(log, "path"))
+        return LoggedReceipt(proof=log.text("proof", max_chars=MAX_PROOF_CHARS), path=_read_hashes(log, "path"))
 
 
 def _read_hash(fields: Fields, name: str) -> bytes:
