@@ -2,17 +2,28 @@ from dataclasses import replace
 
 import pytest
 
-from audit.records import PlatformReason, Stamp, platform_cause, receipts
+from audit.records import PlatformReason, Stamp, log_round, platform_cause, receipts
 from bulkhead.attestation import Tier
 from bulkhead.encoding import canonical_json
-from bulkhead.errors import BulkheadError, InclusionError, ReceiptError
+from bulkhead.errors import BulkheadError, InclusionError, ProofError, ReceiptError
 from bulkhead.ids import RECORD
 from bulkhead.protocol.context import Method
 from bulkhead.protocol.payloads import Delta, End, Usage
 from bulkhead.protocol.receipts import SignedReceipt, read_receipt, sign_receipt
-from bulkhead.protocol.saved import LoggedReceipt, SavedReceipt, verify_saved
-from bulkhead.transparency import receipt_path, receipts_root
-from bulkhead.transparency.tlog_proof import write_record_proof
+from bulkhead.protocol.saved import LoggedReceipt, PublicPins, SavedReceipt, verify_saved
+from bulkhead.transparency import (
+    AuditReceipt,
+    Checkpoint,
+    RoundPath,
+    receipt_path,
+    receipts_root,
+    sign_checkpoint,
+)
+from bulkhead.transparency.cosignature import Cosigner
+from bulkhead.transparency.merkle import leaf_hash
+from bulkhead.transparency.note import NoteSigner
+from bulkhead.transparency.rounds import round_leaf
+from bulkhead.transparency.tlog_proof import read_record_proof, write_record_proof
 from tests.simulator.sealed_world import NOW_S, World
 
 USAGE = Usage(prompt_tokens=3, completion_tokens=2)
@@ -205,6 +216,38 @@ def test_path_of_another_place_is_refused(world, saved):
     """Receipt 1 is the first of a record that begins with 1: a path to its fourth place does not count."""
     with pytest.raises(InclusionError):
         check(world, saved.with_log(logged(world, saved, place=3)))
+
+
+def witnessed(world, saved, *, cosigners):
+    """Return the receipt's place in the log with a cosigned round of the platform's log over it."""
+    platform = NoteSigner.from_seed("audit.example/platform", bytes(32))
+    place = logged(world, saved)
+    record = read_record_proof(place.proof).receipt
+    text = record.checkpoint.partition("\n\n")[0] + "\n"
+    leaf = round_leaf(round_number=7, slot=0, salt=b"s" * 32, checkpoint_text=text)
+    of_round = log_round(Stamp(world.ids(RECORD), NOW_US, 0, "w"), round_number=7, slots=1, root=leaf_hash(leaf)).leaf
+    checkpoint = Checkpoint(platform.verifier.name, 1, leaf_hash(of_round))
+    note = sign_checkpoint(checkpoint, platform)
+    note += "".join(cosigner.cosign(checkpoint.text(), NOW_S + 12) for cosigner in cosigners)
+    path = RoundPath(0, b"s" * 32, text, (), AuditReceipt(of_round, 0, (), note))
+    return LoggedReceipt(proof=write_record_proof(record, path), path=place.path), platform.vkey
+
+
+def test_witnessed_receipt_names_its_witnesses(world, saved):
+    """With platform and witness keys pinned, the time by which the receipt was in the log is the witnesses' word."""
+    cosigners = [Cosigner.from_seed(f"witness.test/{name}", name.encode() * 32) for name in "ab"]
+    place, platform_vkey = witnessed(world, saved, cosigners=cosigners)
+    pins = PublicPins(platform_vkey=platform_vkey, witnesses=tuple(one.witness for one in cosigners), quorum=2)
+    whole = SavedReceipt.parse(saved.with_log(place).encode())
+    proven = verify_saved(whole, tenant=world.tenant, anchors=world.anchors(), pins=pins)
+    assert proven.logged is not None
+    assert proven.logged.witnesses == (("witness.test/a", NOW_S + 12), ("witness.test/b", NOW_S + 12))
+    for wrong in (replace(pins, quorum=3), replace(pins, platform_vkey=world.log.vkey)):
+        with pytest.raises(ProofError):
+            verify_saved(whole, tenant=world.tenant, anchors=world.anchors(), pins=wrong)
+    for lacking in (saved, saved.with_log(logged(world, saved))):
+        with pytest.raises(ProofError):
+            verify_saved(lacking, tenant=world.tenant, anchors=world.anchors(), pins=pins)
 
 
 @pytest.mark.parametrize(

@@ -138,6 +138,8 @@ class AuditLog:
     async def receipt_proof(self, receipt: Receipt, digest: bytes) -> LoggedReceipt:
         """Return where the own tenant's log holds a usage receipt, for ``verify_logged`` to check.
 
+        A round of the platform's log comes with it once one covers the record (:meth:`proof_file`).
+
         Args:
             receipt: what it says.
             digest: of the receipt as signed, 32 bytes.
@@ -152,7 +154,8 @@ class AuditLog:
             receipt_digest=digest,
         )
         reply = await self._channel.unary(self._stub.GetReceiptProof, request, idempotent=True)
-        return LoggedReceipt(record=convert.audit_receipt(reply.record), path=tuple(reply.path))
+        proof, _ = await self.proof_file(reply.record.index)
+        return LoggedReceipt(proof=proof, path=tuple(reply.path))
 
     async def checkpoint(self, *, tenant_id: str = "") -> tuple[str, str]:
         """Return the log's current checkpoint (a signed note) and its verifier key, neither verified."""
