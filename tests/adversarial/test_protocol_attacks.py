@@ -7,6 +7,13 @@ import pytest
 
 from bulkhead.attestation import Tier
 from bulkhead.errors import (
+    ChunkReflectedError,
+    ChunkReorderedError,
+    ChunkRepeatedError,
+    ClockSkewError,
+    DowngradeError,
+    InternalError,
+    KeyMismatchError,
     MalformedRequestError,
     MessageTooLargeError,
     ReceiptCountError,
@@ -23,9 +30,10 @@ from bulkhead.errors import (
 )
 from bulkhead.protocol.context import Method, RequestInfo
 from bulkhead.protocol.envelope import Envelope
+from bulkhead.protocol.grant import verify_grant
 from bulkhead.protocol.payloads import Delta, End, Usage
 from bulkhead.protocol.receipts import ReceiptStatus, SignedReceipt, sign_receipt, verify_signed_receipt
-from bulkhead.sealing import ChunkSealer, Direction, PaddingMode, WorkerKeys
+from bulkhead.sealing import ChunkOpener, ChunkSealer, Direction, PaddingMode, WorkerKeys
 from bulkhead.sealing.padding import pad
 from tests.simulator.sealed_world import MODEL_DIGEST, NOW_S, World
 
@@ -71,6 +79,14 @@ def resigned(world, grant, envelope, **changes):
     )
     signature = world.session_key.sign(info.transcript_hash(parsed.sealed_secret))
     return replace(parsed, signature=signature).encode()
+
+
+def second_session(world):
+    """Return a client with another session of the tenant on the same worker."""
+    other = World(seed=31, tenant=world.tenant)
+    for name in ("issuer", "partition", "keys", "authority"):
+        setattr(other, name, getattr(world, name))
+    return other.client()
 
 
 def opened(server, sent):
@@ -129,7 +145,7 @@ class TestEnvelope:
 
     def test_key_confusion_is_refused(self, server, sent):
         """A request whose key id is not the one in its ticket is refused before it is authenticated further."""
-        with pytest.raises(SealError, match="another keyset"):
+        with pytest.raises(KeyMismatchError):
             server.open(change(sent.envelope, key_id=bytes(32)), now_s=NOW_S)
 
     def test_sealed_to_another_worker(self, world, server, sent):
@@ -209,6 +225,19 @@ class TestTicket:
         with pytest.raises(TicketError):
             server.open(change(sent.envelope, ticket=self._ticket(world, grant, **changes)), now_s=NOW_S)
 
+    def test_request_spliced_between_sessions(self, world, server, sent):
+        """Nothing of one session's request holds in another's envelope: ticket and signature belong together."""
+        other = Envelope.parse(second_session(world).begin(Method.GENERATE, PROMPT, now_s=NOW_S).envelope)
+        for field in ("ticket", "sealed_secret", "signature"):
+            with pytest.raises(SignatureError):
+                server.open(change(sent.envelope, **{field: getattr(other, field)}), now_s=NOW_S)
+
+    def test_clock_skew(self, world, sent):
+        """A ticket more than a minute in the future is an error of clocks; up to a minute is taken."""
+        with pytest.raises(ClockSkewError):
+            world.make_server().open(sent.envelope, now_s=NOW_S - 61)
+        assert world.make_server().open(sent.envelope, now_s=NOW_S - 60)
+
     def test_ticket_of_another_session(self, world, grant, server, sent):
         """Another session's ticket under this request breaks the signature: the transcript names the session."""
         other = self._ticket(world, grant, session="sess_other")
@@ -267,30 +296,57 @@ class TestTicket:
 
 
 class TestChunks:
-    @pytest.mark.parametrize("attack", ["reorder", "repeat", "skip", "alter", "cut", "reflect", "early final"])
-    def test_request_chunks(self, server, sent, attack):
-        """Request chunks out of place, repeated, missing, altered or cut end the request."""
+    @pytest.mark.parametrize(
+        ("attack", "error"),
+        [
+            ("reorder", ChunkReorderedError),
+            ("skip", ChunkReorderedError),
+            ("repeat", ChunkRepeatedError),
+            ("alter", SealError),
+            ("cut", SealError),
+            ("early final", SealError),
+        ],
+    )
+    def test_request_chunks(self, server, sent, attack, error):
+        """Request chunks out of place, repeated, missing, altered or cut end the request, with the error of each."""
         first, second, last = sent.chunks
         served = server.open(sent.envelope, now_s=NOW_S)
         before, bad = {
             "reorder": ([], second),
-            "repeat": ([first], first),
             "skip": ([first], last),
+            "repeat": ([first], first),
             "alter": ([first], second[:-1] + bytes([second[-1] ^ 1])),
             "cut": ([], first[:-16]),
-            "reflect": ([first, second], second),
             "early final": ([first], b"\1" + second[1:]),
         }[attack]
         for chunk in before:
             served.receive(chunk)
-        with pytest.raises(SealError):
+        with pytest.raises(SealError) as caught:
             served.receive(bad)
+        assert type(caught.value) is error
         assert served.payload == b""
         with pytest.raises(SealError):
             served.receive(second)
 
+    def test_truncated_request(self, server, sent):
+        """A request without its final chunk has no payload and gets no answer."""
+        served = server.open(sent.envelope, now_s=NOW_S)
+        assert not any(served.receive(chunk) for chunk in sent.chunks[:-1])
+        assert served.payload == b""
+        with pytest.raises(InternalError):
+            served.send(Delta(text="a", tokens=1))
+
+    def test_chunk_far_out_of_place(self):
+        """A chunk more than 64 places away is refused without its place being named."""
+        sealer = ChunkSealer(bytes(44), Direction.CLIENT_TO_SERVER)
+        opener = ChunkOpener(bytes(44), Direction.CLIENT_TO_SERVER)
+        chunks = [sealer.seal(b"x") for _ in range(66)]
+        with pytest.raises(SealError) as caught:
+            opener.open(chunks[65])
+        assert type(caught.value) is SealError
+
     def test_chunks_of_another_request(self, server, client, sent):
-        """Chunks spliced in from another request of the same session do not open."""
+        """Chunks spliced in from another request of the same session do not open, and look like altered ones."""
         other = client.begin(Method.GENERATE, PROMPT, now_s=NOW_S)
         served = server.open(sent.envelope, now_s=NOW_S)
         with pytest.raises(SealError):
@@ -304,25 +360,49 @@ class TestChunks:
         with pytest.raises(SealError, match="empty"):
             served.receive(sealer.seal(pad(b"", PaddingMode.DEFAULT, Direction.CLIENT_TO_SERVER)))
 
-    @pytest.mark.parametrize("attack", ["reorder", "repeat", "alter", "reflect", "early final", "other request"])
-    def test_response_chunks(self, server, client, sent, attack):
-        """Response chunks out of place, repeated, altered, reflected or of another request end the response."""
+    @pytest.mark.parametrize(
+        ("attack", "error"),
+        [
+            ("reorder", ChunkReorderedError),
+            ("repeat", ChunkRepeatedError),
+            ("reflect", ChunkReflectedError),
+            ("alter", SealError),
+            ("early final", SealError),
+            ("other request", SealError),
+            ("other session", SealError),
+        ],
+    )
+    def test_response_chunks(self, world, server, client, sent, attack, error):
+        """Response chunks out of place, repeated, reflected, altered or spliced in end it, with the error of each."""
         served, other = opened(server, sent), opened(server, client.begin(Method.GENERATE, PROMPT, now_s=NOW_S))
+        foreign = opened(server, second_session(world).begin(Method.GENERATE, PROMPT, now_s=NOW_S))
         first, second = (served.send(Delta(text=text, tokens=1)) for text in "ab")
         before, bad = {
             "reorder": ([], second),
             "repeat": ([first], first),
-            "alter": ([first], second[:-1] + bytes([second[-1] ^ 1])),
             "reflect": ([], sent.chunks[0]),
+            "alter": ([first], second[:-1] + bytes([second[-1] ^ 1])),
             "early final": ([first], b"\1" + second[1:]),
             "other request": ([], other.send(Delta(text="c", tokens=1))),
+            "other session": ([], foreign.send(Delta(text="c", tokens=1))),
         }[attack]
         for chunk in before:
             sent.receive(chunk)
-        with pytest.raises(SealError):
+        with pytest.raises(SealError) as caught:
             sent.receive(bad)
+        assert type(caught.value) is error
         with pytest.raises(SealError):
             sent.receive(second)
+        with pytest.raises(TruncatedError):
+            sent.end_of_stream()
+
+    @pytest.mark.parametrize("kept", [0, 1, 2])
+    def test_truncated_response(self, server, sent, kept):
+        """A response cut anywhere before its final chunk is no answer."""
+        served = opened(server, sent)
+        chunks = [served.send(Delta(text="a", tokens=1)), served.end(END)]
+        for chunk in chunks[:kept]:
+            sent.receive(chunk)
         with pytest.raises(TruncatedError):
             sent.end_of_stream()
 
@@ -352,6 +432,47 @@ class TestChunks:
         """Once the response was opened the request is not to be sent again."""
         opened(server, sent)
         assert not sent.resendable
+
+
+class TestDowngrade:
+    def test_version(self, server, sent):
+        """An envelope of any other version is refused before anything else of it is read."""
+        for version in (0, 2, 255):
+            with pytest.raises(MalformedRequestError, match="version"):
+                server.open(bytes([version]) + sent.envelope[1:], now_s=NOW_S)
+
+    @pytest.mark.parametrize("asked", PaddingMode)
+    @pytest.mark.parametrize("given", PaddingMode)
+    def test_padding(self, asked, given):
+        """A control plane that issues a ticket with less padding than was asked for is caught before the prompt."""
+        own = World(seed=41, padding=given)
+        expectation = replace(own.expectation(), padding=asked)
+        if given.covers(asked):
+            assert verify_grant(own.offer(), expectation=expectation, anchors=own.anchors(), now_s=NOW_S)
+        else:
+            with pytest.raises(DowngradeError):
+                verify_grant(own.offer(), expectation=expectation, anchors=own.anchors(), now_s=NOW_S)
+
+    def test_padding_of_chunks(self, world, grant, server, client):
+        """A worker under a padded ticket takes no request that is not padded so, and a client no such response."""
+        lax = replace(grant, claims=replace(grant.claims, padding=PaddingMode.OFF))
+        sent = world.client(lax).begin(Method.GENERATE, b"x", now_s=NOW_S)
+        served = server.open(sent.envelope, now_s=NOW_S)
+        with pytest.raises(SealError, match="padding"):
+            served.receive(sent.chunks[0])
+        honest = client.begin(Method.GENERATE, b"x", now_s=NOW_S)
+        served = opened(world.make_server(), honest)
+        record = pad(b'{"text":"a","tokens":1,"type":"delta"}', PaddingMode.OFF, Direction.SERVER_TO_CLIENT)
+        with pytest.raises(SealError, match="padding"):
+            honest.receive(served._sealer.seal(record))
+
+    def test_filling_outside_strict_padding(self, server, sent):
+        """An empty record says nothing, which only strict padding allows."""
+        served = opened(server, sent)
+        with pytest.raises(InternalError):
+            served.fill()
+        with pytest.raises(SealError):
+            sent.receive(served._sealer.seal(pad(b"", PaddingMode.DEFAULT, Direction.SERVER_TO_CLIENT)))
 
 
 class TestReceipt:

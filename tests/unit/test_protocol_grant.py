@@ -8,6 +8,7 @@ from audit.records import Decision, tenant_cause
 from bulkhead.attestation import EvidenceKind, SimulatedWorker, Tier, VerifiedWorker
 from bulkhead.errors import (
     CheckpointError,
+    DowngradeError,
     EvidenceBindingError,
     EvidenceError,
     EvidenceExpiredError,
@@ -83,7 +84,7 @@ def test_decision_of_something_else_is_refused(world, changes):
 def test_decision_below_the_wanted_tier_is_refused(world):
     """A decision for a weaker tier than the client asked for is no permission for its prompt."""
     expectation = replace(world.expectation(), minimum_tier=Tier.CONFIDENTIAL)
-    with pytest.raises(RecordError, match="weaker"):
+    with pytest.raises(DowngradeError, match="weaker"):
         check(world, expectation=expectation)
 
 

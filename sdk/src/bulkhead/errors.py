@@ -43,6 +43,7 @@ the message, is the contract: it travels as ``google.rpc.ErrorInfo.reason`` and 
     ├── CancelledError                 the caller, or the server's shutdown, ended the call
     ├── TicketError                    a session ticket does not hold
     │   ├── TicketExpiredError
+    │   ├── ClockSkewError             a ticket from the future: the clocks disagree
     │   ├── TicketRevokedError
     │   └── SessionClosedError
     ├── SealError                      a sealed message does not hold; nothing of it may be used
@@ -50,6 +51,10 @@ the message, is the contract: it travels as ``google.rpc.ErrorInfo.reason`` and 
     │   ├── ReplayError                a sequence number was used before, or is below the window
     │   ├── WindowFullError            the replay window is full: renew
     │   ├── StaleKeyError              the worker no longer holds that key: renew
+    │   ├── KeyMismatchError           sealed to another keyset than the ticket names
+    │   ├── ChunkReorderedError        a chunk of this stream, but a later one
+    │   ├── ChunkRepeatedError         a chunk of this stream, but an earlier one
+    │   ├── ChunkReflectedError        the reader's own chunk, sent back
     │   ├── TruncatedError             the stream ended before its final chunk
     │   └── ReceiptError               the receipt does not match what was sent and received
     │       ├── ReceiptCountError      token counts other than the answer's
@@ -62,6 +67,7 @@ the message, is the contract: it travels as ``google.rpc.ErrorInfo.reason`` and 
     │   ├── EvidenceBindingError       evidence of something else: nonce, keyset, partition, session
     │   ├── EvidenceExpiredError
     │   └── EvidencePolicyError        verified, but the tenant's trust policy does not accept it
+    │       └── DowngradeError         verified, but weaker than was asked for, decided or held before
     ├── ProofError                     an audit proof does not hold
     │   ├── CheckpointError            the signed note is malformed or signed by another key
     │   ├── InclusionError
@@ -88,6 +94,10 @@ __all__ = [
     "CancelledError",
     "CapacityError",
     "CheckpointError",
+    "ChunkReflectedError",
+    "ChunkReorderedError",
+    "ChunkRepeatedError",
+    "ClockSkewError",
     "ConfigError",
     "ConflictError",
     "ConnectionFailedError",
@@ -98,6 +108,7 @@ __all__ = [
     "CredentialMissingError",
     "CredentialRevokedError",
     "DeadlineError",
+    "DowngradeError",
     "EvidenceBindingError",
     "EvidenceError",
     "EvidenceExpiredError",
@@ -106,6 +117,7 @@ __all__ = [
     "InclusionError",
     "InternalError",
     "InvalidRequestError",
+    "KeyMismatchError",
     "LogForkError",
     "MalformedRequestError",
     "MessageTooLargeError",
@@ -389,6 +401,12 @@ class TicketExpiredError(TicketError):
     code = "TICKET_EXPIRED"
 
 
+class ClockSkewError(TicketError):
+    """The ticket is from the future: the clocks of its issuer and of this process disagree."""
+
+    code = "CLOCK_SKEW"
+
+
 class TicketRevokedError(TicketError):
     """The ticket was revoked."""
 
@@ -429,6 +447,30 @@ class StaleKeyError(SealError):
     """The worker no longer holds that key; renew the session."""
 
     code = "STALE_KEY"
+
+
+class KeyMismatchError(SealError):
+    """The request is sealed to another keyset than its ticket names."""
+
+    code = "KEY_MISMATCH"
+
+
+class ChunkReorderedError(SealError):
+    """A later chunk of the stream came first."""
+
+    code = "CHUNK_REORDERED"
+
+
+class ChunkRepeatedError(SealError):
+    """An earlier chunk of the stream came again."""
+
+    code = "CHUNK_REPEATED"
+
+
+class ChunkReflectedError(SealError):
+    """The reader's own chunk came back to it."""
+
+    code = "CHUNK_REFLECTED"
 
 
 class TruncatedError(SealError):
@@ -501,6 +543,12 @@ class EvidencePolicyError(EvidenceError):
     """The tenant's trust policy does not accept the evidence."""
 
     code = "EVIDENCE_POLICY"
+
+
+class DowngradeError(EvidencePolicyError):
+    """What was verified is weaker than what was asked for, decided or held before."""
+
+    code = "DOWNGRADED"
 
 
 class ProofError(BulkheadError):
@@ -597,12 +645,17 @@ CODE_TO_STATUS: Final[Mapping[str, str]] = MappingProxyType(
         "TICKET_INVALID": "UNAUTHENTICATED",
         "TICKET_EXPIRED": "UNAUTHENTICATED",
         "TICKET_REVOKED": "UNAUTHENTICATED",
+        "CLOCK_SKEW": "UNAUTHENTICATED",
         "SESSION_CLOSED": "FAILED_PRECONDITION",
         "SEAL_BROKEN": "DATA_LOSS",
         "SIGNATURE_INVALID": "UNAUTHENTICATED",
         "SEQUENCE_REPLAYED": "ABORTED",
         "SEQUENCE_WINDOW_FULL": "RESOURCE_EXHAUSTED",
         "STALE_KEY": "FAILED_PRECONDITION",
+        "KEY_MISMATCH": "FAILED_PRECONDITION",
+        "CHUNK_REORDERED": "DATA_LOSS",
+        "CHUNK_REPEATED": "DATA_LOSS",
+        "CHUNK_REFLECTED": "DATA_LOSS",
         "STREAM_TRUNCATED": "DATA_LOSS",
         "RECEIPT_INVALID": "DATA_LOSS",
         "RECEIPT_COUNT": "DATA_LOSS",
@@ -615,6 +668,7 @@ CODE_TO_STATUS: Final[Mapping[str, str]] = MappingProxyType(
         "EVIDENCE_BINDING": "FAILED_PRECONDITION",
         "EVIDENCE_EXPIRED": "FAILED_PRECONDITION",
         "EVIDENCE_POLICY": "FAILED_PRECONDITION",
+        "DOWNGRADED": "FAILED_PRECONDITION",
         "PROOF_INVALID": "DATA_LOSS",
         "CHECKPOINT_INVALID": "DATA_LOSS",
         "INCLUSION_INVALID": "DATA_LOSS",

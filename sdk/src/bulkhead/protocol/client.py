@@ -24,6 +24,7 @@ from typing import Final, TypeAlias
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from bulkhead.errors import (
+    ChunkReflectedError,
     MessageTooLargeError,
     ReceiptCountError,
     ReceiptDigestError,
@@ -260,12 +261,16 @@ class ClientRequest:
             its place in time.
 
         Raises:
-            SealError: it does not open, is out of order, or says something out of order.
+            ChunkReflectedError: it is one of the request's own.
+            SealError: it does not open, is out of order, or says something out of order; as
+                :meth:`bulkhead.sealing.chunks.ChunkOpener.open`.
             ReceiptError, SignatureError: the final chunk's receipt does not hold.
         """
         state, self._state = self._state, _State.BROKEN
         if self._opener is None or state not in {_State.OPEN, _State.ENDED}:
             raise SealError("a chunk before the response was opened, or after its end")
+        if chunk in self.chunks:
+            raise ChunkReflectedError("a chunk of the request came back as one of the response")
         plaintext, final = self._opener.open(chunk)
         record = unpad(plaintext, self._padding, Direction.SERVER_TO_CLIENT)
         if not record and not final and self._padding is PaddingMode.STRICT:

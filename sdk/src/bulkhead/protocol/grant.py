@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from bulkhead.attestation import AppraisedWorker, SimulatedWorker, Tier, TrustPolicy, appraise
 from bulkhead.errors import (
+    DowngradeError,
     EvidenceBindingError,
     EvidenceError,
     EvidenceExpiredError,
@@ -155,7 +156,7 @@ def verify_grant(offer: SessionOffer, *, expectation: Expectation, anchors: Trus
 
     Raises:
         ProofError: 1 (:class:`RecordError` where the record is in the log and speaks of something else).
-        EvidenceError: 2 to 4.
+        EvidenceError: 2 to 4 (:class:`DowngradeError` for a weaker tier or padding than asked for, in 1 too).
         TicketError: 5.
     """
     origin = anchors.log_vkey.partition("+")[0]
@@ -200,14 +201,14 @@ def verify_renewal(old: VerifiedGrant, new: VerifiedGrant) -> VerifiedGrant:
     """Return ``new``, itself verified, if it continues ``old`` without weakening it.
 
     Raises:
-        EvidencePolicyError: another tenant, session, session key or model, a weaker tier, or now simulated.
+        DowngradeError: another tenant, session, session key or model, a weaker tier, or now simulated.
     """
     before, after = old.claims, new.claims
     same = all(
         getattr(before, name) == getattr(after, name) for name in ("tenant", "session", "cnf", "model", "model_digest")
     )
     if not same or after.tier < before.tier or (new.simulated and not old.simulated):
-        raise EvidencePolicyError("the renewal is for another session, or weaker than the session was")
+        raise DowngradeError("the renewal is for another session, or weaker than the session was")
     return new
 
 
@@ -230,7 +231,7 @@ def _check_decision(leaf: LeafFields, offer: SessionOffer, expectation: Expectat
     except ValueError as error:
         raise RecordError("the audit record names no tier") from error
     if tier < expectation.minimum_tier:
-        raise RecordError(f"the audit record allows tier {tier.value}, weaker than was asked for")
+        raise DowngradeError(f"the audit record allows tier {tier.value}, weaker than was asked for")
     return tier
 
 
@@ -265,7 +266,7 @@ def _check_descriptor(
     ):
         raise EvidenceBindingError("the evidence is of another tenant's partition or another model")
     if worker.tier < minimum_tier:
-        raise EvidencePolicyError(
+        raise DowngradeError(
             f"the worker's tier {worker.tier.value} is below {minimum_tier.value}, which was decided or asked for"
         )
 
@@ -294,4 +295,4 @@ def _check_ticket(
         if claimed != wanted:
             raise TicketError(f"the ticket names another {name} than was verified")
     if not claims.padding.covers(expectation.padding):
-        raise TicketError(f"the ticket pads {claims.padding.value}, less than {expectation.padding.value} as asked")
+        raise DowngradeError(f"the ticket pads {claims.padding.value}, less than {expectation.padding.value} as asked")

@@ -26,6 +26,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from bulkhead.errors import (
     BulkheadError,
     InternalError,
+    KeyMismatchError,
     MessageTooLargeError,
     SealError,
     SignatureError,
@@ -126,7 +127,7 @@ class SealedServer:
         Raises:
             MalformedRequestError, MessageTooLargeError: 1.
             TicketError: 2 (also its subclasses for expiry and revocation).
-            StaleKeyError: 3.
+            StaleKeyError, KeyMismatchError: 3.
             SignatureError: 4.
             ReplayError, WindowFullError: 5.
             SealError: 6.
@@ -138,7 +139,7 @@ class SealedServer:
         if keys is None or now_s >= keys.keyset.not_after_s:
             raise StaleKeyError("the worker no longer holds that key: renew the session")
         if parsed.key_id != claims.keyset_digest:
-            raise SealError("the request is sealed to another keyset than its ticket names")
+            raise KeyMismatchError("the request is sealed to another keyset than its ticket names")
         info = RequestInfo(
             scope=claims.scope, request_id=parsed.request_id, sequence=parsed.sequence, method=parsed.method
         )

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from bulkhead.attestation import Tier, key_fingerprint
 from bulkhead.encoding import Json, b64url_encode
-from bulkhead.errors import ConfigError, TicketError, TicketExpiredError, TicketRevokedError
+from bulkhead.errors import ClockSkewError, ConfigError, TicketError, TicketExpiredError, TicketRevokedError
 from bulkhead.fields import Fields
 from bulkhead.protocol.context import SessionScope
 from bulkhead.sealing.padding import PaddingMode
@@ -184,6 +184,7 @@ class TicketVerifier:
 
         Raises:
             TicketExpiredError: obligation 4, too late.
+            ClockSkewError: obligation 4, too early.
             TicketRevokedError: obligation 5.
             TicketError: any other.
         """
@@ -192,7 +193,7 @@ class TicketVerifier:
             raise TicketError("the ticket is for another worker")
         _check_life(claims)  # 4
         if claims.issued_at_s > now_s + _CLOCK_SKEW_S:
-            raise TicketError("the ticket is from the future: check the clocks of control plane and worker")
+            raise ClockSkewError("the ticket is from the future: check the clocks of control plane and worker")
         if now_s >= claims.expires_at_s:
             raise TicketExpiredError("the ticket has expired: renew the session")
         if is_revoked is not None and is_revoked(claims):  # 5

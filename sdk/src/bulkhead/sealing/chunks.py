@@ -4,15 +4,19 @@ A chunk on the wire is one byte (1 if final, else 0), then ciphertext and tag. T
 base XOR the counter (u96, from 0); the AAD is direction (u8), counter (u32) and final flag (u8). So a chunk opens
 only in its direction, at its place and as final as it was sealed. The states: open until the final chunk, then
 closed; the first chunk that does not open closes an opener for good.
+
+An opener says which kind of attack or fault it met where the chunk itself shows it: one that would have opened at a
+place near by was reordered or repeated. Everything else is one error, since its causes look alike.
 """
 
+import contextlib
 import struct
 from typing import Final
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from bulkhead.errors import SealError
+from bulkhead.errors import ChunkReorderedError, ChunkRepeatedError, SealError
 from bulkhead.sealing.hpke import TAG_BYTES
 from bulkhead.sealing.padding import MAX_CHUNK_BYTES, Direction
 
@@ -30,6 +34,7 @@ MAX_CHUNK_WIRE_BYTES: Final = 1 + MAX_CHUNK_BYTES + TAG_BYTES
 _KEY_BYTES: Final = 32
 _NONCE_BYTES: Final = 12
 KEY_MATERIAL_BYTES: Final = _KEY_BYTES + _NONCE_BYTES
+_NEAR: Final = 64  # places on either side; a stream ends at its first bad chunk, so they are tried once
 _MIN_WIRE_BYTES: Final = 1 + TAG_BYTES
 _AAD: Final = struct.Struct(">BIB")
 _FLAG: Final = (b"\0", b"\1")
@@ -104,8 +109,9 @@ class ChunkOpener(_Stream):
         """Return plaintext and final flag of the next chunk (untrusted bytes).
 
         Raises:
-            SealError: altered, cut, reordered, repeated, reflected, from another stream, or after the end. The
-                stream is closed then and nothing more opens.
+            ChunkReorderedError, ChunkRepeatedError: of this stream, at most 64 places later or earlier.
+            SealError: altered, cut, from another stream, further out of place, or after the end. Whatever is raised,
+                the stream is closed then and nothing more opens.
         """
         counter = self._counter
         closed, self._closed = self._closed, True
@@ -113,12 +119,25 @@ class ChunkOpener(_Stream):
             raise SealError("a chunk after the end of its stream")
         if not _MIN_WIRE_BYTES <= len(chunk) <= MAX_CHUNK_WIRE_BYTES or chunk[0] > 1:
             raise SealError("a chunk is malformed")
-        nonce = (self._base ^ counter).to_bytes(_NONCE_BYTES, "big")
-        final = chunk[0] == 1
         try:
-            plaintext = self._aead.decrypt(nonce, memoryview(chunk)[1:], _AAD.pack(self._direction, counter, final))
+            plaintext = self._decrypt(chunk, counter)
         except InvalidTag as error:
-            raise SealError("a chunk was altered, moved, repeated or taken from another stream") from error
+            raise self._misplaced(chunk) from error
+        final = chunk[0] == 1
         self._counter = counter + 1
         self._closed = final
         return plaintext, final
+
+    def _decrypt(self, chunk: bytes, counter: int) -> bytes:
+        nonce = (self._base ^ counter).to_bytes(_NONCE_BYTES, "big")
+        return self._aead.decrypt(nonce, memoryview(chunk)[1:], _AAD.pack(self._direction, counter, chunk[0]))
+
+    def _misplaced(self, chunk: bytes) -> SealError:
+        """Return (for raising) why a chunk does not open at its place."""
+        for counter in range(max(0, self._counter - _NEAR), self._counter + _NEAR + 1):
+            with contextlib.suppress(InvalidTag):
+                self._decrypt(chunk, counter)
+                if counter < self._counter:
+                    return ChunkRepeatedError("an earlier chunk of the stream came again")
+                return ChunkReorderedError("a later chunk of the stream came first")
+        return SealError("a chunk was altered, or taken from another stream")
