@@ -140,6 +140,7 @@ def test_random_bytes():
     [
         {"debug": True},
         {"measurements": ["00"]},
+        {"measurements": ["any"]},
         {"measurements": ["any", "00" * 48]},
         {"measurements": "any"},
         {"products": ["rome"]},
@@ -166,7 +167,8 @@ def test_policy_reads():
         {
             "products": ["milan"],
             "tcb_floors": {"milan": {"bootloader": 4, "snp": 24, "microcode": 219}},
-            "measurements": ["any"],
+            "measurements": ["4d" * 48],
+            "chip_ids": ["any"],
             "signing_keys": ["vlek"],
             "csp_ids": ["CN=cloud.example"],
             "vmpl": 1,
@@ -177,7 +179,8 @@ def test_policy_reads():
         }
     )
 
-    assert parsed.measurements is None
+    assert parsed.measurements == {b"\x4d" * 48}
+    assert parsed.chip_ids is None
     assert parsed.vmpl == 1
     assert {product.value for product in parsed.products} == {"milan"}
     assert {key.name for key in parsed.signing_keys} == {"VLEK"}

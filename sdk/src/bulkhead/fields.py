@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from bulkhead.encoding import MAX_SAFE_INTEGER, Json, b64url_decode, parse_canonical
-from bulkhead.errors import BulkheadError, MalformedRequestError
+from bulkhead.errors import BulkheadError, ConfigError, MalformedRequestError
 
 __all__ = ["DIGEST_BYTES", "MAX_TEXT_CHARS", "Fields"]
 
@@ -54,7 +54,9 @@ class Fields:
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if exc_type is None and self._left:
-            raise self._error(f"{self._what}: unknown field")
+            # A name is a peer's text but in a file of one's own, where a typing error must be found.
+            which = f" {min(self._left)!r}" if self._error is ConfigError else ""
+            raise self._error(f"{self._what}: unknown field{which}")
 
     def __contains__(self, name: str) -> bool:
         return name in self._left

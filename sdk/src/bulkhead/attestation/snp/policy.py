@@ -3,8 +3,17 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Final, TypeVar
+from typing import Final
 
+from bulkhead.attestation.policy_fields import (
+    read_binaries,
+    read_flag,
+    read_integer,
+    read_named,
+    read_open_binaries,
+    read_open_texts,
+    read_optional_integer,
+)
 from bulkhead.attestation.snp.product import COMPONENTS, SnpProduct, Tcb
 from bulkhead.attestation.snp.report import PlatformInfo, SigningKey
 from bulkhead.encoding import Json
@@ -13,16 +22,13 @@ from bulkhead.fields import Fields
 
 __all__ = ["SnpPolicy", "parse_snp_policy"]
 
-_MAX_LIST: Final = 256  # measurements of a fleet during a rollout, chips of some racks
 _MEASUREMENT_BYTES: Final = 48
 _HOST_DATA_BYTES: Final = 32
 _CHIP_ID_BYTES: Final = 64
 _MAX_CRL_AGE_S: Final = 400 * 24 * 3600  # a year and a month: an older list says little
-_ANY: Final = "any"
 _NO_BITS: Final = PlatformInfo(0)
 _PRODUCTS: Final = {product.value: product for product in SnpProduct}
 _SIGNING_KEYS: Final = {"vcek": SigningKey.VCEK, "vlek": SigningKey.VLEK}
-_Named = TypeVar("_Named")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +91,8 @@ def parse_snp_policy(table: Mapping[str, Json], *, what: str = "snp") -> SnpPoli
     """Return the policy in a parsed TOML table (``[snp]`` of a trust policy).
 
     Every key is optional and named as the attribute; an unknown one is an error. Byte strings are hexadecimal;
-    ``measurements = ["any"]`` stands for None, and so for each list; ``tcb_floors`` is a table per product
+    ``chip_ids = ["any"]`` stands for None, and so for each list but ``measurements``, which has no wildcard: any guest
+    is an attacker's guest, too. ``tcb_floors`` is a table per product
     (``[snp.tcb_floors.turin]`` with ``fmc``, ``bootloader``, ``tee``, ``snp``, ``microcode``, each 0 if left out).
     Debug has no key: a guest that its host can read is never accepted.
 
@@ -95,40 +102,31 @@ def parse_snp_policy(table: Mapping[str, Json], *, what: str = "snp") -> SnpPoli
     default = SnpPolicy()
     with Fields(dict(table), what=what, error=ConfigError) as fields:
         return SnpPolicy(
-            products=_named(fields, "products", _PRODUCTS, default.products),
+            products=read_named(fields, "products", _PRODUCTS, default.products),
             tcb_floors=_floors(fields, what),
-            measurements=_binaries(fields, "measurements", _MEASUREMENT_BYTES, default.measurements),
-            signing_keys=_named(fields, "signing_keys", _SIGNING_KEYS, default.signing_keys),
-            csp_ids=_texts(fields, "csp_ids", default.csp_ids),
-            vmpl=_integer(fields, "vmpl", default.vmpl, 3),
-            allow_migration_agent=_flag(fields, "allow_migration_agent", default.allow_migration_agent),
-            allow_smt=_flag(fields, "allow_smt", default.allow_smt),
-            allow_cxl=_flag(fields, "allow_cxl", default.allow_cxl),
-            require_single_socket=_flag(fields, "require_single_socket", default.require_single_socket),
+            measurements=read_binaries(fields, "measurements", _MEASUREMENT_BYTES, frozenset()),
+            signing_keys=read_named(fields, "signing_keys", _SIGNING_KEYS, default.signing_keys),
+            csp_ids=read_open_texts(fields, "csp_ids", default.csp_ids),
+            vmpl=read_integer(fields, "vmpl", default.vmpl, 3),
+            allow_migration_agent=read_flag(fields, "allow_migration_agent", default.allow_migration_agent),
+            allow_smt=read_flag(fields, "allow_smt", default.allow_smt),
+            allow_cxl=read_flag(fields, "allow_cxl", default.allow_cxl),
+            require_single_socket=read_flag(fields, "require_single_socket", default.require_single_socket),
             required_platform_info=_bits(fields, "required_platform_info", default.required_platform_info),
             forbidden_platform_info=_bits(fields, "forbidden_platform_info", default.forbidden_platform_info),
-            allow_provisional_firmware=_flag(fields, "allow_provisional_firmware", default.allow_provisional_firmware),
-            host_data=_binaries(fields, "host_data", _HOST_DATA_BYTES, default.host_data),
-            chip_ids=_binaries(fields, "chip_ids", _CHIP_ID_BYTES, default.chip_ids),
-            id_key_digests=_binaries(fields, "id_key_digests", _MEASUREMENT_BYTES, default.id_key_digests),
-            author_key_digests=_binaries(fields, "author_key_digests", _MEASUREMENT_BYTES, default.author_key_digests),
-            minimum_guest_svn=_integer(fields, "minimum_guest_svn", default.minimum_guest_svn, 2**32 - 1),
-            require_crl=_flag(fields, "require_crl", default.require_crl),
-            max_crl_age_s=(
-                fields.integer("max_crl_age_s", low=1, high=_MAX_CRL_AGE_S)
-                if "max_crl_age_s" in fields
-                else default.max_crl_age_s
+            allow_provisional_firmware=read_flag(
+                fields, "allow_provisional_firmware", default.allow_provisional_firmware
             ),
+            host_data=read_open_binaries(fields, "host_data", _HOST_DATA_BYTES, default.host_data),
+            chip_ids=read_open_binaries(fields, "chip_ids", _CHIP_ID_BYTES, default.chip_ids),
+            id_key_digests=read_open_binaries(fields, "id_key_digests", _MEASUREMENT_BYTES, default.id_key_digests),
+            author_key_digests=read_open_binaries(
+                fields, "author_key_digests", _MEASUREMENT_BYTES, default.author_key_digests
+            ),
+            minimum_guest_svn=read_integer(fields, "minimum_guest_svn", default.minimum_guest_svn, 2**32 - 1),
+            require_crl=read_flag(fields, "require_crl", default.require_crl),
+            max_crl_age_s=read_optional_integer(fields, "max_crl_age_s", default.max_crl_age_s, _MAX_CRL_AGE_S),
         )
-
-
-def _named(fields: Fields, name: str, known: Mapping[str, _Named], default: frozenset[_Named]) -> frozenset[_Named]:
-    if name not in fields:
-        return default
-    texts = fields.texts(name, max_items=len(known))
-    if not set(texts) <= set(known):
-        raise fields.wrong(name, f"an array of {', '.join(known)}")
-    return frozenset(known[text] for text in texts)
 
 
 def _floors(fields: Fields, what: str) -> Mapping[SnpProduct, Tcb]:
@@ -140,32 +138,10 @@ def _floors(fields: Fields, what: str) -> Mapping[SnpProduct, Tcb]:
             if product.value not in products:
                 continue
             with products.nested(product.value) as levels:
-                floors[product] = Tcb(**{name: _integer(levels, name, 0, 255) for name in COMPONENTS})
+                floors[product] = Tcb(**{name: read_integer(levels, name, 0, 255) for name in COMPONENTS})
             if floors[product].fmc and product is not SnpProduct.TURIN:
                 raise ConfigError(f"{what}: tcb_floors.{product.value} has no component fmc")
     return MappingProxyType(floors)
-
-
-def _binaries(fields: Fields, name: str, size: int, default: frozenset[bytes] | None) -> frozenset[bytes] | None:
-    if name not in fields:
-        return default
-    texts = fields.texts(name, max_items=_MAX_LIST)
-    if texts == (_ANY,):
-        return None
-    try:
-        values = frozenset(bytes.fromhex(text) for text in texts)
-    except ValueError as error:
-        raise fields.wrong(name, "hexadecimal") from error
-    if any(len(value) != size for value in values):
-        raise fields.wrong(name, f"of {size} bytes each")
-    return values
-
-
-def _texts(fields: Fields, name: str, default: frozenset[str] | None) -> frozenset[str] | None:
-    if name not in fields:
-        return default
-    texts = fields.texts(name, max_items=_MAX_LIST)
-    return None if texts == (_ANY,) else frozenset(texts)
 
 
 def _bits(fields: Fields, name: str, default: PlatformInfo) -> PlatformInfo:
@@ -173,14 +149,6 @@ def _bits(fields: Fields, name: str, default: PlatformInfo) -> PlatformInfo:
     bits = _NO_BITS
     if name not in fields:
         return default
-    for bit in _named(fields, name, known, frozenset()):
+    for bit in read_named(fields, name, known, frozenset()):
         bits |= bit
     return bits
-
-
-def _flag(fields: Fields, name: str, default: bool) -> bool:  # noqa: FBT001  # the default of a key, not a switch
-    return fields.boolean(name) if name in fields else default
-
-
-def _integer(fields: Fields, name: str, default: int, high: int) -> int:
-    return fields.integer(name, high=high) if name in fields else default
