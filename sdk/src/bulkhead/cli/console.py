@@ -47,7 +47,7 @@ WHAT_TO_DO: Final[Mapping[str, str]] = MappingProxyType(
         "CREDENTIAL_INVALID": "Check the profile's credential.",
         "CREDENTIAL_MISSING": "Give the profile an api_key_file or a client certificate.",
         "DEADLINE_EXCEEDED": "Try again; if it persists the server is overloaded.",
-        "EVIDENCE_POLICY": "The profile's trust policy decides what is accepted.",
+        "EVIDENCE_POLICY": "The trust policy decides what is accepted.",
         "EVIDENCE_SIMULATED": "For development only: development_mode = true in the profile.",
         "MODEL_UNKNOWN": "Ask an admin which models are registered.",
         "NO_CAPACITY": "Try again later, or ask for a weaker tier if policy allows it.",

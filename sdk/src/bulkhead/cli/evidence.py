@@ -1,23 +1,20 @@
 """`bulkhead evidence`."""
 
 import logging
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from bulkhead.cli.asking import Wanted, kind_of, opened, session_options
-from bulkhead.cli.console import EXIT_REFUSED, emit, example, json_option, run, time_text, to_json
-from bulkhead.cli.evidence_files import TECHNOLOGIES, EvidenceFiles, parse_time, policy_table, verifier_of
+from bulkhead.cli.console import emit, example, json_option, run, time_text
+from bulkhead.cli.evidence_policy import policy
+from bulkhead.cli.evidence_verify import claims, verify
 from bulkhead.cli.settings import settings_of
-from bulkhead.errors import EvidenceError, InvalidRequestError
 
 if TYPE_CHECKING:
     from bulkhead.client.session import AsyncSession
 
 __all__ = ["evidence"]
-
-_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
 @click.group()
@@ -40,67 +37,6 @@ def show(ctx: click.Context, /, *, as_json: bool, **options: Any) -> None:
 
     facts = run(work())
     emit(facts, as_json=as_json, text=_text(facts))
-
-
-@evidence.command(
-    "verify",
-    epilog=example(
-        "bulkhead evidence verify --type snp report.bin --certs vcek.der --policy trust.toml --nonce 0a1b…",
-        "bulkhead evidence verify --type snp report.hex vcek.pem --product milan --nonce 00 --at 2026-03-01 --json",
-    ),
-)
-@click.option("--type", "technology", type=click.Choice(tuple(TECHNOLOGIES)), required=True, help="Technology.")
-@click.argument("evidence_files", metavar="FILE...", nargs=-1, required=True, type=_FILE)
-@click.option("--certs", multiple=True, type=_FILE, help="Certificates: DER, PEM, hexadecimal or base64; repeatable.")
-@click.option("--collateral", multiple=True, type=_FILE, help="The vendor's signed statements; repeatable.")
-@click.option("--crl", multiple=True, type=_FILE, help="Revocation list, any encoding; repeatable.")
-@click.option("--rim", multiple=True, type=_FILE, help="Reference manifest; repeatable.")
-@click.option("--product", default="", help="Product, for evidence that does not name it.")
-@click.option("--policy", type=_FILE, help="Trust policy (TOML); without it the strict defaults, which name no guest.")
-@click.option("--nonce", required=True, help="What the evidence must answer, hexadecimal; short ones fill with zeros.")
-@click.option("--at", help="Time of verification: 2026-03-01, 2026-03-01T12:00:00Z or @seconds; without it now.")
-@json_option
-@click.pass_context
-def verify(
-    ctx: click.Context, /, *, technology: str, policy: Path | None, nonce: str, at: str | None, as_json: bool,
-    **options: Any,
-) -> None:  # fmt: skip
-    """Verify hardware evidence in files, here and offline, against a trust policy: nothing is fetched."""
-    files = EvidenceFiles(
-        evidence=options["evidence_files"],
-        certificates=options["certs"],
-        collateral=options["collateral"],
-        crls=options["crl"],
-        rims=options["rim"],
-        product=options["product"],
-        policy=policy_table(policy, technology),
-        nonce=_nonce(nonce),
-        now_s=parse_time(at),
-    )
-    try:
-        facts = {"verified": True, "type": technology, **verifier_of(technology)(files)}
-    except EvidenceError as error:
-        if not as_json:
-            raise
-        from bulkhead.attestation.obligations import obligation_of  # cryptography: not for --help
-
-        failure = {"verified": False, "type": technology, "code": error.code, "message": error.message}
-        emit({**failure, "obligation": obligation_of(error)}, as_json=True, text="")
-        ctx.exit(EXIT_REFUSED)
-    emit(facts, as_json=as_json, text="\n".join(f"{name:20} {_cell(value)}" for name, value in to_json(facts).items()))
-
-
-def _nonce(text: str) -> bytes:
-    try:
-        return bytes.fromhex(text)
-    except ValueError as error:
-        raise InvalidRequestError("--nonce must be hexadecimal") from error
-
-
-def _cell(value: object) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{name} {item}" for name, item in value.items())
-    return ", ".join(str(item) for item in value) if isinstance(value, list) else str(value)
 
 
 def _facts(session: "AsyncSession") -> dict[str, Any]:
@@ -139,6 +75,11 @@ def _facts(session: "AsyncSession") -> dict[str, Any]:
             "policy_digest": grant.policy_digest,
         },
     }
+
+
+evidence.add_command(claims)
+evidence.add_command(verify)
+evidence.add_command(policy)
 
 
 _RESTS_ON = {

@@ -25,7 +25,7 @@ from bulkhead.attestation.nvidia.roots import NvidiaRoots, nvidia_roots
 from bulkhead.attestation.obligations import Obligations, failed
 from bulkhead.errors import EvidenceBindingError, EvidenceError, EvidencePolicyError
 
-__all__ = ["GPU_OBLIGATIONS", "VerifiedGpu", "driver_rim_id", "match_measurements", "verify_gpu"]
+__all__ = ["GPU_OBLIGATIONS", "VerifiedGpu", "chip_of", "driver_rim_id", "match_measurements", "verify_gpu"]
 
 GPU_OBLIGATIONS: Final[Obligations] = MappingProxyType(
     {
@@ -181,6 +181,11 @@ def match_measurements(report: GpuReport, *, driver: Rim, vbios: Rim) -> tuple[i
         numbers = ", ".join(map(str, wrong))
         raise failed("GPU-16", f"measurements {numbers} are not those of the manifests", details={"indices": numbers})
     return len(expected) - len(wrong), len(expected)
+
+
+def chip_of(certificates: Sequence[x509.Certificate]) -> str:
+    """Return the chip that a device's first certificate names, or nothing; for finding its manifests."""
+    return _chip(certificates[0])
 
 
 def _device_path(certificates: bytes, roots: NvidiaRoots, now_s: int) -> tuple[x509.Certificate, ...]:

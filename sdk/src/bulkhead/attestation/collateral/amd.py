@@ -1,0 +1,55 @@
+"""AMD's key distribution service: what to ask for a report (VCEK and KDS interface specification, 57230)."""
+
+from typing import Final
+
+from bulkhead.attestation.collateral.kinds import CollateralItem, CollateralKind
+from bulkhead.attestation.obligations import failed
+from bulkhead.attestation.snp.product import SnpProduct, Tcb
+from bulkhead.attestation.snp.report import SigningKey, SnpReport
+
+__all__ = ["chain_item", "crl_item", "vcek_item"]
+
+_NAMES: Final = {SnpProduct.MILAN: "Milan", SnpProduct.GENOA: "Genoa", SnpProduct.TURIN: "Turin"}
+
+
+def vcek_item(claims: SnpReport, product: SnpProduct) -> CollateralItem:
+    """Return where the VCEK of a report's chip and REPORTED_TCB is; the claims need not be trusted.
+
+    Raises:
+        EvidenceError: SNP-4: the host masks CHIP_ID, so that no certificate can be asked for.
+    """
+    if not any(claims.chip_id):
+        raise failed("SNP-4", "the VCEK's certificate is missing, and the host masks CHIP_ID: only it can hand it out")
+    tcb = Tcb.parse(claims.reported_tcb, product)
+    levels = [("blSPL", tcb.bootloader), ("teeSPL", tcb.tee), ("snpSPL", tcb.snp), ("ucodeSPL", tcb.microcode)]
+    if product is SnpProduct.TURIN:
+        levels.insert(0, ("fmcSPL", tcb.fmc))
+    query = "&".join(f"{name}={level:02}" for name, level in levels)
+    hwid = claims.chip_id[: product.hwid_bytes].hex()
+    return CollateralItem(
+        kind=CollateralKind.AMD_VCEK,
+        name=f"{product.value}-{hwid}-{claims.reported_tcb.hex()}",
+        path=f"/vcek/v1/{_NAMES[product]}/{hwid}?{query}",
+    )
+
+
+def chain_item(product: SnpProduct, signing_key: SigningKey) -> CollateralItem:
+    """Return where the authorities of a product's VCEKs or VLEKs are; the verifier pins them and needs no copy."""
+    key = _key(signing_key)
+    return CollateralItem(
+        kind=CollateralKind.AMD_CHAIN,
+        name=f"{product.value}-{key}",
+        path=f"/{key}/v1/{_NAMES[product]}/cert_chain",
+    )
+
+
+def crl_item(product: SnpProduct, signing_key: SigningKey) -> CollateralItem:
+    """Return where the revocation list of a product's ARK is."""
+    key = _key(signing_key)
+    return CollateralItem(
+        kind=CollateralKind.AMD_CRL, name=f"{product.value}-{key}", path=f"/{key}/v1/{_NAMES[product]}/crl"
+    )
+
+
+def _key(signing_key: SigningKey) -> str:
+    return "vlek" if signing_key is SigningKey.VLEK else "vcek"
