@@ -26,7 +26,7 @@ _ATTRIBUTE: Final = re.compile(r"(\w+): (.*)", re.DOTALL)
 _SECTIONS: Final = re.compile(r"^(?:Raises|Args|Returns):$", re.MULTILINE)
 _WORD_BITS: Final = 64
 _WILDCARD: Final = re.compile(
-    r"None accepts any(?: image: for looking at evidence, never for a session)?\. (?=Empty|Default none)"
+    r"None accepts any(?: image: for looking at evidence, never for a session)?\. (?=Empty, so|Default none)"
 )
 
 
