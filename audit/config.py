@@ -48,10 +48,12 @@ class AuditConfig:
     """Where the log is and how it behaves.
 
     Attributes:
-        database: SQLite file.
-        lock: the lock store's file; keep it out of the database's backups.
+        database: a file (SQLite), or a URL (`postgresql://…`).
+        lock: the lock store: a file for the processes of one host, or the URL of a second PostgreSQL server for those
+            of several. Keep it out of the database's backups.
         keys_dir: directory of the log keys (0700, files 0600).
         domain: DNS-like name under which this platform's logs are named (``audit.<domain>/…``).
+        high_availability: the PostgreSQL servers have standbys that may be promoted; they must be synchronous.
         append_timeout_s: an append that is not durable by then fails.
         round_interval_s: least time between two rounds of the platform's log.
         quiet_round_interval_s: a round is made this often even when nothing changed.
@@ -60,10 +62,11 @@ class AuditConfig:
         publish_interval_s: least time between two publications.
     """
 
-    database: Path
-    lock: Path
+    database: Path | str
+    lock: Path | str
     keys_dir: Path
     domain: str
+    high_availability: bool = False
     append_timeout_s: float = 2.0
     round_interval_s: float = 1.0
     quiet_round_interval_s: float = 600.0
@@ -79,6 +82,8 @@ class AuditConfig:
         """
         if not _DOMAIN.fullmatch(self.domain):
             raise ConfigError("audit domain: expected lower-case letters, digits, dots and hyphens, at most 128")
+        if isinstance(self.database, Path) and not isinstance(self.lock, Path):
+            raise ConfigError("audit lock: a database in a file has its lock store in a file, too")
         if not 0.1 <= self.append_timeout_s <= 60:
             raise ConfigError("audit append_timeout_s: expected 0.1 to 60 seconds")
         if not 0.05 <= self.round_interval_s <= self.quiet_round_interval_s:
@@ -91,5 +96,5 @@ class AuditConfig:
 
     @property
     def busy_timeout_s(self) -> float:
-        """How long one statement waits for a locked database."""
+        """How long one statement waits for a locked database, or a commit for another writer's."""
         return self.append_timeout_s * _MAX_BUSY_SHARE

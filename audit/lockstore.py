@@ -6,6 +6,7 @@ slot, and the other still holds the state before. The file is a second memory be
 restored from a backup is recognised; it must never be restored together with it.
 """
 
+import contextlib
 import fcntl
 import hashlib
 import os
@@ -25,7 +26,7 @@ _RECORD_BYTES: Final = _STATE_BYTES + 32
 
 
 class FileLockStore:
-    """Compare-and-swap of a :class:`~audit.chain.LockState` in a file. One thread at a time."""
+    """A :class:`~audit.store.LockStore` in a file, for every process of one host; one thread at a time moves it."""
 
     def __init__(self, path: Path, *, failpoint: Failpoint = no_failpoint) -> None:
         self._path = path
@@ -60,27 +61,22 @@ class FileLockStore:
             LogForkError: neither slot is readable.
             AuditUnavailableError: the file cannot be read.
         """
-        states = [state for _, state in self._slots() if state is not None]
-        if not states:
-            raise LogForkError(f"the lock store {self._path} holds no readable state; writing is refused")
-        return max(states, key=lambda state: state.seq)
+        return self._newest(self._slots())
 
-    def move(self, expected: LockState, new: LockState) -> None:
-        """Replace ``expected`` by ``new``; durable on return.
+    def move(self, expected: LockState, new: LockState) -> LockState:
+        """Replace ``expected`` by ``new``; return what the store holds then: ``new``, or what another put there.
 
         Raises:
-            LogForkError: the store holds something else.
+            LogForkError: neither slot is readable.
             AuditUnavailableError: the file cannot be written; whether it was is unknown, so read it again.
         """
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX)
             try:
                 slots = self._slots()
-                current = max((state for _, state in slots if state is not None), key=lambda s: s.seq, default=None)
-                if current == new:
-                    return
+                current = self._newest(slots)
                 if current != expected:
-                    raise LogForkError("another writer has moved the lock store; writing has stopped")
+                    return current
                 target = next(offset for offset, state in slots if state != current)
                 os.pwrite(self._fd, _encode(new), target)
                 self._failpoint("lock.written")
@@ -90,6 +86,7 @@ class FileLockStore:
                 fcntl.flock(self._fd, fcntl.LOCK_UN)
         except OSError as error:
             raise AuditUnavailableError(f"the lock store cannot be written: {error.strerror}") from error
+        return new
 
     def close(self) -> None:
         """Close the file."""
@@ -103,16 +100,24 @@ class FileLockStore:
         except OSError as error:
             raise AuditUnavailableError(f"the lock store cannot be read: {error.strerror}") from error
 
+    def _newest(self, slots: list[tuple[int, LockState | None]]) -> LockState:
+        states = [state for _, state in slots if state is not None]
+        if not states:
+            raise LogForkError(f"the lock store {self._path} holds no readable state; writing is refused")
+        return max(states, key=lambda state: state.seq)
+
     def _create(self) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self._path.with_suffix(".new")
+        temporary = self._path.with_suffix(f".{os.getpid()}")
         fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
             os.pwrite(fd, _encode(GENESIS).ljust(2 * _SLOT_BYTES, b"\x00"), 0)  # all blocks, so that a full disk later
             os.fsync(fd)  # cannot keep a slot from being written in place
         finally:
             os.close(fd)
-        temporary.rename(self._path)
+        with contextlib.suppress(FileExistsError):  # another process was first: its file holds
+            os.link(temporary, self._path)
+        temporary.unlink()
         directory = os.open(self._path.parent, os.O_RDONLY | os.O_CLOEXEC)
         try:
             os.fsync(directory)

@@ -1,4 +1,4 @@
-"""The port between the log and its database.
+"""The ports between the log and its database, and its lock store.
 
 A store has a writing side, used by one thread at a time, and a reading side, used by any thread. Every method blocks
 for a bounded time. A database that cannot be reached, is locked, read-only, full or damaged is an
@@ -14,7 +14,17 @@ from audit.chain import LockState
 from audit.model import Head, IndexRow, LogInfo, Page, RecordFilter, RoundHead, StoredLeaf
 from bulkhead.errors import BulkheadError
 
-__all__ = ["AuditReader", "AuditStore", "Committed", "IndexedLeaf", "IndexedLeaves", "NewLeaf", "Placed"]
+__all__ = [
+    "AuditReader",
+    "AuditStore",
+    "Committed",
+    "IndexedLeaf",
+    "IndexedLeaves",
+    "LockStore",
+    "NewLeaf",
+    "Placed",
+    "Survey",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +69,23 @@ class Committed:
     last: LockState
     places: tuple[Placed | BulkheadError, ...]
     heads: tuple[Head, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What every writer together has committed.
+
+    Attributes:
+        last: the database's last commit, which the lock store must reach before any of it is spoken of.
+        logs: every log by id.
+        heads: every log's head after ``last``.
+        last_round: number of the last round, or None.
+    """
+
+    last: LockState
+    logs: tuple[LogInfo, ...]
+    heads: tuple[Head, ...]
+    last_round: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,11 +176,25 @@ class AuditReader(Protocol):
 class AuditStore(AuditReader, Protocol):
     """The whole store; what is added here belongs to one thread at a time."""
 
+    @property
+    def shared(self) -> bool:
+        """Whether other processes may append to the database, too."""
+        ...
+
     def commit(self, batch: Sequence[NewLeaf], locked: LockState) -> Committed:
         """Append leaves in order, in one transaction that is durable on return.
 
-        A record id that is there already with the same leaf keeps its place. ``locked`` is the lock store's state;
-        it must be a commit of this database.
+        A record id that is there already with the same leaf keeps its place. A round whose number is taken is a
+        ConflictError of its leaf alone. ``locked`` is the lock store's state; it must be a commit of this database.
+
+        Raises:
+            LogForkError: ``locked`` is not in this database.
+            AuditUnavailableError: see the module.
+        """
+        ...
+
+    def survey(self, locked: LockState) -> Survey:
+        """Return what all writers have committed, while none of them commits; ``locked`` as in :meth:`commit`.
 
         Raises:
             LogForkError: ``locked`` is not in this database.
@@ -175,4 +216,45 @@ class AuditStore(AuditReader, Protocol):
 
     def maintain(self, *, idle: bool) -> None:
         """Do the database's own housekeeping; ``idle`` says that nobody waits."""
+        ...
+
+
+class LockStore(Protocol):
+    """A second memory beside the database: the last acknowledged commit, replaced by compare-and-swap.
+
+    It must never be restored together with the database. :meth:`read` may be called by any thread.
+    """
+
+    def open(self, *, create: bool) -> None:
+        """Open it.
+
+        Args:
+            create: make it, at genesis, if it is not there; only right for a database without commits.
+
+        Raises:
+            LogForkError: it is not there and ``create`` is false.
+            AuditUnavailableError: it cannot be opened or created.
+        """
+        ...
+
+    def read(self) -> LockState:
+        """Return the current state.
+
+        Raises:
+            LogForkError: it holds no readable state.
+            AuditUnavailableError: it cannot be read.
+        """
+        ...
+
+    def move(self, expected: LockState, new: LockState) -> LockState:
+        """Replace ``expected`` by ``new``; return what the store holds then, durably: ``new``, or another's state.
+
+        Raises:
+            LogForkError: it holds no readable state.
+            AuditUnavailableError: it cannot be written; whether it was is unknown, so read it again.
+        """
+        ...
+
+    def close(self) -> None:
+        """Let go of it."""
         ...

@@ -100,7 +100,7 @@ class Bootstrap:
             await migrate(database)
             if await database.read(lambda tx: Principals.of(tx).any_admin()):
                 raise ConflictError("this platform is initialised: its administrators make further ones")
-            make_private_directory(config.audit_config().database.parent)
+            make_private_directory(config.audit_config().keys_dir.parent)
             audit = await AuditLog.open(config.audit_config())
             try:
                 built = self._build(policies, 1, self._now_us(), keys)

@@ -89,8 +89,13 @@ class AuditTable:
 
     Attributes:
         domain: name under which this platform's logs are published; empty takes the trust domain.
+        database_url_file: file (0600) that holds a PostgreSQL URL; absent, SQLite's ``audit.db`` in the state
+            directory.
         lock_file: the lock store; keep it out of the database's backups. Absent, ``audit.lock`` in the state
             directory.
+        lock_url_file: file (0600) that holds the URL of a second PostgreSQL server, which is the lock store of control
+            planes on several hosts.
+        high_availability: PostgreSQL has standbys that may be promoted; refused unless they are synchronous.
         append_timeout_s: a record that is not durable by then fails its request.
         round_interval_s: least time between two rounds of the platform's log.
         quiet_round_interval_s: a round is made this often even when nothing changed.
@@ -100,7 +105,10 @@ class AuditTable:
     """
 
     domain: str = ""
+    database_url_file: Path | None = None
     lock_file: Path | None = None
+    lock_url_file: Path | None = None
+    high_availability: bool = False
     append_timeout_s: float = 2.0
     round_interval_s: float = 1.0
     quiet_round_interval_s: float = 600.0
@@ -222,19 +230,27 @@ class ControlPlaneConfig:
         """
         if self.state.url_file is None:
             return f"sqlite:///{self.state_directory.absolute() / 'state.db'}"
-        return read_private(self.state.url_file, what="state.url_file").decode("utf-8", errors="replace").strip()
+        return _read_url(self.state.url_file, "state.url_file")
 
     def audit_config(self) -> AuditConfig:
         """Return the audit log's configuration.
 
         Raises:
-            ConfigError: a value is out of range.
+            ConfigError: a value is out of range, or a URL's file cannot be read or is open to others.
         """
-        directory = self.state_directory / "audit"
+        directory, database, lock = (
+            self.state_directory / "audit",
+            self.audit.database_url_file,
+            self.audit.lock_url_file,
+        )
+        lock_file = self.audit.lock_file or self.state_directory / "audit.lock"
         return AuditConfig(
-            database=directory / "audit.db",
-            lock=self.audit.lock_file or self.state_directory / "audit.lock",
+            database=directory / "audit.db"
+            if database is None
+            else _read_url(database, what="audit.database_url_file"),
+            lock=lock_file if lock is None else _read_url(lock, "audit.lock_url_file"),
             keys_dir=directory / "keys",
+            high_availability=self.audit.high_availability,
             domain=self.audit.domain or self.trust_domain,
             append_timeout_s=self.audit.append_timeout_s,
             round_interval_s=self.audit.round_interval_s,
@@ -243,3 +259,7 @@ class ControlPlaneConfig:
             witness_quorum=self.audit.witness_quorum,
             publish_interval_s=self.audit.publish_interval_s,
         )
+
+
+def _read_url(path: Path, what: str) -> str:
+    return read_private(path, what=what).decode("utf-8", errors="replace").strip()

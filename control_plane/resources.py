@@ -50,7 +50,7 @@ async def open_resources(config: ControlPlaneConfig, stack: contextlib.AsyncExit
     stack.push_async_callback(database.close)
     await migrate(database)  # 2
     number, bundle = await database.read(_active_bundle)
-    make_private_directory(config.audit_config().database.parent)
+    make_private_directory(config.audit_config().keys_dir.parent)
     audit = await AuditLog.open(config.audit_config())  # 3
     stack.push_async_callback(audit.close)
     supervisor = OpaSupervisor(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from audit.sql import open_store
 from scripts.local_platform import LocalPlatform
 from tests.simulator.postgres import PostgresServer, postgres_server
 from tests.simulator.tiny_model import make_tiny_model
@@ -66,3 +67,17 @@ def postgres() -> Iterator[PostgresServer]:
 def postgres_url(postgres: PostgresServer) -> str:
     """The URL of an empty database."""
     return postgres.url(postgres.new_database())
+
+
+@pytest.fixture(scope="session")
+def audit_template(postgres: PostgresServer) -> str:
+    """A database with the audit log's tables and nothing in them, to be copied."""
+    name = postgres.new_database()
+    open_store(postgres.url(name), busy_timeout_s=1.0).close()
+    return name
+
+
+@pytest.fixture
+def audit_url(postgres: PostgresServer, audit_template: str) -> str:
+    """The URL of an audit database of the test's own, empty."""
+    return postgres.url(postgres.new_database(template=audit_template))

@@ -14,19 +14,18 @@ from typing import BinaryIO, Final, Self, TypeVar
 
 from audit.config import AuditConfig
 from audit.keys import LogKeys
-from audit.lockstore import FileLockStore
+from audit.log.known import KnownLogs
 from audit.log.listing import list_records
-from audit.log.opening import Opened, open_parts, platform_log, tenant_log
+from audit.log.opening import Opened, open_parts, platform_log
 from audit.log.prover import Prover
 from audit.log.publishing import Publisher, current_path, keep_publishing
-from audit.log.rounds import RoundMaker, make_rounds
+from audit.log.rounds import RoundMaker, RoundState, make_rounds
 from audit.log.serving import Serving
 from audit.log.writer import CommitThread
 from audit.model import (
     Appended,
     AuditHealth,
     Failpoint,
-    Head,
     LogInfo,
     Page,
     Progress,
@@ -35,7 +34,7 @@ from audit.model import (
     no_failpoint,
 )
 from audit.records import Record, Stamp, Stamper, log_opened
-from audit.store import AuditStore, Committed, NewLeaf, Placed
+from audit.store import AuditStore, Committed, LockStore, NewLeaf, Placed
 from bulkhead.errors import (
     AuditUnavailableError,
     ConflictError,
@@ -49,7 +48,7 @@ from bulkhead.transparency.rounds import RoundPath
 __all__ = ["AuditLog"]
 
 _READ_THREADS: Final = 2
-_OPENING_TRIES: Final = 3
+_OPENING_TRIES: Final = 16  # each lost to another process that opened some tenant's log
 _T = TypeVar("_T")
 
 
@@ -59,13 +58,11 @@ class AuditLog:
     def __init__(self, *, config: AuditConfig, parts: Opened, stamper: Stamper, failpoint: Failpoint) -> None:
         self._config = config
         self._store: AuditStore = parts.store
-        self._lock: FileLockStore = parts.lock
+        self._lock: LockStore = parts.lock
         self._keys: LogKeys = parts.keys
         self._stamper = stamper
         self._prover = Prover(parts.store)
-        self._logs: dict[int, LogInfo] = {}
-        self._by_tenant: dict[str | None, LogInfo] = {}
-        self._heads: dict[int, Head] = {}  # acknowledged: database and lock store agree on them
+        self._known = KnownLogs(parts.logs, parts.heads)
         self._rounds = RoundMaker(keys=parts.keys, next_round=parts.next_round)
         self._opening = asyncio.Lock()
         self._readers = ThreadPoolExecutor(_READ_THREADS, thread_name_prefix="audit-read")
@@ -88,7 +85,6 @@ class AuditLog:
             extension=lambda old, new: self.extension(self.platform_log.log_id, old, new),
             keep=self._writer.keep_cosignatures,
         )
-        self._learn(parts.logs, parts.heads)
 
     @classmethod
     async def open(
@@ -133,7 +129,7 @@ class AuditLog:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         if self._writer.fork is None:  # the database keeps a signed checkpoint of all that was acknowledged
-            heads = [(self._logs[log_id], head) for log_id, head in self._heads.items() if head.size]
+            heads = [(self._known.info(log_id), head) for log_id, head in self._known.heads().items() if head.size]
             await self._read(lambda: [self._serving.note(info, head.frontier) for info, head in heads])
         await self._writer.close()
         self._readers.shutdown(wait=False)
@@ -147,11 +143,14 @@ class AuditLog:
     @property
     def platform_log(self) -> LogInfo:
         """The platform's own log."""
-        return self._by_tenant[None]
+        info = self._known.of(None)
+        if info is None:
+            raise AuditUnavailableError("the platform's log is not open yet")
+        return info
 
     def logs(self) -> tuple[LogInfo, ...]:
         """Return every log, the platform's first."""
-        return tuple(self._logs[log_id] for log_id in sorted(self._logs))
+        return self._known.every()
 
     def size(self, log_id: int) -> int:
         """Return how many records of a log are acknowledged.
@@ -159,8 +158,7 @@ class AuditLog:
         Raises:
             NotFoundError: no such log.
         """
-        self._info(log_id)
-        return self._heads[log_id].size
+        return self._known.head(log_id).size
 
     async def ensure_log(self, tenant_id: str) -> LogInfo:
         """Return the tenant's log, creating it with its leaf 0 at first.
@@ -169,25 +167,16 @@ class AuditLog:
             AuditUnavailableError: it could not be created.
             LogForkError: database and lock store disagree.
         """
-        known = self._by_tenant.get(tenant_id)
+        known = self._known.of(tenant_id)
         if known is not None:
             return known
         async with self._opening:
             for _ in range(_OPENING_TRIES):
-                known = self._by_tenant.get(tenant_id)
+                known = self._known.of(tenant_id)
                 if known is not None:
                     return known
-                info = tenant_log(
-                    self._config.domain,
-                    tenant=tenant_id,
-                    log_id=max(self._logs) + 1,
-                    slot=sum(log.slot is not None for log in self._logs.values()),
-                    random_bytes=self._stamper.random_bytes,
-                )
-                try:
-                    return await self._open_log(info)
-                except ConflictError:  # an earlier try was recorded after all: learn of it
-                    self._learn(*await self._read(lambda: (self._store.logs(), self._store.heads())))
+                info = self._known.next_log(self._config.domain, tenant_id, random_bytes=self._stamper.random_bytes)
+                await self._open_log(info)
         raise AuditUnavailableError("the tenant's audit log could not be opened")
 
     async def append(self, log_id: int, record: Record) -> Appended:
@@ -203,7 +192,7 @@ class AuditLog:
             ConflictError: another record has its id.
             NotFoundError: no such log.
         """
-        info = self._info(log_id)
+        info = self._known.info(log_id)
         if record.fields.tenant != info.tenant:
             raise InvalidRequestError(
                 f"record {record.record_id} belongs into another log", details={"record": record.record_id}
@@ -226,7 +215,7 @@ class AuditLog:
         Raises:
             NotFoundError: no such log.
         """
-        return self._keys.signer(self._info(log_id).origin).vkey
+        return self._keys.signer(self._known.info(log_id).origin).vkey
 
     async def checkpoint(self, log_id: int) -> str:
         """Return the log's signed checkpoint of its acknowledged size.
@@ -234,7 +223,8 @@ class AuditLog:
         Raises:
             NotFoundError: no such log.
         """
-        info, head = self._info(log_id), self._heads[log_id]
+        await self._catch_up()
+        info, head = self._known.info(log_id), self._known.head(log_id)
         return await self._read(lambda: self._serving.note(info, head.frontier))
 
     async def receipt(self, log_id: int, index: int, *, size: int | None = None) -> AuditReceipt:
@@ -247,7 +237,8 @@ class AuditLog:
             RecordError: the stored record is not the one in the tree.
             AuditUnavailableError: the database cannot be read.
         """
-        info, head = self._info(log_id), self._heads[log_id]
+        await self._catch_up()
+        info, head = self._known.info(log_id), self._known.head(log_id)
         within = head.size if size is None else min(size, head.size)
         if not 0 <= index < within:
             raise NotFoundError(f"there is no record {index} in this log")
@@ -257,7 +248,7 @@ class AuditLog:
 
     async def prove(self, appended: Appended) -> AuditReceipt:
         """Return :meth:`receipt` of a record that was just appended, without reading it back; verified likewise."""
-        info, head = self._info(appended.log_id), self._heads[appended.log_id]
+        info, head = self._known.info(appended.log_id), self._known.head(appended.log_id)
         return await self._read(lambda: self._serving.prove(info, head.frontier, appended))
 
     async def index_of(self, log_id: int, record_id: str) -> int:
@@ -281,7 +272,8 @@ class AuditLog:
             RecordError: the stored tree is not the acknowledged one.
             AuditUnavailableError: the database cannot be read.
         """
-        info, head = self._info(log_id), self._heads[log_id]
+        await self._catch_up()
+        info, head = self._known.info(log_id), self._known.head(log_id)
         wanted = head.size if new_size is None else new_size
         if not 0 <= old_size <= wanted <= head.size:
             raise InvalidRequestError("the sizes are not those of this log")
@@ -297,10 +289,10 @@ class AuditLog:
             NotFoundError: no such log.
             AuditUnavailableError: the database cannot be read.
         """
-        slot, platform = self._info(log_id).slot, self.platform_log
+        slot, platform = self._known.info(log_id).slot, self.platform_log
         if slot is None:
             return None
-        head = self._heads[platform.log_id]
+        head = self._known.head(platform.log_id)
         return await self._read(
             lambda: current_path(self._publisher, self._rounds, self._serving, platform=platform, head=head, slot=slot)
         )
@@ -329,7 +321,8 @@ class AuditLog:
             RecordError: a stored record does not hold; names it.
             AuditUnavailableError: the database cannot be read.
         """
-        parts = [(self._info(log_id), self._heads[log_id]) for log_id in log_ids]
+        await self._catch_up()
+        parts = [(self._known.info(log_id), self._known.head(log_id)) for log_id in log_ids]
         return await asyncio.to_thread(self._serving.export, parts, stream, progress, first=first)
 
     def health(self) -> AuditHealth:
@@ -348,7 +341,7 @@ class AuditLog:
     async def _start(self) -> None:
         self._writer.start()
         try:
-            if None not in self._by_tenant:
+            if self._known.of(None) is None:
                 await self._open_log(platform_log(self._config.domain))
         except BaseException:
             await self.close()
@@ -359,14 +352,14 @@ class AuditLog:
             quiet_interval_s=self._config.quiet_round_interval_s,
             monotonic_ns=self._stamper.monotonic_ns,
             stamp=self.stamp,
-            state=lambda: (dict(self._heads), self.logs()),
+            state=self._round_state,
             submit=self._submit,
             ended=lambda: self._writer.fork is not None,
         )
         publishing = keep_publishing(
             self._publisher,
             interval_s=self._config.publish_interval_s,
-            state=lambda: (self.platform_log, self._heads[self.platform_log.log_id], self._rounds.newest),
+            state=lambda: (self.platform_log, self._known.head(self.platform_log.log_id), self._rounds.newest),
             ended=lambda: self._writer.fork is not None,
         )
         self._tasks = (
@@ -374,47 +367,52 @@ class AuditLog:
             asyncio.create_task(publishing, name="audit-publishing"),
         )
 
-    def _info(self, log_id: int) -> LogInfo:
-        info = self._logs.get(log_id)
-        if info is None:
-            raise NotFoundError(f"there is no log {log_id}")
-        return info
+    async def _round_state(self) -> RoundState:
+        last = await self._catch_up()
+        return RoundState(self._known.heads(), self._known.newest(), None if last is None else last + 1)
 
-    def _learn(self, logs: Sequence[LogInfo], heads: Sequence[Head]) -> None:
-        """Take in logs that were not known; heads of known logs are left to acknowledgements."""
-        found = {head.log_id: head for head in heads}
-        for log in logs:
-            if log.log_id not in self._logs and log.log_id in found:
-                self._logs[log.log_id] = self._by_tenant[log.tenant] = log
-                self._heads[log.log_id] = found[log.log_id]
+    async def _catch_up(self) -> int | None:
+        """Learn what other processes have appended; return the last round if there may be such processes.
 
-    async def _open_log(self, info: LogInfo) -> LogInfo:
+        Raises:
+            AuditUnavailableError: the database cannot be used.
+            LogForkError: database and lock store disagree.
+        """
+        if not self._store.shared:
+            return None
+        survey = await self._in_time(self._writer.survey(), "the audit database did not answer")
+        self._known.surveyed(survey)
+        return survey.last_round or 0
+
+    async def _open_log(self, info: LogInfo) -> None:
+        """Open a log, or learn that it (or its place) is taken."""
         record = log_opened(self.stamp(), tenant=info.tenant, origin=info.origin, epoch=info.epoch, slot=info.slot)
-        await self._submit(NewLeaf(info.log_id, record.record_id, record.leaf, leaf_hash(record.leaf), opens=info))
-        return self._logs[info.log_id]
+        leaf = NewLeaf(info.log_id, record.record_id, record.leaf, leaf_hash(record.leaf), opens=info)
+        try:
+            await self._submit(leaf)
+        except ConflictError:  # an earlier try was recorded after all, or another process was first
+            survey = await self._in_time(self._writer.survey(), "the audit database did not answer")
+            self._known.surveyed(survey)
 
     async def _submit(self, leaf: NewLeaf) -> Appended:
-        future = self._writer.submit(leaf)
-        try:
-            async with asyncio.timeout(self._config.append_timeout_s):
-                placed = await future
-        except TimeoutError as error:
-            raise AuditUnavailableError(
-                f"record {leaf.record_id} was not durable within {self._config.append_timeout_s:g} s",
-                details={"record": leaf.record_id},
-            ) from error
+        placed = await self._in_time(
+            self._writer.submit(leaf), f"record {leaf.record_id} was not durable", record=leaf.record_id
+        )
         return Appended(placed.log_id, placed.index, leaf.leaf_hash, leaf.record_id, leaf.leaf)
+
+    async def _in_time(self, future: "asyncio.Future[_T]", what: str, **details: str) -> _T:
+        limit_s = self._config.append_timeout_s
+        try:
+            async with asyncio.timeout(limit_s):
+                return await future
+        except TimeoutError as error:
+            raise AuditUnavailableError(f"{what} within {limit_s:g} s", details=details) from error
 
     def _acknowledged(self, committed: Committed, placed: Sequence[tuple[NewLeaf, Placed]]) -> None:
         """Take note of a batch that database and lock store have; called before its callers are told."""
         for leaf, place in placed:
             self._prover.remember(place.log_id, place.index, leaf.leaf_hash)
-            if leaf.opens is not None:
-                self._logs[place.log_id] = self._by_tenant[leaf.opens.tenant] = leaf.opens
-        for head in committed.heads:
-            known = self._heads.get(head.log_id)
-            if known is None or known.size < head.size:
-                self._heads[head.log_id] = head
+        self._known.acknowledged(placed, committed.heads)
 
     async def _read(self, work: Callable[[], _T]) -> _T:
         return await asyncio.get_running_loop().run_in_executor(self._readers, work)

@@ -1,6 +1,6 @@
 """Opens database, lock store and keys together, and checks that they belong together.
 
-1. No other process writes to the database.
+1. No other process writes to a SQLite database; a PostgreSQL server keeps its promises (:mod:`audit.sql.postgres`).
 2. The lock store's commit is in this database: it is not an older copy, nor another one. A database ahead of the lock
    store is what a crash leaves between commit and move: it is kept, and the lock store follows.
 3. A database with commits whose lock store is missing is refused.
@@ -9,18 +9,19 @@
 import base64
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 from audit.chain import GENESIS, LockState
 from audit.config import AuditConfig
 from audit.keys import LogKeys
 from audit.lockstore import FileLockStore
-from audit.model import Failpoint, Head, LogInfo
-from audit.sql import open_sqlite
-from audit.store import AuditStore
-from bulkhead.errors import LogForkError
+from audit.model import Failpoint, Head, LogInfo, no_failpoint
+from audit.sql import SqlLockStore, on_one_server, open_store
+from audit.store import AuditStore, LockStore
+from bulkhead.errors import ConfigError, LogForkError
 
-__all__ = ["Opened", "open_parts", "platform_log", "tenant_log"]
+__all__ = ["Opened", "lock_store", "open_parts", "platform_log", "tenant_log"]
 
 _OPAQUE_BYTES: Final = 15  # 24 characters of base32, 120 bits: unguessable and unrelated to the tenant
 PLATFORM_LOG_ID: Final = 1
@@ -31,7 +32,7 @@ class Opened:
     """What :class:`~audit.log.AuditLog` works with."""
 
     store: AuditStore
-    lock: FileLockStore
+    lock: LockStore
     locked: LockState
     keys: LogKeys
     logs: tuple[LogInfo, ...]
@@ -45,23 +46,29 @@ def open_parts(config: AuditConfig, *, random_bytes: Callable[[int], bytes], fai
     Raises:
         AuditUnavailableError: 1 fails, or a file cannot be opened.
         LogForkError: 2 or 3 fails; nothing may be written.
-        ConfigError: the key file is not private or malformed.
+        ConfigError: the key file is not private or malformed, a URL is, or the server would lose records.
     """
     keys = LogKeys.load_or_create(config.keys_dir, random_bytes=random_bytes)
-    store = open_sqlite(config.database, busy_timeout_s=config.busy_timeout_s, failpoint=failpoint)  # 1
-    lock = FileLockStore(config.lock, failpoint=failpoint)
+    lock = lock_store(config, failpoint=failpoint)
+    store = open_store(  # 1
+        config.database,
+        busy_timeout_s=config.busy_timeout_s,
+        high_availability=config.high_availability,
+        failpoint=failpoint,
+    )
     try:
         last = store.last_commit()
         lock.open(create=last == GENESIS)  # 3
         locked = lock.read()
         _check_locked(store, locked)  # 2
-        if last != locked:
-            lock.move(locked, last)
+        while locked.seq < last.seq:  # another process may be starting, too
+            locked = lock.move(locked, last)
+            _check_locked(store, locked)
         last_round = store.last_round()
         return Opened(
             store=store,
             lock=lock,
-            locked=last,
+            locked=locked,
             keys=keys,
             logs=store.logs(),
             heads=store.heads(),
@@ -71,6 +78,25 @@ def open_parts(config: AuditConfig, *, random_bytes: Callable[[int], bytes], fai
         lock.close()
         store.close()
         raise
+
+
+def lock_store(config: AuditConfig, *, failpoint: Failpoint = no_failpoint) -> LockStore:
+    """Return the lock store, not opened yet; blocking.
+
+    Raises:
+        ConfigError: its URL is malformed, or names the audit database's own server.
+    """
+    if isinstance(config.lock, Path):
+        return FileLockStore(config.lock, failpoint=failpoint)
+    if isinstance(config.database, str) and on_one_server(config.database, config.lock):
+        raise ConfigError("audit lock: it is on the audit database's server: what restores one would restore both")
+    return SqlLockStore(
+        config.lock,
+        name=config.domain,
+        limit_s=config.busy_timeout_s,
+        high_availability=config.high_availability,
+        failpoint=failpoint,
+    )
 
 
 def platform_log(domain: str) -> LogInfo:

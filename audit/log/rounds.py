@@ -2,7 +2,9 @@
 
 A round is made when a tenant's log has grown, at most once per interval, and once in a longer interval in any case.
 A round whose fate is not known (the database failed while it was committed) is sent again, the same bytes, until it
-is known; only then is the next one made.
+is known; only then is the next one made. Several processes may make rounds of one log: a number belongs to whoever
+commits it first, and the others begin again with what is acknowledged then, so that no round shows a smaller log than
+a round before it.
 """
 
 import asyncio
@@ -13,12 +15,12 @@ from audit.keys import LogKeys
 from audit.model import Appended, Head, LogInfo, RoundHead
 from audit.records import Record, Stamp, log_round
 from audit.store import NewLeaf
-from bulkhead.errors import BulkheadError
+from bulkhead.errors import BulkheadError, ConflictError
 from bulkhead.transparency.checkpoint import Checkpoint
 from bulkhead.transparency.merkle import inclusion_proof, leaf_hash, tree_root
 from bulkhead.transparency.rounds import round_leaf
 
-__all__ = ["CommittedRound", "PreparedRound", "RoundMaker", "SlotPath", "make_rounds"]
+__all__ = ["CommittedRound", "PreparedRound", "RoundMaker", "RoundState", "SlotPath", "make_rounds"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +30,7 @@ class PreparedRound:
     Attributes:
         number: the round's number.
         record: its record.
-        changed: heads that differ from the round before.
+        changed: heads that differ from the round before, and the platform log's own, so that every round has one.
         sizes: size of every tenant's log in it, by log id.
         texts: checkpoint text of each slot, by slot.
         hashes: leaf hash of each slot, by slot.
@@ -59,25 +61,45 @@ class SlotPath:
     path: tuple[bytes, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class RoundState:
+    """What a round is made of.
+
+    Attributes:
+        heads: acknowledged heads by log id.
+        logs: the newest log of the platform (it has no tenant) and of every tenant.
+        next_round: number after the last round, where other processes make rounds too; else None.
+    """
+
+    heads: Mapping[int, Head]
+    logs: tuple[LogInfo, ...]
+    next_round: int | None
+
+
 class RoundMaker:
     """Prepares rounds and remembers the last one that was committed."""
 
     def __init__(self, *, keys: LogKeys, next_round: int) -> None:
         self._keys = keys
         self._next = next_round
+        self._shown: Mapping[int, int] = {}  # sizes in the round before, by log id, if this process made it
         self.newest: CommittedRound | None = None
         """The last round that was committed by this process."""
 
     def due(self, heads: Mapping[int, Head], logs: Iterable[LogInfo]) -> bool:
-        """Whether a tenant's log is larger than in the last committed round (or there was none yet)."""
-        sizes = {} if self.newest is None else self.newest.prepared.sizes
-        return any(log.slot is not None and heads[log.log_id].size != sizes.get(log.log_id) for log in logs)
+        """Whether a tenant's log is larger than in the last round (or this process has made none since another)."""
+        return any(log.slot is not None and heads[log.log_id].size != self._shown.get(log.log_id) for log in logs)
+
+    def begin_at(self, number: int) -> None:
+        """Take note that every earlier number is taken; a round of this process may be older than the last one."""
+        if number != self._next:
+            self._next, self._shown = number, {}
 
     def prepare(self, stamp: Callable[[], Stamp], heads: Mapping[int, Head], logs: Iterable[LogInfo]) -> PreparedRound:
         """Build the next round over the tenants' acknowledged heads."""
         tenants = sorted(((log.slot, log) for log in logs if log.slot is not None), key=lambda pair: pair[0])
+        platform = next(log for log in logs if log.tenant is None).log_id
         number = self._next
-        previous = {} if self.newest is None else self.newest.prepared.sizes
         texts: list[str] = []
         hashes: list[bytes] = []
         for slot, log in tenants:
@@ -89,7 +111,10 @@ class RoundMaker:
         return PreparedRound(
             number,
             log_round(stamp(), round_number=number, slots=len(tenants), root=tree_root(hashes)),
-            tuple(RoundHead(number, log_id, size) for log_id, size in sizes.items() if previous.get(log_id) != size),
+            (
+                RoundHead(number, platform, heads[platform].size),
+                *(RoundHead(number, at, size) for at, size in sizes.items() if self._shown.get(at) != size),
+            ),
             sizes,
             tuple(texts),
             tuple(hashes),
@@ -98,7 +123,7 @@ class RoundMaker:
     def committed(self, prepared: PreparedRound, index: int) -> None:
         """Take note that a round stands at ``index`` of the platform's log."""
         self.newest = CommittedRound(prepared, index)
-        self._next = prepared.number + 1
+        self._next, self._shown = prepared.number + 1, prepared.sizes
 
     def path(self, done: CommittedRound, slot: int) -> SlotPath | None:
         """Return a slot's part of a round, or None if the slot is not in it."""
@@ -116,7 +141,7 @@ async def make_rounds(
     quiet_interval_s: float,
     monotonic_ns: Callable[[], int],
     stamp: Callable[[], Stamp],
-    state: Callable[[], tuple[Mapping[int, Head], tuple[LogInfo, ...]]],
+    state: Callable[[], Awaitable[RoundState]],
     submit: Callable[[NewLeaf], Awaitable[Appended]],
     ended: Callable[[], bool],
 ) -> None:
@@ -128,7 +153,7 @@ async def make_rounds(
         quiet_interval_s: a round is made this often even when nothing changed.
         monotonic_ns: monotonic clock, nanoseconds.
         stamp: identity and time for a record.
-        state: the acknowledged heads by log id, and every log; the platform's has no tenant.
+        state: what is acknowledged.
         submit: appends a leaf; a BulkheadError means that its fate is not known.
         ended: whether writing has stopped for good.
     """
@@ -137,16 +162,21 @@ async def make_rounds(
     while not ended():
         await asyncio.sleep(interval_s)
         now_ns = monotonic_ns()
-        heads, logs = state()
-        if prepared is None:
-            if now_ns - quiet_since_ns < quiet_interval_s * 1e9 and not maker.due(heads, logs):
-                continue
-            prepared = await asyncio.to_thread(maker.prepare, stamp, heads, logs)
-        platform = next(log for log in logs if log.tenant is None)
-        record, digest = prepared.record, leaf_hash(prepared.record.leaf)
-        leaf = NewLeaf(platform.log_id, record.record_id, record.leaf, digest, round_heads=prepared.changed)
         try:
+            now = await state()
+            if prepared is None:
+                if now.next_round is not None:
+                    maker.begin_at(now.next_round)
+                if now_ns - quiet_since_ns < quiet_interval_s * 1e9 and not maker.due(now.heads, now.logs):
+                    continue
+                prepared = await asyncio.to_thread(maker.prepare, stamp, now.heads, now.logs)
+            platform = next(log for log in now.logs if log.tenant is None)
+            record, digest = prepared.record, leaf_hash(prepared.record.leaf)
+            leaf = NewLeaf(platform.log_id, record.record_id, record.leaf, digest, round_heads=prepared.changed)
             appended = await submit(leaf)
+        except ConflictError:  # another process was first: begin again
+            prepared = None
+            continue
         except BulkheadError:  # health() tells; the next turn sends the same bytes again
             continue
         maker.committed(prepared, appended.index)

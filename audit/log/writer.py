@@ -11,13 +11,12 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import dataclass, field
+from typing import Final, TypeVar
 
 from audit.chain import LockState
-from audit.lockstore import FileLockStore
 from audit.model import Failpoint
-from audit.store import AuditStore, Committed, NewLeaf, Placed
+from audit.store import AuditStore, Committed, LockStore, NewLeaf, Placed, Survey
 from bulkhead.errors import (
     AuditUnavailableError,
     BulkheadError,
@@ -36,12 +35,29 @@ _RETRY_S: Final = 0.5  # between two tries of housekeeping that fails, and of a 
 _INDEX_CHUNK: Final = 512
 _INDEX_LAG_LIMIT: Final = 4_096  # the index catches up under load, too, when it is this far behind
 _COMMITS_PER_MAINTENANCE: Final = 256
+_T = TypeVar("_T")
 
 
 @dataclass(slots=True, eq=False)
 class _Waiting:
     leaf: NewLeaf
     future: "asyncio.Future[Placed]"
+
+
+@dataclass(slots=True, eq=False)
+class _Asking:
+    """Somebody who waits for a survey."""
+
+    future: "asyncio.Future[Survey]"
+
+
+@dataclass(slots=True)
+class _Taken:
+    """What the thread does next."""
+
+    batch: list[_Waiting] = field(default_factory=list)
+    asking: list[_Asking] = field(default_factory=list)
+    ending: bool = False
 
 
 class CommitThread:
@@ -51,7 +67,7 @@ class CommitThread:
         self,
         *,
         store: AuditStore,
-        lock: FileLockStore,
+        lock: LockStore,
         locked: LockState,
         loop: asyncio.AbstractEventLoop,
         acknowledged: Callable[[Committed, Sequence[tuple[NewLeaf, Placed]]], None],
@@ -73,7 +89,7 @@ class CommitThread:
         self._loop = loop
         self._acknowledged = acknowledged
         self._failpoint = failpoint
-        self._queue: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[_Waiting | _Asking | None] = queue.SimpleQueue()
         self._notes: dict[tuple[int, int], str] = {}
         self._cosignatures: dict[tuple[int, int], str] = {}
         self._notes_guard = threading.Lock()
@@ -109,15 +125,29 @@ class CommitThread:
             ShuttingDownError: the log is closed.
             AuditUnavailableError: too many wait already.
         """
-        if self.fork is not None:
-            raise LogForkError(self.fork.message)
-        if self._closed:
-            raise ShuttingDownError("the audit log is closed")
+        self._check_open()
         if self._queue.qsize() >= MAX_QUEUED:
             raise AuditUnavailableError(f"{MAX_QUEUED} records wait for the audit database already")
         waiting = _Waiting(leaf, self._loop.create_future())
         self._queue.put(waiting)
         return waiting.future
+
+    def survey(self) -> "asyncio.Future[Survey]":
+        """Find out what all writers have committed; the lock store has it when the future ends.
+
+        Raises:
+            LogForkError, ShuttingDownError: as :meth:`submit`.
+        """
+        self._check_open()
+        asking = _Asking(self._loop.create_future())
+        self._queue.put(asking)
+        return asking.future
+
+    def _check_open(self) -> None:
+        if self.fork is not None:
+            raise LogForkError(self.fork.message)
+        if self._closed:
+            raise ShuttingDownError("the audit log is closed")
 
     def keep_checkpoint(self, log_id: int, size: int, note: str) -> None:
         """Keep a signed checkpoint in the database, some time soon. Any thread."""
@@ -140,33 +170,40 @@ class CommitThread:
 
     def _run(self) -> None:
         while True:
-            batch, ending = self._take()
-            if batch:
-                self._commit(batch)
-            if ending:
+            taken = self._take()
+            if taken.batch:
+                self._commit(taken.batch)
+            if taken.asking:
+                self._survey(taken.asking)
+            if taken.ending:
                 self._housekeeping(idle=True)
                 return
-            if not batch:
+            if not taken.batch:
                 self._housekeeping(idle=True)
             elif self._unindexed > _INDEX_LAG_LIMIT or self._since_maintenance > _COMMITS_PER_MAINTENANCE:
                 self._housekeeping(idle=False)
 
-    def _take(self) -> tuple[list[_Waiting], bool]:
-        """Wait for the first record, then take what is there; an empty batch means that nobody waits."""
-        batch: list[_Waiting] = []
+    def _take(self) -> _Taken:
+        """Wait for the first record, then take what is there; an empty batch means that no record waits."""
+        taken = _Taken()
         size = 0
         try:
             item = self._queue.get(timeout=self._patience_s())
             while item is not None:
-                if not item.future.cancelled():  # whoever gave up waiting was told that nothing was recorded
-                    batch.append(item)
+                if item.future.cancelled():
+                    pass  # whoever gave up waiting was told that nothing was recorded
+                elif isinstance(item, _Asking):
+                    taken.asking.append(item)
+                else:
+                    taken.batch.append(item)
                     size += len(item.leaf.leaf)
-                if len(batch) >= MAX_BATCH_RECORDS or size >= MAX_BATCH_BYTES:
-                    return batch, False
+                if len(taken.batch) >= MAX_BATCH_RECORDS or size >= MAX_BATCH_BYTES:
+                    return taken
                 item = self._queue.get_nowait()
         except queue.Empty:
-            return batch, False
-        return batch, True
+            return taken
+        taken.ending = True
+        return taken
 
     def _patience_s(self) -> float | None:
         """Return how long to wait for a record before housekeeping; None if there is nothing to do."""
@@ -177,9 +214,25 @@ class CommitThread:
         return None
 
     def _commit(self, batch: list[_Waiting]) -> None:
+        committed = self._tried(lambda: self._commit_and_lock([item.leaf for item in batch]))
+        if isinstance(committed, BulkheadError):
+            self._call(self._fail, batch, committed)
+            return
+        self._unindexed += sum(isinstance(place, Placed) for place in committed.places)
+        self._since_maintenance += 1
+        self._call(self._acknowledge, batch, committed)
+
+    def _survey(self, asking: list[_Asking]) -> None:
+        found = self._tried(self._survey_and_lock)
+        if isinstance(found, BulkheadError):
+            self._call(self._fail, asking, found)
+        else:
+            self._call(_tell, asking, found)
+
+    def _tried(self, work: Callable[[], _T]) -> _T | BulkheadError:
         error: BulkheadError
         try:
-            committed = self._commit_and_lock([item.leaf for item in batch])
+            done = work()
         except LogForkError as fork:
             self.fork = self.failure = error = fork
         except AuditUnavailableError as failure:
@@ -188,26 +241,42 @@ class CommitThread:
             self.failure = error = AuditUnavailableError(f"the audit log failed: {type(defect).__name__}: {defect}")
         else:
             self.failure = None
-            self._unindexed += sum(isinstance(place, Placed) for place in committed.places)
-            self._since_maintenance += 1
-            self._call(self._acknowledge, batch, committed)
-            return
-        self._call(self._fail, batch, error)
+            return done
+        return error
 
     def _commit_and_lock(self, leaves: list[NewLeaf]) -> Committed:
         self._failpoint("batch.taken")
-        if self._reread_lock:  # a move of it failed: whether it was written is not known
+        self._look_at_lock()
+        committed = self._store.commit(leaves, self._locked)
+        self._move_lock(committed.last)
+        return committed
+
+    def _survey_and_lock(self) -> Survey:
+        self._look_at_lock()
+        survey = self._store.survey(self._locked)
+        self._move_lock(survey.last)
+        return survey
+
+    def _look_at_lock(self) -> None:
+        if self._reread_lock or self._store.shared:  # a move of it failed, or another writer may have moved it
             self._locked = self._lock.read()
             self._reread_lock = False
-        committed = self._store.commit(leaves, self._locked)
-        if committed.last != self._locked:
+
+    def _move_lock(self, target: LockState) -> None:
+        """Bring the lock store to a commit of this database, or find that another writer took it further.
+
+        It may leave a state only if this database holds that commit; the store has checked the state that it was
+        handed, and what another writer put there meanwhile is checked here.
+        """
+        while self._locked.seq < target.seq:
             self._failpoint("lock.moving")
             self._reread_lock = True
-            self._lock.move(self._locked, committed.last)
+            held = self._lock.move(self._locked, target)
+            if held != target and self._store.chain_at(held.seq) != held.chain:
+                raise LogForkError("the lock store holds a commit that is not in this database; writing has stopped")
             self._reread_lock = False
             self._failpoint("lock.moved")
-            self._locked = committed.last
-        return committed
+            self._locked = held
 
     def _housekeeping(self, *, idle: bool) -> None:
         try:
@@ -272,7 +341,13 @@ class CommitThread:
             else:
                 item.future.set_result(place)
 
-    def _fail(self, batch: list[_Waiting], error: BulkheadError) -> None:
+    def _fail(self, batch: Sequence[_Waiting | _Asking], error: BulkheadError) -> None:
         for item in batch:
             if not item.future.cancelled():
                 item.future.set_exception(type(error)(error.message, details=error.details))
+
+
+def _tell(asking: Sequence[_Asking], found: Survey) -> None:
+    for item in asking:
+        if not item.future.cancelled():
+            item.future.set_result(found)

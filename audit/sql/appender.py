@@ -14,8 +14,8 @@ from sqlalchemy import Connection, Dialect, insert, select
 from audit.chain import GENESIS, LockState, next_chain
 from audit.model import Failpoint, Head
 from audit.sql.queries import as_bytes, as_int, as_text
-from audit.sql.statements import CHAIN_AT, HEADS_OF, PLACES_OF, CommitStatements
-from audit.sql.tables import audit_log, audit_round, audit_writer
+from audit.sql.statements import CHAIN_AT, HEADS_OF, PLACES_OF, ROUND_AT, WRITER_LOCK, CommitStatements
+from audit.sql.tables import audit_log, audit_round
 from audit.store import Committed, NewLeaf, Placed
 from audit.tiles import TILE_WIDTH, completed_tiles, join_tile, split_tile
 from bulkhead.errors import BulkheadError, ConflictError, InternalError, LogForkError, NotFoundError
@@ -64,16 +64,13 @@ class Appender:
             connection: in a transaction that no other writer can share.
             batch: leaves in order.
             locked: the lock store's state.
-            look_up: look for the record ids first. Without it a record that is there already is an IntegrityError.
+            look_up: look for the record ids first. Without it a record that is there already is an IntegrityError,
+                and so is a log that is taken.
 
         Raises:
             LogForkError: ``locked`` is not in this database.
         """
-        if connection.dialect.name != "sqlite":  # there BEGIN IMMEDIATE is the lock
-            connection.execute(select(audit_writer.c.id).with_for_update())
-        row = self._sql.last.run(connection, {}).first()
-        last, pos = (GENESIS, 0) if row is None else (LockState(as_int(row.seq), as_bytes(row.chain)), as_int(row.pos))
-        _check_locked(connection, last, locked)
+        last, pos = self.sequence(connection, locked)
         self._failpoint("commit.begun")
         growing = self._heads(connection, {leaf.log_id for leaf in batch}, last)
         known = _known(connection, batch) if look_up else {}
@@ -82,6 +79,19 @@ class Appender:
             return Committed(last, places, _result_heads(growing))
         new, heads = self._write(connection, taken, growing, last, pos)
         return Committed(new, places, heads)
+
+    def sequence(self, connection: Connection, locked: LockState) -> tuple[LockState, int]:
+        """Become the only writer for the rest of the transaction; return the last commit and its last position.
+
+        Raises:
+            LogForkError: ``locked`` is not in this database.
+        """
+        if connection.dialect.name != "sqlite":  # there BEGIN IMMEDIATE is the lock
+            connection.execute(WRITER_LOCK)
+        row = self._sql.last.run(connection, {}).first()
+        last, pos = (GENESIS, 0) if row is None else (LockState(as_int(row.seq), as_bytes(row.chain)), as_int(row.pos))
+        _check_locked(connection, last, locked)
+        return last, pos
 
     def _assign(
         self,
@@ -117,6 +127,9 @@ class Appender:
                 )
             if growth is None:
                 places.append(NotFoundError(f"there is no log {leaf.log_id}"))
+                continue
+            if leaf.round_heads and connection.execute(ROUND_AT, {"at": leaf.round_heads[0].round}).first():
+                places.append(ConflictError(f"round {leaf.round_heads[0].round} is made already"))
                 continue
             index = growth.base.size + len(growth.hashes)
             growth.hashes.append(leaf.leaf_hash)

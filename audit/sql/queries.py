@@ -5,12 +5,13 @@ from typing import Any, Final
 
 from sqlalchemy import ColumnElement, Connection, Row, func, select
 
-from audit.model import MAX_PAGE, IndexRow, Order, Page, RecordFilter, StoredLeaf
-from audit.sql.tables import audit_head, audit_index, audit_leaf
+from audit.model import MAX_PAGE, Head, IndexRow, LogInfo, Order, Page, RecordFilter, StoredLeaf
+from audit.sql.tables import audit_head, audit_index, audit_leaf, audit_log
 from audit.store import IndexedLeaf, IndexedLeaves
 from bulkhead.errors import InvalidRequestError
+from bulkhead.transparency.merkle import Frontier
 
-__all__ = ["as_bytes", "as_int", "as_text", "index_row", "run_query", "stored_leaf"]
+__all__ = ["as_bytes", "as_int", "as_text", "index_row", "read_heads", "read_logs", "run_query", "stored_leaf"]
 
 _TOKEN: Final = re.compile(r"([ip])(0|[1-9][0-9]{0,17})")
 _INDEX: Final = audit_index.c
@@ -49,6 +50,30 @@ def run_query(connection: Connection, query: RecordFilter, page: Page) -> Indexe
         last = rows[-1].row
         token = f"p{last.pos}" if query.log_id is None else f"i{last.index}"
     return IndexedLeaves(rows, token, *_sizes(connection, query.log_id))
+
+
+def read_logs(connection: Connection) -> tuple[LogInfo, ...]:
+    """Return every log by id."""
+    return tuple(
+        LogInfo(
+            log_id=as_int(row.log_id),
+            origin=as_text(row.origin),
+            tenant=None if row.tenant is None else as_text(row.tenant),
+            epoch=as_int(row.epoch),
+            slot=None if row.slot is None else as_int(row.slot),
+        )
+        for row in connection.execute(select(audit_log).order_by(audit_log.c.log_id))
+    )
+
+
+def read_heads(connection: Connection) -> tuple[Head, ...]:
+    """Return every log's head.
+
+    Raises:
+        ProofError: one is damaged.
+    """
+    rows = connection.execute(select(audit_head)).all()
+    return tuple(Head(as_int(row.log_id), Frontier.decode(as_int(row.size), as_bytes(row.frontier))) for row in rows)
 
 
 def as_bytes(value: object) -> bytes:

@@ -9,6 +9,7 @@ import fcntl
 import os
 import sqlite3
 import time
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,13 +30,16 @@ _READERS: Final = 4
 _OPS_PER_CHECK: Final = 10_000  # of SQLite's virtual machine, between two looks at the clock
 _WAL_LIMIT_BYTES: Final = 64 * 1024 * 1024  # beyond it the WAL is checkpointed even under load
 _WAL_IDLE_BYTES: Final = 1024 * 1024  # below it an idle checkpoint is not worth its fsyncs
+_NO_GUARD: Final = nullcontext()
 
 
 class SqliteFile:
-    """Guards the database file: one writing process, and the same file as long as it is open.
+    """The store's :class:`~audit.sql.backend.Backend`: one writing process, the same file as long as it is open.
 
     Use :meth:`acquire` before the engine connects.
     """
+
+    shared = False
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -81,8 +85,22 @@ class SqliteFile:
         elif identity != self._identity:
             raise LogForkError(f"the audit database {self.path} was replaced while in use; writing has stopped")
 
-    def wal_bytes(self) -> int:
-        """Return the size of the write-ahead log."""
+    def guard(self, connection: DBAPIConnection) -> AbstractContextManager[None]:  # noqa: ARG002 - the port's shape
+        """Nothing to bound: a statement waits for a locked database as long as the connection was told to."""
+        return _NO_GUARD
+
+    def is_transient(self, error: SQLAlchemyError) -> bool:  # noqa: ARG002 - the port's shape
+        """Nothing that trying again at once would mend."""
+        return False
+
+    def maintain(self, connection: DBAPIConnection, *, idle: bool) -> None:
+        """Checkpoint the write-ahead log when it is worth it."""
+        if self._wal_bytes() > (_WAL_IDLE_BYTES if idle else _WAL_LIMIT_BYTES):
+            cursor = connection.cursor()
+            cursor.execute(f"PRAGMA wal_checkpoint({'PASSIVE' if idle else 'RESTART'})").fetchall()
+            cursor.close()
+
+    def _wal_bytes(self) -> int:
         try:
             return Path(f"{self.path}-wal").stat().st_size
         except OSError:
@@ -106,9 +124,7 @@ def open_sqlite(path: Path, *, busy_timeout_s: float, failpoint: Failpoint = no_
         return SqlAuditStore(
             writer=writer,
             reader=read_engine(path, busy_timeout_s=busy_timeout_s),
-            check_file=file.check,
-            maintain=lambda connection, idle: _maintain(connection, file, idle=idle),
-            release=file.release,
+            backend=file,
             failpoint=failpoint,
         )
     except (SQLAlchemyError, OSError) as error:
@@ -201,13 +217,6 @@ def _prepare(dbapi_connection: DBAPIConnection, *pragmas: str) -> None:
     for pragma in pragmas:
         cursor.execute(f"PRAGMA {pragma}").fetchall()
     cursor.close()
-
-
-def _maintain(connection: DBAPIConnection, file: SqliteFile, *, idle: bool) -> None:
-    if file.wal_bytes() > (_WAL_IDLE_BYTES if idle else _WAL_LIMIT_BYTES):
-        cursor = connection.cursor()
-        cursor.execute(f"PRAGMA wal_checkpoint({'PASSIVE' if idle else 'RESTART'})").fetchall()
-        cursor.close()
 
 
 def _cause(error: BaseException) -> str:

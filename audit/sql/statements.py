@@ -7,21 +7,38 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from sqlalchemy import ClauseElement, Connection, CursorResult, Dialect, bindparam, func, insert, select, update
+from sqlalchemy.dialects import postgresql, sqlite
 
-from audit.sql.tables import audit_checkpoint, audit_commit, audit_head, audit_index, audit_leaf, audit_log, audit_tile
+from audit.sql.tables import (
+    PROJECTOR,
+    SEQUENCER,
+    audit_checkpoint,
+    audit_commit,
+    audit_head,
+    audit_index,
+    audit_leaf,
+    audit_log,
+    audit_round,
+    audit_tile,
+    audit_writer,
+)
 
 __all__ = [
     "CHAIN_AT",
-    "CHECKPOINT_SIZE",
     "HEADS_OF",
     "LAST_INDEXED",
+    "LAST_ROUND",
     "LEAF_HASHES",
     "LEAVES",
     "LEAVES_BEHIND",
     "MAX_ROWS",
     "PLACES_OF",
+    "PROJECTOR_LOCK",
+    "ROUND_AT",
+    "WRITER_LOCK",
     "CommitStatements",
     "Prepared",
+    "keep_checkpoint",
 ]
 
 MAX_ROWS: Final = 4096  # leaves in one read: 64 MiB at the most, well inside a second
@@ -42,9 +59,12 @@ LEAF_HASHES: Final = select(_LEAF.leaf_hash).where(*_BETWEEN).order_by(_LEAF.idx
 LEAVES_BEHIND: Final = (
     select(audit_leaf).where(_LEAF.pos > bindparam("done")).order_by(_LEAF.pos).limit(bindparam("limit"))
 )
+LAST_ROUND: Final = select(func.max(audit_round.c.round))
 LAST_INDEXED: Final = select(func.max(audit_index.c.pos))
-CHECKPOINT_SIZE: Final = select(audit_checkpoint.c.size).where(
-    audit_checkpoint.c.log_id == bindparam("log"), audit_checkpoint.c.size == bindparam("at")
+ROUND_AT: Final = select(audit_round.c.round).where(audit_round.c.round == bindparam("at")).limit(1)
+WRITER_LOCK: Final = select(audit_writer.c.id).where(audit_writer.c.id == SEQUENCER).with_for_update()
+PROJECTOR_LOCK: Final = (
+    select(audit_writer.c.id).where(audit_writer.c.id == PROJECTOR).with_for_update(skip_locked=True)
 )
 
 
@@ -66,6 +86,13 @@ class Prepared:
 
     def _bound(self, parameters: Mapping[str, object]) -> Any:
         return dict(parameters) if self._names is None else tuple(parameters[name] for name in self._names)
+
+
+def keep_checkpoint(dialect: Dialect) -> Prepared:
+    """Return the statement that keeps a checkpoint; one that is there stays."""
+    insert_of = postgresql.insert if dialect.name == "postgresql" else sqlite.insert
+    values = insert_of(audit_checkpoint).values({name: bindparam(name) for name in ("log_id", "size", "note")})
+    return Prepared(values.on_conflict_do_nothing(), dialect)
 
 
 class CommitStatements:

@@ -1,33 +1,42 @@
 """The audit store in SQL: one writing connection, pooled readers, errors of the driver turned into ours."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Final
 
 from sqlalchemy import Connection, Engine, func, insert, select
-from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from audit.chain import GENESIS, LockState
 from audit.model import Failpoint, Head, IndexRow, LogInfo, Page, RecordFilter, StoredLeaf
 from audit.sql.appender import Appender
-from audit.sql.queries import as_bytes, as_int, as_text, run_query, stored_leaf
-from audit.sql.statements import CHECKPOINT_SIZE, LAST_INDEXED, LEAF_HASHES, LEAVES, LEAVES_BEHIND, MAX_ROWS
+from audit.sql.backend import Backend
+from audit.sql.queries import as_bytes, as_int, as_text, read_heads, read_logs, run_query, stored_leaf
+from audit.sql.statements import (
+    LAST_INDEXED,
+    LAST_ROUND,
+    LEAF_HASHES,
+    LEAVES,
+    LEAVES_BEHIND,
+    MAX_ROWS,
+    PROJECTOR_LOCK,
+    keep_checkpoint,
+)
 from audit.sql.tables import (
     audit_checkpoint,
     audit_commit,
-    audit_head,
     audit_index,
     audit_leaf,
-    audit_log,
-    audit_round,
     audit_tile,
 )
-from audit.store import Committed, IndexedLeaves, NewLeaf
+from audit.store import Committed, IndexedLeaves, NewLeaf, Survey
 from bulkhead.errors import AuditUnavailableError, ProofError, RecordError
 from bulkhead.transparency.leaf import parse_leaf
-from bulkhead.transparency.merkle import Frontier
 
 __all__ = ["SqlAuditReader", "SqlAuditStore", "read_errors"]
+
+_RETRY_S: Final = 0.5  # a transaction that failed later than this is not tried again: the caller's time is short
 
 
 @contextmanager
@@ -88,24 +97,12 @@ class SqlAuditReader:
     def logs(self) -> tuple[LogInfo, ...]:
         """Return every log by id."""
         with self.reading() as connection:
-            return tuple(
-                LogInfo(
-                    log_id=as_int(row.log_id),
-                    origin=as_text(row.origin),
-                    tenant=None if row.tenant is None else as_text(row.tenant),
-                    epoch=as_int(row.epoch),
-                    slot=None if row.slot is None else as_int(row.slot),
-                )
-                for row in connection.execute(select(audit_log).order_by(audit_log.c.log_id))
-            )
+            return read_logs(connection)
 
     def heads(self) -> tuple[Head, ...]:
         """Return every head."""
         with self.reading() as connection:
-            rows = connection.execute(select(audit_head)).all()
-            return tuple(
-                Head(as_int(row.log_id), Frontier.decode(as_int(row.size), as_bytes(row.frontier))) for row in rows
-            )
+            return read_heads(connection)
 
     def leaves(self, log_id: int, start: int, stop: int) -> tuple[StoredLeaf, ...]:
         """Return leaves of a log in order; at most 4,096 at a time."""
@@ -159,7 +156,7 @@ class SqlAuditReader:
     def last_round(self) -> int | None:
         """Return the last round's number."""
         with self.reading() as connection:
-            return connection.execute(select(func.max(audit_round.c.round))).scalar()
+            return connection.execute(LAST_ROUND).scalar()
 
     def unindexed(self) -> int:
         """Return how far the index is behind."""
@@ -181,19 +178,21 @@ class SqlAuditStore(SqlAuditReader):
         *,
         writer: Engine,
         reader: Engine,
-        check_file: Callable[[], None],
-        maintain: Callable[[DBAPIConnection, bool], None],
-        release: Callable[[], None],
+        backend: Backend,
         failpoint: Failpoint,
     ) -> None:
         super().__init__(reader)
         self._writer = writer
-        self._check_file = check_file
-        self._maintain = maintain
-        self._release = release
+        self._backend = backend
         self._failpoint = failpoint
         self._appender = Appender(dialect=writer.dialect, failpoint=failpoint)
+        self._keep = keep_checkpoint(writer.dialect)
         self._connection: Connection | None = None
+
+    @property
+    def shared(self) -> bool:
+        """Whether other processes may append to the database, too."""
+        return self._backend.shared
 
     def commit(self, batch: Sequence[NewLeaf], locked: LockState) -> Committed:
         """Append leaves in one durable transaction; see :meth:`audit.store.AuditStore.commit`.
@@ -202,38 +201,59 @@ class SqlAuditStore(SqlAuditReader):
             LogForkError: the lock store's state is not in this database, or the file was replaced.
             AuditUnavailableError: the database cannot be written; the outcome is unknown.
         """
-        self._check_file()
-        try:
-            committed = self._attempt(batch, locked, look_up=any(leaf.opens is not None for leaf in batch))
-        except IntegrityError:  # a leaf sent again: find out where it stands
-            committed = self._attempt(batch, locked, look_up=True)
-        self._check_file()  # what went into a file that is no longer ours must not be acknowledged
+        self._backend.check()
+        look_up = any(leaf.opens is not None or leaf.round_heads for leaf in batch)
+        until_s = time.monotonic() + _RETRY_S
+        while True:
+            try:
+                committed = self._attempt(batch, locked, look_up=look_up)
+                break
+            except IntegrityError as error:  # a leaf sent again: find out where it stands
+                if look_up:
+                    raise AuditUnavailableError(f"the audit database refused the records: {error.orig}") from error
+            except SQLAlchemyError as error:  # perhaps committed, perhaps not: find out, too
+                if not self._backend.is_transient(error) or time.monotonic() > until_s:
+                    raise unavailable(error) from error
+            look_up = True
+        self._backend.check()  # what went into a file that is no longer ours must not be acknowledged
         self._failpoint("commit.done")
         return committed
 
     def _attempt(self, batch: Sequence[NewLeaf], locked: LockState, *, look_up: bool) -> Committed:
         try:
-            connection = self._connected()
-            with connection.begin():
+            with self._transaction() as connection:
                 return self._appender.append(connection, batch, locked, look_up=look_up)
-        except IntegrityError as error:
+        except IntegrityError:
             self._appender.forget()
-            if look_up:
-                raise AuditUnavailableError(f"the audit database refused the records: {error.orig}") from error
             raise
-        except (SQLAlchemyError, ProofError) as error:
+        except SQLAlchemyError:
+            self._reset()
+            raise
+        except ProofError as error:
             self._reset()
             raise unavailable(error) from error
         except BaseException:
             self._appender.forget()
             raise
 
+    def survey(self, locked: LockState) -> Survey:
+        """Return what all writers have committed; see :meth:`audit.store.AuditStore.survey`.
+
+        Raises:
+            LogForkError: the lock store's state is not in this database.
+            AuditUnavailableError: the database cannot be used.
+        """
+        with self._writing() as connection:
+            last, _ = self._appender.sequence(connection, locked)
+            return Survey(last, read_logs(connection), read_heads(connection), connection.execute(LAST_ROUND).scalar())
+
     def put_checkpoints(self, notes: Mapping[tuple[int, int], str]) -> None:
         """Keep checkpoints; one that is there stays."""
         with self._writing() as connection:
-            for (log_id, size), note in notes.items():
-                if connection.execute(CHECKPOINT_SIZE, {"log": log_id, "at": size}).scalar() is None:
-                    connection.execute(insert(audit_checkpoint), {"log_id": log_id, "size": size, "note": note})
+            self._keep.run_many(
+                connection,
+                [{"log_id": log_id, "size": size, "note": note} for (log_id, size), note in notes.items()],
+            )
 
     def put_cosignatures(self, lines: Mapping[tuple[int, int], str]) -> None:
         """Keep witnesses' signature lines of kept checkpoints."""
@@ -244,12 +264,14 @@ class SqlAuditStore(SqlAuditReader):
                 connection.execute(audit_checkpoint.update().where(kept).values(cosigs=text))
 
     def project(self, limit: int) -> int:
-        """Index up to ``limit`` further leaves.
+        """Index up to ``limit`` further leaves; none while another process does it.
 
         Raises:
             AuditUnavailableError: the database cannot be written, or a leaf is damaged: it names the record.
         """
         with self._writing() as connection:
+            if self._backend.shared and connection.execute(PROJECTOR_LOCK).scalar() is None:
+                return 0
             done = connection.execute(LAST_INDEXED).scalar() or 0
             found = connection.execute(LEAVES_BEHIND, {"done": done, "limit": limit})
             rows = [_index_row(stored_leaf(row)) for row in found]
@@ -267,13 +289,13 @@ class SqlAuditStore(SqlAuditReader):
         with read_errors():
             dbapi_connection = self._connected().connection.dbapi_connection
             if dbapi_connection is not None:
-                self._maintain(dbapi_connection, idle)
+                self._backend.maintain(dbapi_connection, idle=idle)
 
     def close(self) -> None:
         """Release the database to another writer."""
         super().close()
         self._reset()
-        self._release()
+        self._backend.release()
 
     def _connected(self) -> Connection:
         if self._connection is None:
@@ -281,12 +303,18 @@ class SqlAuditStore(SqlAuditReader):
         return self._connection
 
     @contextmanager
+    def _transaction(self) -> Iterator[Connection]:
+        connection = self._connected()
+        dbapi_connection = connection.connection.dbapi_connection
+        guard = nullcontext() if dbapi_connection is None else self._backend.guard(dbapi_connection)
+        with guard, connection.begin():
+            yield connection
+
+    @contextmanager
     def _writing(self) -> Iterator[Connection]:
         try:
-            with read_errors():
-                connection = self._connected()
-                with connection.begin():
-                    yield connection
+            with read_errors(), self._transaction() as connection:
+                yield connection
         except AuditUnavailableError:
             self._reset()
             raise

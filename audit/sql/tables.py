@@ -10,6 +10,8 @@ from sqlalchemy import BigInteger, Column, Index, Integer, LargeBinary, MetaData
 
 __all__ = [
     "METADATA",
+    "PROJECTOR",
+    "SEQUENCER",
     "audit_checkpoint",
     "audit_commit",
     "audit_head",
@@ -23,8 +25,12 @@ __all__ = [
 
 METADATA: Final = MetaData()
 _BIG: Final = BigInteger().with_variant(Integer(), "sqlite")  # SQLite's rowid is an INTEGER primary key
+_TEXT: Final = Text().with_variant(Text(collation="C"), "postgresql")  # compared byte by byte, whatever the locale
 
-# One row, whose lock is the sequencer: whoever holds it may append (SQLite: BEGIN IMMEDIATE does the same).
+# Rows whose locks are the sequencer (whoever holds it may append; SQLite: BEGIN IMMEDIATE does the same) and the turn
+# to bring the index up to date.
+SEQUENCER: Final = 1
+PROJECTOR: Final = 2
 audit_writer = Table("audit_writer", METADATA, Column("id", Integer, primary_key=True, autoincrement=False))
 
 # `pos`: the last leaf of the commit, so that verification can replay the chain commit by commit.
@@ -40,8 +46,8 @@ audit_log = Table(
     "audit_log",
     METADATA,
     Column("log_id", Integer, primary_key=True, autoincrement=False),
-    Column("origin", Text, nullable=False, unique=True),
-    Column("tenant", Text),
+    Column("origin", _TEXT, nullable=False, unique=True),
+    Column("tenant", _TEXT),
     Column("epoch", Integer, nullable=False),
     Column("slot", Integer),
     UniqueConstraint("tenant", "epoch", name="uq_audit_log_tenant_epoch"),
@@ -54,7 +60,7 @@ audit_leaf = Table(
     Column("pos", _BIG, primary_key=True, autoincrement=False),
     Column("log_id", Integer, nullable=False),
     Column("idx", _BIG, nullable=False),
-    Column("record_id", Text, nullable=False),
+    Column("record_id", _TEXT, nullable=False),
     Column("leaf", LargeBinary, nullable=False),
     Column("leaf_hash", LargeBinary(32), nullable=False),
     UniqueConstraint("log_id", "idx", name="uq_audit_leaf_place"),
@@ -84,8 +90,8 @@ audit_checkpoint = Table(
     METADATA,
     Column("log_id", Integer, primary_key=True, autoincrement=False),
     Column("size", _BIG, primary_key=True, autoincrement=False),
-    Column("note", Text, nullable=False),
-    Column("cosigs", Text),
+    Column("note", _TEXT, nullable=False),
+    Column("cosigs", _TEXT),
 )
 
 # The size of each tenant's log that a round committed to; a log that did not change keeps its earlier row.
@@ -104,11 +110,11 @@ audit_index = Table(
     Column("log_id", Integer, nullable=False),
     Column("idx", _BIG, nullable=False),
     Column("ts_us", _BIG, nullable=False),
-    Column("action", Text, nullable=False),
-    Column("decision", Text, nullable=False),
-    Column("subject", Text, nullable=False),
-    Column("session", Text, nullable=False),
-    Column("pair_id", Text, nullable=False),
+    Column("action", _TEXT, nullable=False),
+    Column("decision", _TEXT, nullable=False),
+    Column("subject", _TEXT, nullable=False),
+    Column("session", _TEXT, nullable=False),
+    Column("pair_id", _TEXT, nullable=False),
     Index("ix_audit_index_place", "log_id", "idx", unique=True),
     Index("ix_audit_index_time", "log_id", "ts_us"),
     Index("ix_audit_index_action", "log_id", "action", "idx"),

@@ -1,4 +1,4 @@
-"""The audit store's contract, over the model in memory and over SQLite."""
+"""The audit store's contract, over the model in memory, SQLite and PostgreSQL."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 
 from audit.chain import GENESIS, LockState
 from audit.model import LogInfo, Order, Page, RecordFilter, RoundHead
-from audit.sql import open_sqlite
+from audit.sql import open_store
 from audit.store import AuditStore, NewLeaf, Placed
 from bulkhead.errors import ConflictError, InvalidRequestError, LogForkError, NotFoundError
 from bulkhead.transparency.merkle import Frontier
@@ -19,9 +19,17 @@ FIRST = LogInfo(log_id=2, origin="audit.test/t/a/1", tenant=TENANT, epoch=1, slo
 SECOND = LogInfo(log_id=3, origin="audit.test/t/b/1", tenant=OTHER, epoch=1, slot=1)
 
 
-@pytest.fixture(params=["memory", "sqlite"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[AuditStore]:
-    found = MemoryAuditStore() if request.param == "memory" else open_sqlite(tmp_path / "a.db", busy_timeout_s=0.2)
+@pytest.fixture(params=["memory", "sqlite", "postgresql"])
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> Path | str | None:
+    """Where an empty database is; None for the model."""
+    if request.param == "memory":
+        return None
+    return tmp_path / "a.db" if request.param == "sqlite" else request.getfixturevalue("audit_url")
+
+
+@pytest.fixture
+def store(database: Path | str | None) -> Iterator[AuditStore]:
+    found = MemoryAuditStore() if database is None else open_store(database, busy_timeout_s=0.2)
     yield found
     found.close()
 
@@ -66,9 +74,9 @@ def test_heads_are_those_of_the_leaves(store, logs, commit):
             assert head.frontier == Frontier().extend(store.leaf_hashes(head.log_id, 0, 4_000))
 
 
-def test_chain_is_the_models(tmp_path):
-    """SQLite's chain equals the model's over the same commits."""
-    model, store = MemoryAuditStore(), open_sqlite(tmp_path / "a.db", busy_timeout_s=0.2)
+def test_chain_is_the_models(store):
+    """Every store's chain equals the model's over the same commits."""
+    model = MemoryAuditStore()
     batches = [[opening(PLATFORM), opening(FIRST), opening(SECOND)]] + [
         [new_leaf(2 + n % 2, decision(number=n, tenant=OTHER if n % 2 else TENANT)) for _ in range(n + 1)]
         for n in range(5)
@@ -77,7 +85,6 @@ def test_chain_is_the_models(tmp_path):
         model.commit(batch, model.last_commit())
         store.commit(batch, store.last_commit())
         assert model.last_commit() == store.last_commit()
-    store.close()
 
 
 def test_the_same_leaf_again_keeps_its_place(store, logs, commit):

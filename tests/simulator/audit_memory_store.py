@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from audit.chain import GENESIS, LockState, next_chain
 from audit.model import MAX_PAGE, Head, IndexRow, LogInfo, Order, Page, RecordFilter, StoredLeaf
-from audit.store import Committed, IndexedLeaf, IndexedLeaves, NewLeaf, Placed
+from audit.store import Committed, IndexedLeaf, IndexedLeaves, NewLeaf, Placed, Survey
 from bulkhead.errors import BulkheadError, ConflictError, InvalidRequestError, LogForkError, NotFoundError
 from bulkhead.transparency.leaf import parse_leaf
 from bulkhead.transparency.merkle import Frontier, tree_root
@@ -14,6 +14,8 @@ from bulkhead.transparency.merkle import Frontier, tree_root
 
 class MemoryAuditStore:
     """A store in memory; every answer is computed from the list of leaves."""
+
+    shared = False
 
     def __init__(self) -> None:
         self._commits: list[LockState] = [GENESIS]
@@ -50,6 +52,8 @@ class MemoryAuditStore:
             self._logs[leaf.log_id] = leaf.opens
         if leaf.log_id not in self._logs:
             return NotFoundError("no such log")
+        if any(head.round in self._rounds for head in leaf.round_heads):
+            return ConflictError("taken")
         index = len(self._of(leaf.log_id))
         self._leaves.append(
             StoredLeaf(len(self._leaves) + 1, leaf.log_id, index, leaf.record_id, leaf.leaf, leaf.leaf_hash)
@@ -64,6 +68,9 @@ class MemoryAuditStore:
 
     def _frontier(self, log_id: int) -> Frontier:
         return Frontier().extend(stored.leaf_hash for stored in self._of(log_id))
+
+    def survey(self, locked: LockState) -> Survey:
+        return Survey(self.commit([], locked).last, self.logs(), self.heads(), self.last_round())
 
     def put_checkpoints(self, notes: Mapping[tuple[int, int], str]) -> None:
         self._notes = {**notes, **self._notes}

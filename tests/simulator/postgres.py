@@ -184,5 +184,5 @@ def postgres_server(**settings: str) -> Iterator[PostgresServer]:
     try:
         yield server.initialise().start()
     finally:
-        server.stop()
+        server.stop(signal.SIGQUIT)  # nobody needs what it holds: no checkpoint
         shutil.rmtree(root, ignore_errors=True)

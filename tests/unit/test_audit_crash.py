@@ -69,7 +69,7 @@ def run_until_killed(
     process.stderr.close()
     assert process.returncode == -9, errors
     lines = output.decode().splitlines()
-    if not output.endswith(b"\n"):
+    if output and not output.endswith(b"\n"):
         lines.pop()
     return [
         (int(log), int(index), record) for log, index, record in (line.split() for line in lines if line != "ready")

@@ -9,6 +9,7 @@ branch_labels = None
 depends_on = None
 
 _BIG = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+_TEXT = sa.Text().with_variant(sa.Text(collation="C"), "postgresql")
 
 
 def upgrade() -> None:
@@ -23,8 +24,8 @@ def upgrade() -> None:
     op.create_table(
         "audit_log",
         sa.Column("log_id", sa.Integer, primary_key=True, autoincrement=False),
-        sa.Column("origin", sa.Text, nullable=False, unique=True),
-        sa.Column("tenant", sa.Text),
+        sa.Column("origin", _TEXT, nullable=False, unique=True),
+        sa.Column("tenant", _TEXT),
         sa.Column("epoch", sa.Integer, nullable=False),
         sa.Column("slot", sa.Integer),
         sa.UniqueConstraint("tenant", "epoch", name="uq_audit_log_tenant_epoch"),
@@ -35,7 +36,7 @@ def upgrade() -> None:
         sa.Column("pos", _BIG, primary_key=True, autoincrement=False),
         sa.Column("log_id", sa.Integer, nullable=False),
         sa.Column("idx", _BIG, nullable=False),
-        sa.Column("record_id", sa.Text, nullable=False),
+        sa.Column("record_id", _TEXT, nullable=False),
         sa.Column("leaf", sa.LargeBinary, nullable=False),
         sa.Column("leaf_hash", sa.LargeBinary(32), nullable=False),
         sa.UniqueConstraint("log_id", "idx", name="uq_audit_leaf_place"),
@@ -58,8 +59,8 @@ def upgrade() -> None:
         "audit_checkpoint",
         sa.Column("log_id", sa.Integer, primary_key=True, autoincrement=False),
         sa.Column("size", _BIG, primary_key=True, autoincrement=False),
-        sa.Column("note", sa.Text, nullable=False),
-        sa.Column("cosigs", sa.Text),
+        sa.Column("note", _TEXT, nullable=False),
+        sa.Column("cosigs", _TEXT),
     )
     op.create_table(
         "audit_round",
@@ -77,11 +78,11 @@ def _create_index() -> None:
         sa.Column("log_id", sa.Integer, nullable=False),
         sa.Column("idx", _BIG, nullable=False),
         sa.Column("ts_us", _BIG, nullable=False),
-        sa.Column("action", sa.Text, nullable=False),
-        sa.Column("decision", sa.Text, nullable=False),
-        sa.Column("subject", sa.Text, nullable=False),
-        sa.Column("session", sa.Text, nullable=False),
-        sa.Column("pair_id", sa.Text, nullable=False),
+        sa.Column("action", _TEXT, nullable=False),
+        sa.Column("decision", _TEXT, nullable=False),
+        sa.Column("subject", _TEXT, nullable=False),
+        sa.Column("session", _TEXT, nullable=False),
+        sa.Column("pair_id", _TEXT, nullable=False),
     )
     op.create_index("ix_audit_index_place", "audit_index", ["log_id", "idx"], unique=True)
     op.create_index("ix_audit_index_time", "audit_index", ["log_id", "ts_us"])
