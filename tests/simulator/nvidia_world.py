@@ -5,7 +5,7 @@ import datetime as dt
 import hashlib
 import itertools
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 
@@ -54,6 +54,7 @@ def certify(
     not_after: dt.datetime = NOW + 1000 * DAY,
     extensions: Sequence[x509.ExtensionType] = (),
     digest: hashes.SHA256 | hashes.SHA384 | None = None,
+    critical: bool = False,
 ) -> Signer:
     """Return a fresh key with a certificate from ``issuer`` (its own, if None)."""
     key = ec.generate_private_key(ec.SECP384R1())
@@ -71,7 +72,7 @@ def certify(
     if authority:
         builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
     for extension in extensions:
-        builder = builder.add_extension(extension, critical=False)
+        builder = builder.add_extension(extension, critical=critical)
     return Signer(certificate=builder.sign(issuer.key if issuer else key, digest or hashes.SHA384()), key=key)
 
 
@@ -137,7 +138,7 @@ def opaque(**changes: bytes | None) -> bytes:
     """Return opaque data; ``changes`` by name replace entries, None leaves one out."""
     numbers = {
         "driver": 3, "vbios": 6, "nvdec0": 11, "chip_sku": 15, "project": 17, "project_sku": 18, "fwid": 20,
-        "ppcie": 21, "version": 34, "mode": 36,
+        "ppcie": 21, "version": 34, "chip": 35, "mode": 36,
     }  # fmt: skip
     values: dict[str, bytes | None] = {
         "vbios": bytes.fromhex("00ab009602000000"), "chip_sku": b"882\0", "project": b"G520\0",
@@ -147,6 +148,27 @@ def opaque(**changes: bytes | None) -> bytes:
     entries = {**values, **changes}
     return b"".join(
         struct.pack("<HH", numbers[name], len(value)) + value for name, value in entries.items() if value is not None
+    )
+
+
+def headed_opaque(*svns: tuple[int, int]) -> bytes:
+    """Return opaque data of version 2, with a header and typed values; ``svns`` are (type, security version)."""
+    plain, typed = opaque(version=None), b""
+    while plain:
+        kind, size = struct.unpack_from("<HH", plain)
+        typed += struct.pack("<HHH", kind, 1, size) + plain[4 : 4 + size]
+        plain = plain[4 + size :]
+    for kind, svn in svns:
+        typed += struct.pack("<HHHH", kind, 0x87, 2, svn)
+    return b"NVDAOD" + struct.pack("<HBBH", 0, 2, 0, 0) + typed
+
+
+def minimum_svn(kind: int, svn: int, *, active: str = "True") -> str:
+    """Return a manifest's resource that demands a least security version of a type of opaque data."""
+    return (
+        f'<n:Resource xmlns:s="https://docs.nvidia.com/attestation/specs/latest/opaque-data.html" type="Measurement" '
+        f'index="{0x1000 + kind}" active="{active}" alternatives="1" name="FSP_MIN_SVN" size="2" s:minSvn="{svn}" '
+        f's:includeInResult="True"/>'
     )
 
 
@@ -180,6 +202,7 @@ def manifest(
     resources: str = "",
     info: Mapping[str, str] | None = None,
     extra: str = "",
+    change: Callable[[str], str] = str,
 ) -> bytes:
     """Return a signed manifest.
 
@@ -191,6 +214,7 @@ def manifest(
         resources: further elements of the payload.
         info: replacements (old -> new) in the signed information, before signing.
         extra: elements beside the payload, before the signature.
+        change: of the text before signing.
     """
     body = "".join(
         f'<n:Resource type="Measurement" index="{index}" active="True" alternatives="{len(values)}" '
@@ -204,6 +228,7 @@ def manifest(
         f' <n:Meta colloquialVersion="{version}" product="{product}"/>\n'
         f" <n:Payload>\n{body}{resources}</n:Payload>{extra}"
     )
+    head = change(head)
     bare = etree.fromstring(f"{head}</SoftwareIdentity>")
     digest = base64.b64encode(hashlib.sha384(etree.tostring(bare, method="c14n")).digest()).decode()
     signed_info = (

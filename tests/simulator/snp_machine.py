@@ -68,9 +68,11 @@ def _name(common: str) -> x509.Name:
 
 
 @cache
-def authority(common: str, issuer: str = "", *, ca: bool = True, crl_sign: bool = False) -> Authority:
-    """An authority by common name, signed by another one or by itself; made once."""
-    key = _rsa_key(common)
+def authority(
+    common: str, issuer: str = "", *, ca: bool = True, crl_sign: bool = False, generation: int = 1
+) -> Authority:
+    """An authority by common name, signed by another one or by itself; made once for each ``generation``."""
+    key = _rsa_key(common if generation == 1 else f"{common} {generation}")
     signer = authority(issuer, crl_sign=True) if issuer else None
     certificate = (
         x509.CertificateBuilder()
@@ -127,6 +129,7 @@ class Machine:
     hwid: bytes = b"\x11\x22\x33\x44\x55\x66\x77\x88"
     csp_id: str = "CN=cloud.example"
     issuer: str | None = None
+    issuer_generation: int = 1
     common_name: str | None = None
     product_name: str | None = None
     leaf_name: str = "leaf"
@@ -158,7 +161,10 @@ class Machine:
         """The VCEK's or VLEK's certificate."""
         issuer = self.issuer or f"SEV-{'' if self.vcek else 'VLEK-'}{NAMES[self.product]}"
         ark = f"ARK-{NAMES[self.product]}"
-        signer = authority(issuer, "" if issuer.startswith("ARK") else ark, crl_sign=issuer.startswith("ARK"))
+        signer = authority(
+            issuer, "" if issuer.startswith("ARK") else ark, crl_sign=issuer.startswith("ARK"),
+            generation=self.issuer_generation,
+        )  # fmt: skip
         builder = (
             x509.CertificateBuilder()
             .subject_name(_name(self.common_name or f"SEV-{self.signing_key.name}"))

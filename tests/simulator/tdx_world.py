@@ -283,6 +283,7 @@ class TdxWorld:
     key_type: int = 2
     vendor: bytes = bytes.fromhex("939a7233f79c4ca9940a0db3957f0607")
     tee_tcb_svn: bytes = bytes([6, 1]) + bytes([4]) * 14
+    tee_tcb_svn_2: bytes | None = None  # as at launch
     seam: tuple[bytes, bytes, bytes] = (b"\x33" * 48, ZERO_48, bytes(8))  # MRSEAM, MRSIGNERSEAM, SEAMATTRIBUTES
     td_attributes: int = 1 << 28
     xfam: int = 0x602E7
@@ -386,7 +387,7 @@ class TdxWorld:
         if self.version == 4:
             return report
         if self.body_type == 3:
-            report += self.tee_tcb_svn + self.mr_service_td
+            report += (self.tee_tcb_svn_2 or self.tee_tcb_svn) + self.mr_service_td
         return struct.pack("<HI", self.body_type, len(report)) + report
 
     def _qe_report(self) -> bytes:

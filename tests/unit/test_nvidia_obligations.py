@@ -31,8 +31,10 @@ from tests.simulator.nvidia_world import (
     composite_device_id,
     driver_manifest,
     good_answers,
+    headed_opaque,
     manifest,
     measurements,
+    minimum_svn,
     ocsp_answer,
     opaque,
     pem,
@@ -144,6 +146,17 @@ def other_value() -> GpuCase:
     return GpuCase(report=report(world().device[0], values=values))
 
 
+def with_minimum(kind: int, svn: int, *, active: str = "True", also_vbios: bool = False, typed: bool = True) -> GpuCase:
+    """Return a report of security version 5 under type 37, and a driver manifest that demands ``svn`` of ``kind``."""
+    driver, vbios = split(measurements())
+    demand = minimum_svn(kind, svn, active=active)
+    return GpuCase(
+        report=report(world().device[0], opaque_data=headed_opaque((37, 5)) if typed else opaque()),
+        driver_rim=manifest(world().rim, version=DRIVER, active=driver, resources=demand),
+        vbios_rim=manifest(world().rim, version=VBIOS, active=vbios, resources=demand if also_vbios else ""),
+    )
+
+
 CASES: list[tuple[str, str, type[BulkheadError], Change]] = [
     ("GPU-1", "trailing byte", EvidenceError, lambda: GpuCase(report=GpuCase().report + b"\0")),
     ("GPU-1", "no VBIOS version", EvidenceError, lambda: with_opaque(vbios=None)),
@@ -238,6 +251,11 @@ CASES: list[tuple[str, str, type[BulkheadError], Change]] = [
     ),
     ("GPU-16", "conflict", EvidenceError, conflict),
     ("GPU-16", "another value", EvidenceError, other_value),
+    ("GPU-16", "minimum in both manifests", EvidenceError, lambda: with_minimum(37, 5, also_vbios=True)),
+    ("GPU-17", "security version below", EvidenceError, lambda: with_minimum(37, 6)),
+    ("GPU-17", "security version not stated", EvidenceError, lambda: with_minimum(38, 0)),
+    ("GPU-17", "a value that is no security version", EvidenceError, lambda: with_minimum(3, 0)),
+    ("GPU-17", "a report without typed values", EvidenceError, lambda: with_minimum(37, 0, typed=False)),
 ]
 
 
@@ -315,10 +333,14 @@ def test_what_a_policy_allows_is_accepted(case: Change) -> None:
 
 
 def test_a_delegated_responder_is_believed_only_if_its_issuer_named_it() -> None:
-    """RFC 6960 section 4.2.2.2: an answer of a certificate without the OCSP usage, or of another CA, is refused."""
-    issuer = world().device[2]
-    with_answer(0, signer=responder_for(issuer)).verify()
-    for impostor in (responder_for(issuer, authorised=False), responder_for(world().device[3])):
+    """RFC 6960 section 4.2.2.2: an answer of a certificate without the OCSP usage, or of another CA, is refused.
+
+    Authorities above the issuer may answer, too; the boot ROM below it and the authorities of manifests may not.
+    """
+    brom, issuer, *above = world().device[1:]
+    for authority in (issuer, *above):
+        with_answer(0, signer=responder_for(authority)).verify()
+    for impostor in (responder_for(issuer, authorised=False), responder_for(brom), responder_for(world().rim[3])):
         with pytest.raises(EvidenceError) as caught:
             with_answer(0, signer=impostor).verify()
         assert obligation_of(caught.value) == "GPU-7"

@@ -87,6 +87,7 @@ _VLEK = Machine(signing_key=SigningKey.VLEK)
 _TAKES_VLEK = policy(signing_keys=frozenset({SigningKey.VLEK}), csp_ids=frozenset({"CN=cloud.example"}))
 _ARK = "ARK-Turin"
 _ASK_SERIAL = _ROOTS[SnpProduct.TURIN].ask.serial_number
+_NEW_ASK = authority("SEV-Turin", _ARK, generation=2).certificate
 _P256 = ec.generate_private_key(ec.SECP256R1()).public_key()
 _OLDER = bytes([1, 1, 1, 3, 0, 0, 0, 81])
 _VLEK_HWID = dataclasses.replace(_VLEK, extensions={f"{_OID}.4": bytes(8)})
@@ -110,6 +111,12 @@ ACCEPTED = {
         policy=policy(products=frozenset({SnpProduct.MILAN})),
     ),
     "vlek where allowed": Case(machine=_VLEK, policy=_TAKES_VLEK),
+    "vlek beside a masked chip key": Case(machine=_VLEK, report=_changed((0x48, b"\x06")), policy=_TAKES_VLEK),
+    "ASK issued again under the pinned ARK": Case(machine=Machine(issuer_generation=2), extra=(_NEW_ASK,)),
+    "reserved levels left out": Case(
+        machine=Machine(extensions=dict.fromkeys(f"{_OID}.3.{suffix}" for suffix in (5, 6, 7)))
+    ),
+    "reserved level stated": Case(machine=Machine(extensions={f"{_OID}.3.4": b"\x02\x01\x00"})),
     "whole chain given": Case(extra=(_ROOTS[SnpProduct.TURIN].ask, _ROOTS[SnpProduct.TURIN].ark)),
     "revocation list given": Case(crls=(crl(_ARK, (4711,)),), policy=policy(require_crl=True)),
     "foreign revocation list": Case(crls=(crl("ARK-Genoa", (_ASK_SERIAL,)),)),
@@ -157,6 +164,8 @@ REFUSED = [
     ("SNP-4", "VCEK issued by the ASVK", Case(machine=Machine(issuer="SEV-VLEK-Turin"))),
     ("SNP-4", "leaf issued by the ARK itself", Case(machine=Machine(issuer=_ARK))),
     ("SNP-4", "unknown issuer", Case(machine=Machine(issuer="SEV-Evil"))),
+    ("SNP-4", "ASK issued again and left out", Case(machine=Machine(issuer_generation=2))),
+    ("SNP-4", "authority that signed nothing here", Case(extra=(_NEW_ASK,))),
     ("SNP-4", "PKCS #1 v1.5", Case(machine=Machine(padding=padding.PKCS1v15()))),
     ("SNP-4", "SHA-256", Case(machine=Machine(digest=hashes.SHA256()))),
     ("SNP-4", "salt of 32 bytes", Case(machine=Machine(padding=_PSS_SHORT))),

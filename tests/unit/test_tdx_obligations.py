@@ -1,20 +1,23 @@
 """Every obligation of the TDX verifier: one accepted base case, and for each at least one case that fails it alone."""
 
+import base64
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
 from bulkhead.attestation.obligations import obligation_of
-from bulkhead.attestation.tdx import TDX_OBLIGATIONS, TcbStatus, TdImage, TdxPolicy
+from bulkhead.attestation.tdx import TDX_OBLIGATIONS, TcbStatus, TdImage, TdxPolicy, parse_collateral
 from bulkhead.errors import (
     BulkheadError,
     EvidenceError,
     EvidencePolicyError,
 )
 from tests.simulator.tdx_cases import BAD_48, CASES, World, with_status
-from tests.simulator.tdx_world import DAY_S, MR_TD, NOW_S, PPID, RTMRS, TdxWorld, policy
+from tests.simulator.tdx_world import DAY_S, MR_TD, NOW_S, PPID, RTMRS, TdxWorld, bundle, policy
 
 
 @pytest.mark.parametrize("world", [{}, {"version": 5}, {"version": 5, "body_type": 2}], ids=str)
@@ -130,6 +133,48 @@ def test_chain_from_collateral() -> None:
 def test_zero_padding() -> None:
     """Zero bytes behind the quote, as host buffers leave them, are accepted."""
     TdxWorld(padding=bytes(3000)).evidence().verify()
+
+
+def test_updated_module() -> None:
+    """A TD 1.5 whose module was updated under it is rated at launch and now; both up to date is accepted."""
+    TdxWorld(version=5, tee_tcb_svn_2=bytes([7, 1]) + b"\5" * 14).evidence().verify()
+
+
+def _pem_list(der: bytes) -> str:
+    return f"-----BEGIN X509 CRL-----\n{base64.encodebytes(der).decode()}-----END X509 CRL-----\n"
+
+
+def _answers(text: dict[str, str]) -> dict[str, Any]:
+    """Return a bundle whose documents are the whole answers of Intel's service."""
+    info, identity = text["tcb_info"], text["qe_identity"]
+    return {
+        **text,
+        "tcb_info": f'{{"tcbInfo":{info},"signature":"{text["tcb_info_signature"]}"}}',
+        "qe_identity": f'{{"enclaveIdentity": {identity} , "signature": "{text["qe_identity_signature"]}"}}\n',
+    }
+
+
+@pytest.mark.parametrize(
+    "spell",
+    [
+        lambda text: {**text, "pck_crl": base64.b64encode(bytes.fromhex(text["pck_crl"])).decode()},
+        lambda text: {**text, "root_ca_crl": _pem_list(bytes.fromhex(text["root_ca_crl"]))},
+        lambda text: {**text, "root_ca_crl": text["root_ca_crl"].upper() + "\0"},
+        lambda text: {**text, "tcb_info_issuer_chain": quote(text["tcb_info_issuer_chain"])},
+        lambda text: {**text, "qe_identity_issuer_chain": text["qe_identity_issuer_chain"].replace("\n", "\r\n")},
+        lambda text: {**text, "tcb_info": text["tcb_info"] + "\0"},
+        _answers,
+        lambda text: {**_answers(text), "tcb_info_signature": "", "qe_identity_signature": None},
+        lambda text: {**text, "later": {"member": 1}, "major_version": 3},
+    ],
+    ids=["base64 list", "PEM list", "hex list of a C program", "percent-encoded chain", "CRLF", "zero at the end",
+         "Intel's answers", "Intel's answers alone", "more members"],
+)  # fmt: skip
+def test_spellings_of_collateral(spell: Callable[[dict[str, str]], dict[str, Any]]) -> None:
+    """Collateral is accepted in each form in which programs pass it on."""
+    evidence = TdxWorld().evidence()
+    spelled = json.dumps(spell(bundle(evidence.collateral))).encode()
+    replace(evidence, collateral=parse_collateral(spelled)).verify()
 
 
 def test_missing_list() -> None:

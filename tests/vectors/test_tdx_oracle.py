@@ -28,6 +28,7 @@ ORACLE_IS_MORE_LENIENT: Final = {
     "signed by a platform": "it asks for a path to the root, not for the TCB signing certificate's name",
     "TCB info older than the policy allows": "age beside nextUpdate is our policy",
     "list older than the policy allows": "age beside nextUpdate is our policy",
+    "module that runs now out of date": "like Intel it lets the status at launch stand where that is the better one",
     "PCEID of another": "it compares FMSPC only",
     "XFAM without SSE": "it leaves XFAM to its caller",
     "unknown feature": "it leaves XFAM to its caller",

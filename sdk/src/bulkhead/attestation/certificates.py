@@ -59,6 +59,7 @@ class ChainRules:
         crls_required: whether every issuer whose key may sign revocation lists must have one here.
         max_crl_age_s: seconds since ``thisUpdate`` after which a list is too old whatever it says; None for its own
             ``nextUpdate`` alone.
+        understood: dotted OIDs of vendors' extensions that the caller reads, and which may therefore be critical.
     """
 
     scheme: SignatureScheme
@@ -68,6 +69,7 @@ class ChainRules:
     revocation: str
     crls_required: bool = False
     max_crl_age_s: int | None = None
+    understood: frozenset[str] = frozenset()
 
 
 def extension_values(certificate: x509.Certificate) -> dict[str, bytes]:
@@ -186,7 +188,8 @@ def _has_scheme(signed: x509.Certificate | x509.CertificateRevocationList, schem
 
 def _check_extensions(certificate: x509.Certificate, rules: ChainRules) -> None:
     for extension in certificate.extensions:
-        if extension.critical and extension.oid not in _KNOWN_CRITICAL:
+        known = extension.oid in _KNOWN_CRITICAL or extension.oid.dotted_string in rules.understood
+        if extension.critical and not known:
             raise failed(
                 rules.chain,
                 f"{_name(certificate.subject)} has an unknown critical extension {extension.oid.dotted_string}",

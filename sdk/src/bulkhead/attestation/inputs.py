@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final, TypeVar
+from urllib.parse import unquote_to_bytes
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -31,9 +32,14 @@ MAX_CERTIFICATE_BYTES: Final = 8_192  # vendors' certificates have 0.5 to 2.5 kB
 MAX_CERTIFICATES: Final = 16  # in one input; the longest vendor chain (NVIDIA) has 5
 MAX_CRL_BYTES: Final = 1_048_576  # Intel's platform CRL has grown to some hundred kB
 _MAX_TEXT_FACTOR: Final = 4  # a text form is at most so many times as long: hexadecimal with spaces has three
+_MAX_LAYERS: Final = 2  # text around text: base64 around PEM, as NVIDIA's evidence files have it
 _DER_SEQUENCE: Final = (b"\x30\x81", b"\x30\x82", b"\x30\x83")  # of 128 bytes to 16 MiB; no text begins so
 _TO_STANDARD_BASE64: Final = bytes.maketrans(b"-_", b"+/")
 _MAX_CRLS: Final = 8
+_PEM_START: Final = b"-----BEGIN "
+_PEM_START_IN_URL: Final = b"-----BEGIN%20"  # as Intel's service sends chains, in HTTP headers
+_CERTIFICATE_LABELS: Final = frozenset({b"CERTIFICATE", b"X509 CERTIFICATE"})  # the older one is OpenSSL's
+_CRL_LABELS: Final = frozenset({b"X509 CRL"})
 _PEM: Final = re.compile(rb"-----BEGIN ([A-Z0-9 ]{1,40})-----([A-Za-z0-9+/=\s]*)-----END \1-----")
 _HEX: Final = re.compile(rb"(?:0[xX])?((?:[0-9a-fA-F]{2})+)")
 _MALFORMED: Final = (
@@ -79,7 +85,8 @@ def load_certificates(
 ) -> tuple[x509.Certificate, ...]:
     """Return the certificates in untrusted bytes: one as DER, hexadecimal or base64, or 1 to 16 PEM blocks, in order.
 
-    Text outside PEM blocks is ignored. Nothing is verified here beyond that each parses as an X.509 v3 certificate.
+    The PEM may itself come as base64, hexadecimal or percent-encoded. Text outside PEM blocks is ignored. Nothing is
+    verified here beyond that each parses as an X.509 v3 certificate.
 
     Raises:
         BulkheadError: of class ``error``.
@@ -88,7 +95,7 @@ def load_certificates(
         _parse(x509.load_der_x509_certificate, der, what, error)
         for der in _der_blocks(
             data,
-            label=b"CERTIFICATE",
+            labels=_CERTIFICATE_LABELS,
             max_bytes=MAX_CERTIFICATE_BYTES,
             max_items=MAX_CERTIFICATES,
             what=what,
@@ -115,7 +122,7 @@ def load_crls(
     loaded = tuple(
         _parse(x509.load_der_x509_crl, der, what, error)
         for der in _der_blocks(
-            data, label=b"X509 CRL", max_bytes=MAX_CRL_BYTES, max_items=_MAX_CRLS, what=what, error=error
+            data, labels=_CRL_LABELS, max_bytes=MAX_CRL_BYTES, max_items=_MAX_CRLS, what=what, error=error
         )
     )
     for crl in loaded:
@@ -126,16 +133,11 @@ def load_crls(
 
 
 def _der_blocks(
-    data: bytes, *, label: bytes, max_bytes: int, max_items: int, what: str, error: type[BulkheadError]
+    data: bytes, *, labels: frozenset[bytes], max_bytes: int, max_items: int, what: str, error: type[BulkheadError]
 ) -> tuple[bytes, ...]:
     if len(data) > max_bytes * max_items * _MAX_TEXT_FACTOR:
         raise error(f"{what}: longer than {max_items} of {max_bytes} bytes in any encoding")
-    if data.startswith(_DER_SEQUENCE):
-        blocks: list[bytes | None] = [data]
-    elif b"-----BEGIN " in data:
-        blocks = [_decode_base64(body) for kind, body in _PEM.findall(data) if kind == label]
-    else:
-        blocks = [_decode_line(data)]
+    blocks = _blocks(data, labels, layers=_MAX_LAYERS)
     found = tuple(block for block in blocks if block)
     if not found or len(found) != len(blocks):
         raise error(f"{what}: neither DER nor its PEM, hexadecimal or base64 encoding")
@@ -144,8 +146,22 @@ def _der_blocks(
     return found
 
 
+def _blocks(data: bytes, labels: frozenset[bytes], *, layers: int) -> list[bytes | None]:
+    """Return the DER in ``data``, None for each block that is not well encoded."""
+    if data.startswith(_DER_SEQUENCE):
+        return [data]
+    if _PEM_START_IN_URL in data:
+        data = unquote_to_bytes(data)
+    if _PEM_START in data:
+        return [_decode_base64(body) for label, body in _PEM.findall(data) if label in labels]
+    line = _decode_line(data)
+    if line is not None and layers > 1 and not line.startswith(_DER_SEQUENCE):
+        return _blocks(line, labels, layers=layers - 1)
+    return [line]
+
+
 def _decode_line(data: bytes) -> bytes | None:
-    text = b"".join(data.split())
+    text = b"".join(data.rstrip(b"\0").split())  # C programs count the zero that ends a text
     match = _HEX.fullmatch(text)
     return bytes.fromhex(match[1].decode("ascii")) if match else _decode_base64(text)
 

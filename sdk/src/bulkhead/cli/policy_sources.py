@@ -9,7 +9,7 @@ from cryptography import x509
 from bulkhead.attestation.collateral.nvidia import manifest_of
 from bulkhead.attestation.inputs import load_certificates
 from bulkhead.attestation.nvidia import parse_report, parse_rim
-from bulkhead.attestation.nvidia.verify import chip_of
+from bulkhead.attestation.nvidia.identity import chip_of
 from bulkhead.attestation.policy import TrustPolicy
 from bulkhead.attestation.policy_from import PolicyDraft, draft_from_gpu, draft_from_snp, draft_from_tdx
 from bulkhead.attestation.snp import SigningKey, SnpProduct, read_snp_report

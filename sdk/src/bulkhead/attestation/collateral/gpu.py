@@ -11,7 +11,7 @@ from bulkhead.attestation.collateral.kinds import CollateralItem
 from bulkhead.attestation.collateral.nvidia import OCSP_NONCE_BYTES, manifest_of, ocsp_item, rim_item
 from bulkhead.attestation.inputs import load_certificates
 from bulkhead.attestation.nvidia import GpuReport, NvidiaPolicy, driver_rim_id, parse_rim
-from bulkhead.attestation.nvidia.verify import chip_of
+from bulkhead.attestation.nvidia.identity import chip_of
 from bulkhead.attestation.obligations import obligation_of
 from bulkhead.errors import BulkheadError, EvidenceError
 

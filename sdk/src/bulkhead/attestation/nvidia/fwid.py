@@ -14,10 +14,10 @@ from bulkhead.attestation.certificates import extension_values
 from bulkhead.attestation.nvidia.opaque import FWID_BYTES
 from bulkhead.attestation.obligations import failed
 
-__all__ = ["certificate_fwid", "parse_fwid"]
+__all__ = ["FWID_EXTENSIONS", "certificate_fwid", "parse_fwid"]
 
 _OBLIGATION: Final = "GPU-6"
-_EXTENSIONS: Final = ("2.23.133.5.4.1", "2.23.133.5.4.1.1")
+FWID_EXTENSIONS: Final = frozenset({"2.23.133.5.4.1", "2.23.133.5.4.1.1"})
 _INTEGER: Final = 0x02
 _OCTET_STRING: Final = 0x04
 _OBJECT_IDENTIFIER: Final = 0x06
@@ -36,7 +36,7 @@ def certificate_fwid(certificate: x509.Certificate) -> bytes:
         EvidenceError: GPU-6: none, contradictory ones, or not of that form.
     """
     extensions = extension_values(certificate)
-    found = {parse_fwid(extensions[oid]) for oid in _EXTENSIONS if oid in extensions}
+    found = {parse_fwid(extensions[oid]) for oid in FWID_EXTENSIONS if oid in extensions}
     if len(found) != 1:
         raise failed(_OBLIGATION, "the attestation key's certificate does not state one FWID")
     (fwid,) = found

@@ -7,13 +7,23 @@ value type u16, size u16, value.
 
 import struct
 from collections.abc import Mapping
+from dataclasses import dataclass
 from enum import Enum, IntEnum
 from types import MappingProxyType
 from typing import Final
 
 from bulkhead.attestation.obligations import failed
 
-__all__ = ["FWID_BYTES", "GpuMode", "OpaqueType", "gpu_mode", "opaque_text", "parse_opaque", "vbios_version"]
+__all__ = [
+    "FWID_BYTES",
+    "GpuMode",
+    "OpaqueData",
+    "OpaqueType",
+    "gpu_mode",
+    "opaque_text",
+    "parse_opaque",
+    "vbios_version",
+]
 
 FWID_BYTES: Final = 48  # SHA-384
 _OBLIGATION: Final = "GPU-1"
@@ -22,6 +32,8 @@ _HEADER_BYTES: Final = 12
 _MAX_VERSION: Final = 2  # the layouts described above
 _MAX_TEXT_BYTES: Final = 32  # versions and project numbers have up to 12 characters
 _VBIOS_BYTES: Final = 8
+_SVN_VALUE_TYPE: Final = 0x87  # a security version, u16
+_SVN_BYTES: Final = 2
 _MODE_STATED_SINCE: Final = 1  # opaque data version from which FEATURE_FLAG is present
 _ENABLED: Final = b"\xaa"
 _DISABLED: Final = b"\x55"
@@ -39,6 +51,7 @@ class OpaqueType(IntEnum):
     FWID = 20
     PROTECTED_PCIE_STATUS = 21
     OPAQUE_DATA_VERSION = 34
+    CHIP_INFO = 35
     FEATURE_FLAG = 36
 
 
@@ -53,20 +66,35 @@ class GpuMode(Enum):
 _MODES: Final = {0: GpuMode.MPT, 1: GpuMode.SPT, 2: GpuMode.PPCIE}
 
 
-def parse_opaque(data: bytes) -> tuple[int, Mapping[int, bytes]]:
-    """Return the format's version and the entries by type; ``data`` is untrusted, at most 65,535 bytes.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpaqueData:
+    """What was read.
+
+    Attributes:
+        version: of the format.
+        entries: value by type, of every type, known or not.
+        svns: security versions, by type: those entries that say they are some.
+    """
+
+    version: int
+    entries: Mapping[int, bytes]
+    svns: Mapping[int, int]
+
+
+def parse_opaque(data: bytes) -> OpaqueData:
+    """Return what is in opaque data (untrusted, at most 65,535 bytes).
 
     Raises:
-        EvidenceError: GPU-1: truncated, an entry twice, or a version that this build does not know.
+        EvidenceError: GPU-1: truncated, two values of one type, or a version that this build does not know.
     """
     headed = data.startswith(_MAGIC)
-    entries = _entries(data[_HEADER_BYTES:], entry="<HHH") if headed else _entries(data, entry="<HH")
+    entries, svns = _entries(data[_HEADER_BYTES:] if headed else data, typed=headed)
     version = (
         _header_version(data) if headed else int.from_bytes(entries.get(OpaqueType.OPAQUE_DATA_VERSION, b""), "little")
     )
     if version > _MAX_VERSION:
         raise failed(_OBLIGATION, f"opaque data of version {version} is not known to this build")
-    return version, MappingProxyType(entries)
+    return OpaqueData(version=version, entries=MappingProxyType(entries), svns=MappingProxyType(svns))
 
 
 def _header_version(data: bytes) -> int:
@@ -75,21 +103,24 @@ def _header_version(data: bytes) -> int:
     return data[8]
 
 
-def _entries(data: bytes, *, entry: str) -> dict[int, bytes]:
+def _entries(data: bytes, *, typed: bool) -> tuple[dict[int, bytes], dict[int, int]]:
     entries: dict[int, bytes] = {}
-    head, offset = struct.Struct(entry), 0
+    svns: dict[int, int] = {}
+    head, offset = struct.Struct("<HHH" if typed else "<HH"), 0
     while offset < len(data):
         if offset + head.size > len(data):
             raise failed(_OBLIGATION, "opaque data: an entry is truncated")
-        kind, *_, size = head.unpack_from(data, offset)
+        kind, *value_type, size = head.unpack_from(data, offset)
         value = data[offset + head.size : offset + head.size + size]
         if len(value) != size:
             raise failed(_OBLIGATION, "opaque data: a value is truncated")
-        if kind in entries:  # which of two counts would be the reader's choice
-            raise failed(_OBLIGATION, f"opaque data: entry {kind} stands twice")
+        if entries.get(kind, value) != value:  # which of two counts would be the reader's choice
+            raise failed(_OBLIGATION, f"opaque data: entry {kind} has two values")
         entries[kind] = value
+        if value_type == [_SVN_VALUE_TYPE] and size == _SVN_BYTES:
+            svns[kind] = int.from_bytes(value, "little")
         offset += head.size + size
-    return entries
+    return entries, svns
 
 
 def opaque_text(entries: Mapping[int, bytes], kind: OpaqueType) -> str:
@@ -111,18 +142,18 @@ def opaque_text(entries: Mapping[int, bytes], kind: OpaqueType) -> str:
 def vbios_version(entries: Mapping[int, bytes]) -> str:
     """Return the VBIOS version as manifests write it, such as ``96.00.5E.00.01``.
 
-    The eight bytes are two little-endian words: four parts of the version, and the fifth.
+    The eight bytes are two little-endian words: four parts of the version, and the fifth; the rest names no version.
 
     Raises:
         EvidenceError: GPU-1: missing or not of that form.
     """
     value = entries.get(OpaqueType.VBIOS_VERSION, b"")
-    if len(value) != _VBIOS_BYTES or any(value[5:]):
+    if len(value) != _VBIOS_BYTES:
         raise failed(_OBLIGATION, "opaque data: vbios_version is missing or malformed")
     return ".".join(f"{part:02X}" for part in (*reversed(value[:4]), value[4]))
 
 
-def gpu_mode(version: int, entries: Mapping[int, bytes]) -> tuple[GpuMode, bool]:
+def gpu_mode(opaque: OpaqueData) -> tuple[GpuMode, bool]:
     """Return the mode, and whether the GPU states it.
 
     Before version 1 of the opaque data there was nothing to state: passthrough of one GPU, unless the entry for
@@ -131,13 +162,14 @@ def gpu_mode(version: int, entries: Mapping[int, bytes]) -> tuple[GpuMode, bool]
     Raises:
         EvidenceError: GPU-1: a version that must state it does not, or an unknown value.
     """
-    flag, protected = entries.get(OpaqueType.FEATURE_FLAG), entries.get(OpaqueType.PROTECTED_PCIE_STATUS)
+    flag = opaque.entries.get(OpaqueType.FEATURE_FLAG)
+    protected = opaque.entries.get(OpaqueType.PROTECTED_PCIE_STATUS)
     if flag is not None:
         mode = _MODES.get(int.from_bytes(flag, "little")) if flag else None
         if mode is None or (protected == _ENABLED and mode is not GpuMode.PPCIE):
             raise failed(_OBLIGATION, "opaque data: the feature flag is unknown or contradicted")
         return mode, True
-    if version >= _MODE_STATED_SINCE:
+    if opaque.version >= _MODE_STATED_SINCE:
         raise failed(_OBLIGATION, "opaque data: the feature flag is missing")
     if protected in {None, _DISABLED}:
         return GpuMode.SPT, protected is not None

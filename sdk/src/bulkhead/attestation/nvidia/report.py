@@ -14,6 +14,7 @@ from bulkhead.attestation.inputs import decode_text
 from bulkhead.attestation.nvidia.opaque import (
     FWID_BYTES,
     GpuMode,
+    OpaqueData,
     OpaqueType,
     gpu_mode,
     opaque_text,
@@ -51,11 +52,12 @@ class GpuReport:
         project: board project and ``project_sku``, ``chip_sku``: name the VBIOS manifest.
         project_sku: see ``project``.
         chip_sku: see ``project``.
+        chip: such as ``GB100``, as the firmware calls itself; None in reports that predate it (Hopper's).
         fwid: SHA-384 of the firmware that holds the attestation key, 48 bytes; None in reports that predate it.
         mode: passthrough of one or several GPUs, or protected PCIe.
         mode_stated: False where the report predates the field.
         nvdec0_enabled: whether measurement 35 says anything.
-        opaque: every opaque entry by type.
+        opaque: every opaque entry.
         signed: the bytes under the signature.
         signature: R and S, 48 bytes each.
     """
@@ -67,11 +69,12 @@ class GpuReport:
     project: str
     project_sku: str
     chip_sku: str
+    chip: str | None
     fwid: bytes | None
     mode: GpuMode
     mode_stated: bool
     nvdec0_enabled: bool
-    opaque: Mapping[int, bytes]
+    opaque: OpaqueData
     signed: bytes
     signature: bytes
 
@@ -79,7 +82,7 @@ class GpuReport:
     def vbios_rim_id(self) -> str:
         """Name of the VBIOS's manifest at NVIDIA's RIM service."""
         version = self.vbios_version.replace(".", "")
-        return f"NV_GPU_VBIOS_{self.project}_{self.project_sku}_{self.chip_sku}_{version}"
+        return f"NV_GPU_VBIOS_{self.project}_{self.project_sku}_{self.chip_sku}_{version}".upper()
 
 
 def parse_report(data: bytes) -> GpuReport:
@@ -102,20 +105,22 @@ def parse_report(data: bytes) -> GpuReport:
         raise failed(_OBLIGATION, "not a signed SPDM 1.1 report of all measurements")
     signed, signature = raw[:-SIGNATURE_BYTES], raw[-SIGNATURE_BYTES:]
     measurements, opaque_data = _parse_response(signed[_REQUEST_BYTES:])
-    version, opaque = parse_opaque(opaque_data)
-    mode, mode_stated = gpu_mode(version, opaque)
+    opaque = parse_opaque(opaque_data)
+    entries = opaque.entries
+    mode, mode_stated = gpu_mode(opaque)
     return GpuReport(
         nonce=raw[4 : 4 + NONCE_BYTES],
         measurements=measurements,
-        driver_version=opaque_text(opaque, OpaqueType.DRIVER_VERSION),
-        vbios_version=vbios_version(opaque),
-        project=opaque_text(opaque, OpaqueType.PROJECT),
-        project_sku=opaque_text(opaque, OpaqueType.PROJECT_SKU),
-        chip_sku=opaque_text(opaque, OpaqueType.CHIP_SKU),
-        fwid=_fwid(opaque),
+        driver_version=opaque_text(entries, OpaqueType.DRIVER_VERSION),
+        vbios_version=vbios_version(entries),
+        project=opaque_text(entries, OpaqueType.PROJECT),
+        project_sku=opaque_text(entries, OpaqueType.PROJECT_SKU),
+        chip_sku=opaque_text(entries, OpaqueType.CHIP_SKU),
+        chip=opaque_text(entries, OpaqueType.CHIP_INFO) if OpaqueType.CHIP_INFO in entries else None,
+        fwid=_fwid(entries),
         mode=mode,
         mode_stated=mode_stated,
-        nvdec0_enabled=_nvdec0(opaque),
+        nvdec0_enabled=_nvdec0(entries),
         opaque=opaque,
         signed=signed,
         signature=signature,
@@ -156,15 +161,15 @@ def _parse_record(record: bytes, *, blocks: int) -> dict[int, bytes]:
     return measurements
 
 
-def _fwid(opaque: Mapping[int, bytes]) -> bytes | None:
-    fwid = opaque.get(OpaqueType.FWID)
+def _fwid(entries: Mapping[int, bytes]) -> bytes | None:
+    fwid = entries.get(OpaqueType.FWID)
     if fwid is not None and len(fwid) != FWID_BYTES:
         raise failed(_OBLIGATION, "the FWID is not of SHA-384's length")
     return fwid
 
 
-def _nvdec0(opaque: Mapping[int, bytes]) -> bool:
-    enabled = _NVDEC0.get(opaque.get(OpaqueType.NVDEC0_STATUS, b""))
+def _nvdec0(entries: Mapping[int, bytes]) -> bool:
+    enabled = _NVDEC0.get(entries.get(OpaqueType.NVDEC0_STATUS, b""))
     if enabled is None:
         raise failed(_OBLIGATION, "opaque data: the status of NVDEC0 is missing or unknown")
     return enabled

@@ -1,8 +1,8 @@
 """Revocation by OCSP (RFC 6960), from answers that were collected before: nothing is asked here.
 
-An answer counts only if the certificate's issuer, or a responder that this issuer named for it, signed it. ``revoked``
-of any reason refuses, ``certificateHold`` included: NVIDIA puts devices on hold where it no longer vouches for them.
-``unknown`` is not ``good``.
+An answer counts only if the certificate's issuer signed it, an authority above that one, or a responder that one of
+these named for it. ``revoked`` of any reason refuses, ``certificateHold`` included: NVIDIA puts devices on hold where
+it no longer vouches for them. ``unknown`` is not ``good``, and an answer that is an error is none.
 """
 
 from collections.abc import Iterator, Sequence
@@ -43,11 +43,11 @@ class OcspAnswers:
             responses: DER, untrusted; at most 64.
 
         Raises:
-            EvidenceError: GPU-7: one is not a successful OCSP answer.
+            EvidenceError: GPU-7: one is no OCSP answer.
         """
         if len(responses) > MAX_OCSP_RESPONSES:
             raise failed(_OBLIGATION, f"more than {MAX_OCSP_RESPONSES} OCSP answers")
-        self._responses = [_parse(der) for der in responses]
+        self._responses = [response for der in responses if (response := _parse(der)) is not None]
 
     def check(self, path: Sequence[x509.Certificate], *, first: int, policy: NvidiaPolicy, now_s: int) -> None:
         """Return if no certificate of a verified path is revoked.
@@ -62,17 +62,17 @@ class OcspAnswers:
             EvidenceError: GPU-7: revoked, on hold, unknown, missing, or wrongly signed.
             EvidenceExpiredError: GPU-7: the only answers are out of date.
         """
-        for certificate, issuer in zip(path[first:], path[first + 1 :], strict=False):
-            self._check_one(certificate, issuer, policy, now_s)
+        for position in range(first, len(path) - 1):
+            self._check_one(path[position], path[position + 1 :], policy, now_s)
 
     def _check_one(
-        self, certificate: x509.Certificate, issuer: x509.Certificate, policy: NvidiaPolicy, now_s: int
+        self, certificate: x509.Certificate, above: Sequence[x509.Certificate], policy: NvidiaPolicy, now_s: int
     ) -> None:
         name = certificate.subject.rfc4514_string()
         stale: BulkheadError | None = None
         good = False
-        for response in self._about(certificate, issuer):
-            _check_signer(response, issuer, now_s)
+        for response in self._about(certificate, above[0]):
+            _check_signer(response, above, now_s)
             # Never too old to be believed: what was revoked stays so.
             if response.certificate_status is ocsp.OCSPCertStatus.REVOKED:
                 reason = response.revocation_reason.value if response.revocation_reason else "no reason given"
@@ -93,14 +93,14 @@ class OcspAnswers:
                 yield response
 
 
-def _parse(der: bytes) -> ocsp.OCSPResponse:
+def _parse(der: bytes) -> ocsp.OCSPResponse | None:
     if len(der) > _MAX_RESPONSE_BYTES:
         raise failed(_OBLIGATION, f"an OCSP answer is longer than {_MAX_RESPONSE_BYTES} bytes")
     try:
         with without_warnings():
             response = ocsp.load_der_ocsp_response(der)
             if response.response_status is not ocsp.OCSPResponseStatus.SUCCESSFUL:
-                raise failed(_OBLIGATION, f"an OCSP answer is the error {response.response_status.name}")
+                return None  # says nothing: NVIDIA's responder, asked about an attestation key, answers so
             # The library parses these on first use: here, so that no later use raises. It raises ValueError for an
             # answer about several certificates, which nobody asks for.
             _ = response.certificate_status, response.revocation_reason, response.revocation_time_utc
@@ -133,10 +133,12 @@ def _digest(data: bytes, algorithm: hashes.HashAlgorithm) -> bytes:
     return digest.finalize()
 
 
-def _check_signer(response: ocsp.OCSPResponse, issuer: x509.Certificate, now_s: int) -> None:
-    candidates = [issuer, *(c for c in response.certificates if _is_responder(c, issuer, now_s))]
-    if not any(_signed(response, candidate) for candidate in candidates):
-        raise failed(_OBLIGATION, "an OCSP answer is signed neither by the issuer nor by a responder that it named")
+def _check_signer(response: ocsp.OCSPResponse, above: Sequence[x509.Certificate], now_s: int) -> None:
+    named = (one for one in response.certificates if any(_is_responder(one, authority, now_s) for authority in above))
+    if not any(_signed(response, candidate) for candidate in (*above, *named)):
+        raise failed(
+            _OBLIGATION, "an OCSP answer is signed neither by an authority above nor by a responder that one named"
+        )
 
 
 def _signed(response: ocsp.OCSPResponse, signer: x509.Certificate) -> bool:
@@ -152,11 +154,14 @@ def _signed(response: ocsp.OCSPResponse, signer: x509.Certificate) -> bool:
     return True
 
 
-def _is_responder(certificate: x509.Certificate, issuer: x509.Certificate, now_s: int) -> bool:
-    """RFC 6960 section 4.2.2.2: issued by the CA itself, for signing answers, and valid."""
+def _is_responder(certificate: x509.Certificate, authority: x509.Certificate, now_s: int) -> bool:
+    """RFC 6960 section 4.2.2.2: issued by the authority itself, for signing answers, and valid.
+
+    An authority above the issuer may name it, too: it vouches for the issuer, and could replace it.
+    """
     try:
         usages = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
-        certificate.verify_directly_issued_by(issuer)
+        certificate.verify_directly_issued_by(authority)
     except (x509.ExtensionNotFound, InvalidSignature, ValueError, TypeError):
         return False
     valid = certificate.not_valid_before_utc.timestamp() <= now_s <= certificate.not_valid_after_utc.timestamp()

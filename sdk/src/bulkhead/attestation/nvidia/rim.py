@@ -36,6 +36,10 @@ _SIGNATURE: Final = "GPU-12"
 _SWID: Final = "{http://standards.iso.org/iso/19770/-2/2015/schema.xsd}"
 _HASH: Final = "{http://www.w3.org/2001/04/xmlenc#sha384}Hash"
 _DS: Final = "{http://www.w3.org/2000/09/xmldsig#}"
+_ONCE: Final = (f"{_SWID}Meta", f"{_SWID}Payload", f"{_DS}Signature")
+_BESIDE: Final = (f"{_SWID}Entity", f"{_SWID}Link")
+_EMPTY: Final = frozenset({f"{_SWID}Meta", *_BESIDE})
+_ACTIVE: Final = {"true": True, "false": False}
 _C14N: Final = frozenset(
     {"http://www.w3.org/2006/12/xml-c14n11", "http://www.w3.org/TR/2001/REC-xml-c14n-20010315"}
 )  # without comments; equal here, see rim_xml
@@ -44,6 +48,10 @@ _ECDSA_SHA384: Final = "http://www.w3.org/2001/04/xmldsig-more#ecdsa-sha384"
 _SHA384: Final = "http://www.w3.org/2001/04/xmldsig-more#sha384"
 _COMPONENT_BYTES: Final = 48  # of R and S on P-384 (RFC 4050: concatenated)
 _MAX_INDEX: Final = 254  # index i is block i + 1, a u8
+_SVN: Final = "{https://docs.nvidia.com/attestation/specs/latest/opaque-data.html}"
+_SVN_INDEX: Final = 0x1000  # from here on an index less this is a type of opaque data, with a least security version
+_MAX_SVN_INDEX: Final = _SVN_INDEX + 0xFFFF
+_MAX_SVN: Final = 0xFFFF
 _MAX_ALTERNATIVES: Final = 32  # four at most in those seen
 _MAX_MEASUREMENT_BYTES: Final = 64
 _MAX_ATTRIBUTE_CHARS: Final = 256
@@ -60,6 +68,7 @@ class Rim:
         product: chip, such as ``GH100``.
         tag_id: the manifest's own name.
         measurements: index -> accepted values, of active measurements alone; index i is the report's block i + 1.
+        minimum_svns: type of opaque data -> least security version, where active.
         certificates: signer first.
         signed_info: canonical bytes under the signature.
         signature: R and S, 48 bytes each.
@@ -71,6 +80,7 @@ class Rim:
     product: str
     tag_id: str
     measurements: Mapping[int, tuple[bytes, ...]]
+    minimum_svns: Mapping[int, int]
     certificates: tuple[x509.Certificate, ...]
     signed_info: bytes
     signature: bytes
@@ -87,13 +97,9 @@ def parse_rim(data: bytes, *, what: str) -> Rim:
     """
     root = parse_xml(data, what=what)
     _expect(root, f"{_SWID}SoftwareIdentity", what)
-    if [child.tag for child in root] != [f"{_SWID}Entity", f"{_SWID}Meta", f"{_SWID}Payload", f"{_DS}Signature"]:
-        raise failed(_FORM, f"{what}: not Entity, Meta, Payload and Signature, once each")
-    entity, meta, payload, signature = root
-    if len(entity) or len(meta):
-        raise failed(_FORM, f"{what}: elements where none belong")
+    meta, payload, signature = _parts(root, what)
     info, value, certificates = _parse_signature(signature, what)
-    measurements = _parse_payload(payload, what)
+    measurements, minimum_svns = _parse_payload(payload, what)
     signed_info = canonical(info)
     digest = _parse_signed_info(info, what)
     root.remove(signature)
@@ -102,6 +108,7 @@ def parse_rim(data: bytes, *, what: str) -> Rim:
         product=_attribute(meta, "product", what),
         tag_id=_attribute(root, "tagId", what),
         measurements=measurements,
+        minimum_svns=minimum_svns,
         certificates=certificates,
         signed_info=signed_info,
         signature=value,
@@ -130,26 +137,42 @@ def check_rim_signature(rim: Rim, *, what: str) -> None:
         raise failed(_SIGNATURE, f"{what}: the signature is wrong") from error
 
 
-def _parse_payload(payload: "_Element", what: str) -> Mapping[int, tuple[bytes, ...]]:
+def _parts(root: "_Element", what: str) -> tuple["_Element", "_Element", "_Element"]:
+    """Return the one Meta, Payload and Signature; Entity and Link say who made the manifest, not what it demands."""
+    found: dict[str, list[_Element]] = {tag: [] for tag in (*_ONCE, *_BESIDE)}
+    for child in root:
+        if child.tag not in found or (len(child) and child.tag in _EMPTY):
+            raise failed(_FORM, f"{what}: elements where none belong")
+        found[str(child.tag)].append(child)
+    if any(len(found[tag]) != 1 for tag in _ONCE):
+        raise failed(_FORM, f"{what}: not one Meta, Payload and Signature each")
+    meta, payload, signature = (found[tag][0] for tag in _ONCE)
+    return meta, payload, signature
+
+
+def _parse_payload(payload: "_Element", what: str) -> tuple[Mapping[int, tuple[bytes, ...]], Mapping[int, int]]:
     measurements: dict[int, tuple[bytes, ...]] = {}
+    minimum_svns: dict[int, int] = {}
     seen: set[int] = set()
     for resource in payload:
         _expect(resource, f"{_SWID}Resource", what)
         # A resource of another type would be a demand that is not understood here.
         if _attribute(resource, "type", what) != "Measurement" or len(resource):
             raise failed(_FORM, f"{what}: a resource that is no measurement")
-        index = _number(resource, "index", what, high=_MAX_INDEX)
-        if index in seen:
-            raise failed(_FORM, f"{what}: measurement {index} stands twice")
+        index = _number(resource, "index", what, high=_MAX_SVN_INDEX)
+        if index in seen or _MAX_INDEX < index < _SVN_INDEX:
+            raise failed(_FORM, f"{what}: measurement {index} stands twice, or has no such number")
         seen.add(index)
-        active = _attribute(resource, "active", what)
-        if active not in {"True", "False"}:
+        active = _ACTIVE.get(_attribute(resource, "active", what).lower())
+        if active is None:
             raise failed(_FORM, f"{what}: measurement {index} is neither active nor inactive")
-        if active == "True":
+        if active and index >= _SVN_INDEX:
+            minimum_svns[index - _SVN_INDEX] = _number(resource, f"{_SVN}minSvn", what, high=_MAX_SVN)
+        elif active:
             measurements[index] = _alternatives(resource, index, what)
     if not measurements:
         raise failed(_FORM, f"{what}: no active measurement: it would match anything")
-    return MappingProxyType(measurements)
+    return MappingProxyType(measurements), MappingProxyType(minimum_svns)
 
 
 def _alternatives(resource: "_Element", index: int, what: str) -> tuple[bytes, ...]:
@@ -232,7 +255,7 @@ def _attribute(element: "_Element", name: str, what: str) -> str:
 def _number(element: "_Element", name: str, what: str, *, high: int) -> int:
     text = _attribute(element, name, what)
     if not _NUMBER.fullmatch(text) or int(text) > high:
-        raise failed(_FORM, f"{what}: attribute {name} is not a number up to {high}")
+        raise failed(_FORM, f"{what}: attribute {name.rpartition('}')[2]} is not a number up to {high}")
     return int(text)
 
 

@@ -1,15 +1,12 @@
-"""NVIDIA's roots, pinned: data files of this package (``data/SOURCES.md`` names their origin)."""
+"""The pinned NVIDIA roots: files of this package (vendor_roots/README.md has their source)."""
 
-import hashlib
 from dataclasses import dataclass
 from functools import cache
-from importlib import resources
 from typing import Final
 
 from cryptography import x509
 
-from bulkhead.attestation.inputs import load_certificates
-from bulkhead.errors import InternalError
+from bulkhead.attestation.vendor_roots import load_pinned
 
 __all__ = ["NvidiaRoots", "nvidia_roots"]
 
@@ -35,14 +32,8 @@ def nvidia_roots() -> NvidiaRoots:
     """Return the roots that this build pins.
 
     Raises:
-        InternalError: a data file is not the one that was reviewed: the installation is damaged.
+        InternalError: a file is not the pinned one.
     """
-    return NvidiaRoots(device=_load(*_DEVICE_ROOT), rim=_load(*_RIM_ROOT))
-
-
-def _load(name: str, sha256: str) -> x509.Certificate:
-    data = resources.files("bulkhead.attestation.nvidia").joinpath("data", name).read_bytes()
-    if hashlib.sha256(data).hexdigest() != sha256:
-        raise InternalError(f"{name} is not the pinned root of this build")
-    (certificate,) = load_certificates(data, what=name, error=InternalError)
-    return certificate
+    (device,) = load_pinned(__package__, *_DEVICE_ROOT)
+    (rim,) = load_pinned(__package__, *_RIM_ROOT)
+    return NvidiaRoots(device=device, rim=rim)

@@ -1,14 +1,10 @@
-"""AMD's endorsement of a report's signing key: pinned roots, and what a VCEK's or VLEK's certificate says.
+"""AMD's endorsement of a report's signing key: its path to the pinned ARK, and what the VCEK or VLEK says.
 
 Formats: VCEK certificate and KDS interface specification (AMD 57230), table of extensions under 1.3.6.1.4.1.3704.1.
 """
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from importlib import resources
-from types import MappingProxyType
 from typing import Final
 
 from cryptography import x509
@@ -16,13 +12,12 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from bulkhead.attestation.certificates import ChainRules, SignatureScheme, extension_values, verify_chain
-from bulkhead.attestation.inputs import load_certificates
 from bulkhead.attestation.obligations import failed
 from bulkhead.attestation.snp.product import SnpProduct
 from bulkhead.attestation.snp.report import SigningKey
-from bulkhead.errors import InternalError
+from bulkhead.attestation.snp.roots import SnpRoots
 
-__all__ = ["Endorsement", "SnpRoots", "amd_roots", "read_endorsement", "verify_endorsement"]
+__all__ = ["Endorsement", "read_endorsement", "verify_endorsement"]
 
 _OID: Final = "1.3.6.1.4.1.3704.1"
 _PRODUCT, _HWID, _CSP_ID = f"{_OID}.2", f"{_OID}.4", f"{_OID}.5"
@@ -33,32 +28,10 @@ _LEVELS: Final = {
     SnpProduct.GENOA: (1, 2, 4, 5, 6, 7, 3, 8),
     SnpProduct.TURIN: (9, 1, 2, 3, 5, 6, 7, 8),
 }
+_RESERVED_LEVELS: Final = frozenset(f"{_SPL}.{suffix}" for suffix in (4, 5, 6, 7))  # zero; may be left out
 _COMMON_NAMES: Final = {SigningKey.VCEK: "SEV-VCEK", SigningKey.VLEK: "SEV-VLEK"}
 _INTEGER, _OCTET_STRING, _IA5_STRING = 0x02, 0x04, 0x16  # DER tags
-_MAX_PATH: Final = 3  # leaf, ASK or ASVK, ARK
-_ROOT_FILES: Final = MappingProxyType(
-    {
-        "milan_vcek": "22e62f8d2c21a156470145fc75f7b5a377cb053ced3e97f0bd3f8d8ca5941ce6",
-        "milan_vlek": "3098f7e90ee7049b8cf116448d1bdf33b08847b4250bd99507cf73b5c49d3467",
-        "genoa_vcek": "e6ecc853fa56d3170a624d40851f98a1036f974b50204ea69e6aec91d777aca3",
-        "genoa_vlek": "95f8b0deab936fe5d44a7cd6ed32590ad360581da2858a27dc2e59ac6eacb2e8",
-        "turin_vcek": "cc9a52fbed3fbc6e4a0a50149a541a75938f975658909c2a6084767829b36e85",
-        "turin_vlek": "5928f39615a10790e4c3d985fbe5b025524eab50c0801c2b69d2031e476cdfe5",
-    }
-)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SnpRoots:
-    """The authorities pinned for one product: ARK, its ASK for VCEKs and its ASVK for VLEKs."""
-
-    ark: x509.Certificate
-    ask: x509.Certificate
-    asvk: x509.Certificate
-
-    def intermediate(self, signing_key: SigningKey) -> x509.Certificate:
-        """Return the authority that issues ``signing_key``'s certificates."""
-        return self.asvk if signing_key is SigningKey.VLEK else self.ask
+_PATH: Final = 3  # leaf, ASK or ASVK, ARK
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,25 +53,6 @@ class Endorsement:
     csp_id: str
 
 
-@cache
-def amd_roots() -> Mapping[SnpProduct, SnpRoots]:
-    """Return the authorities that AMD publishes, from this package's files, whose SHA-256 is pinned in code."""
-    return MappingProxyType({product: _load_roots(product) for product in SnpProduct})
-
-
-def _load_roots(product: SnpProduct) -> SnpRoots:
-    ask, ark = _load_pair(f"{product.value}_vcek")
-    asvk, _ = _load_pair(f"{product.value}_vlek")
-    return SnpRoots(ark=ark, ask=ask, asvk=asvk)
-
-
-def _load_pair(name: str) -> tuple[x509.Certificate, ...]:
-    data = resources.files(__package__).joinpath("roots", f"{name}.pem").read_bytes()
-    if hashlib.sha256(data).hexdigest() != _ROOT_FILES[name]:
-        raise InternalError(f"the pinned root file {name}.pem is not the one this build was made with")
-    return load_certificates(data, what=name, error=InternalError)
-
-
 def verify_endorsement(
     certificates: Sequence[x509.Certificate],
     *,
@@ -115,28 +69,39 @@ def verify_endorsement(
     Raises:
         EvidenceError: SNP-4, SNP-6 or SNP-7; :class:`EvidenceExpiredError` for SNP-5 and an old list.
     """
-    intermediate = roots.intermediate(signing_key)
     pinned = (roots.ark, roots.ask, roots.asvk)
-    leaves = [certificate for certificate in certificates if certificate not in pinned]
+    others = [certificate for certificate in certificates if certificate not in pinned]
+    leaves = [certificate for certificate in others if not _is_authority(certificate)]
     if not leaves:
         raise failed("SNP-4", _missing(signing_key, product))
     if len(leaves) > 1:
-        raise failed("SNP-4", f"more than one certificate is none of the authorities pinned for {product.value}")
+        raise failed("SNP-4", "more than one certificate is none of an authority")
     rules = ChainRules(
         scheme=SignatureScheme.RSA_PSS_SHA384,
-        max_length=_MAX_PATH,
+        max_length=_PATH,
         chain="SNP-4",
         validity="SNP-5",
         revocation="SNP-6",
         crls_required=crl_required,
         max_crl_age_s=max_crl_age_s,
     )
+    # The ARK alone is the anchor. Its ASK and ASVK are pinned for convenience: others may come along, as AMD would
+    # issue them after a revocation, and count by their name and by the ARK's signature.
     path = verify_chain(
-        leaves[0], intermediates=(intermediate,), roots=(roots.ark,), rules=rules, now_s=now_s, crls=crls
+        leaves[0], intermediates=(*pinned[1:], *others), roots=(roots.ark,), rules=rules, now_s=now_s, crls=crls
     )
-    if path[1:] != (intermediate, roots.ark):
+    if len(path) != _PATH or path[1].subject != roots.intermediate(signing_key).subject:
         raise failed("SNP-4", f"the leaf was not issued by the authority for {signing_key.name} keys")
+    if any(certificate not in path for certificate in others):
+        raise failed("SNP-4", f"a certificate is not of the path to the authority pinned for {product.value}")
     return read_endorsement(leaves[0], product=product, signing_key=signing_key)
+
+
+def _is_authority(certificate: x509.Certificate) -> bool:
+    try:
+        return certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+    except x509.ExtensionNotFound:
+        return False
 
 
 def read_endorsement(leaf: x509.Certificate, *, product: SnpProduct, signing_key: SigningKey) -> Endorsement:
@@ -168,13 +133,14 @@ def read_endorsement(leaf: x509.Certificate, *, product: SnpProduct, signing_key
 
 
 def _read_levels(values: Mapping[str, bytes], product: SnpProduct) -> bytes:
-    order = _LEVELS[product]
-    extra = [
-        oid for oid in values if oid.startswith(f"{_SPL}.") and oid not in {f"{_SPL}.{suffix}" for suffix in order}
-    ]
-    if any(_level(values, oid) for oid in extra):
+    levels = {oid: _level(values, oid) for oid in values if oid.startswith(f"{_SPL}.")}
+    order = [f"{_SPL}.{suffix}" for suffix in _LEVELS[product]]
+    if any(level for oid, level in levels.items() if oid not in order):
         raise failed("SNP-7", f"the leaf has a security patch level that {product.value} does not have")
-    return bytes(_level(values, f"{_SPL}.{suffix}") for suffix in order)
+    missing = [oid for oid in order if oid not in levels and oid not in _RESERVED_LEVELS]
+    if missing:
+        raise failed("SNP-7", f"the leaf lacks the extension {missing[0]}")
+    return bytes(levels.get(oid, 0) for oid in order)
 
 
 def _level(values: Mapping[str, bytes], oid: str) -> int:

@@ -15,10 +15,11 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from bulkhead.attestation.obligations import failed
 from bulkhead.attestation.snp.appraisal import appraise_snp
-from bulkhead.attestation.snp.endorsement import Endorsement, SnpRoots, amd_roots, verify_endorsement
+from bulkhead.attestation.snp.endorsement import Endorsement, verify_endorsement
 from bulkhead.attestation.snp.policy import SnpPolicy
 from bulkhead.attestation.snp.product import SnpProduct, Tcb, product_of_cpuid
 from bulkhead.attestation.snp.report import SigningKey, SnpReport, read_snp_report
+from bulkhead.attestation.snp.roots import SnpRoots, amd_roots
 from bulkhead.errors import EvidenceBindingError
 
 __all__ = ["REPORT_DATA_BYTES", "VerifiedSnpReport", "verify_snp_report"]
@@ -79,7 +80,8 @@ def verify_snp_report(
 
     Args:
         report: untrusted; raw, hexadecimal, base64 or PEM.
-        certificates: untrusted; the VCEK's or VLEK's, and at most the product's own ASK, ASVK and ARK.
+        certificates: untrusted; the VCEK's or VLEK's, in any order with the product's own ASK, ASVK and ARK, of which
+            none is needed: no certificate of any other path may come along.
         report_data: 64 bytes expected.
         policy: the tenant's.
         now_s: Unix seconds.
@@ -142,7 +144,8 @@ def _product(claims: SnpReport, given: SnpProduct | None) -> SnpProduct:
 def _signing_key(claims: SnpReport) -> SigningKey:
     if claims.signing_key not in {SigningKey.VCEK, SigningKey.VLEK}:
         raise failed("SNP-3", f"SIGNING_KEY {claims.signing_key} is neither VCEK nor VLEK")
-    if claims.chip_key_masked:
+    # A VLEK is not the chip's key, and signs whatever the mask is; SNP-10 checks that it did.
+    if claims.chip_key_masked and claims.signing_key == SigningKey.VCEK:
         raise failed("SNP-3", "the host masks the chip's key: such a report is not signed")
     return SigningKey(claims.signing_key)
 

@@ -1,11 +1,13 @@
 """Collateral of TDX quotes: what Intel publishes about platforms, as one bundle; nothing is fetched here.
 
 The bundle is JSON with the members of Intel's ``sgx_ql_qve_collateral_t``, version 3: documents as text, signatures as
-128 hexadecimal digits, chains as PEM, revocation lists as hexadecimal, base64 or PEM. Every part is untrusted until
-:func:`verify_collateral` has returned.
+128 hexadecimal digits, chains as PEM (percent-encoded, too, as in Intel's HTTP headers), revocation lists as
+hexadecimal, base64 or PEM. A document may also be Intel's whole answer, which holds document and signature. Every part
+is untrusted until :func:`verify_collateral` has returned.
 """
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -21,12 +23,25 @@ from bulkhead.attestation.tdx.signatures import public_key_of, signed_by
 from bulkhead.encoding import Json
 from bulkhead.errors import EvidenceError, EvidenceExpiredError
 
-__all__ = ["TdxCollateral", "VerifiedCollateral", "common_name", "load_lists", "parse_collateral", "verify_collateral"]
+__all__ = [
+    "TdxCollateral",
+    "VerifiedCollateral",
+    "check_current",
+    "common_name",
+    "load_lists",
+    "parse_collateral",
+    "split_answer",
+    "verify_collateral",
+]
 
 MAX_COLLATERAL_BYTES: Final = 4_194_304  # some 20 kB; a revocation list of an old CA may grow
 _SIGNATURE_BYTES: Final = 64
 _TCB_SIGNER: Final = "Intel SGX TCB Signing"
 _SIGNER_PATH: Final = 2  # the root signs the TCB signing certificate itself
+_ANSWER: Final = re.compile(
+    r'\s*\{\s*"(?:tcbInfo|enclaveIdentity)"\s*:\s*(\{.*\})\s*,\s*"signature"\s*:\s*"([0-9a-fA-F]{128})"\s*\}\s*',
+    re.DOTALL,
+)  # of Intel's service: the signature is over the document's bytes as they stand here
 _SOURCE: Final = "Intel's Provisioning Certification Service has it at"
 _MEMBERS: Final = (  # member, obligation that needs it, where it comes from
     ("tcb_info", "TDX-9", "/tdx/certification/v4/tcb?fmspc=FMSPC"),
@@ -100,14 +115,24 @@ def parse_collateral(data: bytes) -> TdxCollateral:
         raise failed("TDX-9", "the collateral is not JSON") from error
     if not isinstance(value, dict):
         raise failed("TDX-9", "the collateral is not a JSON object")
+    members = _unpacked(value)
     parts: dict[str, bytes] = {}
     for name, obligation, source in _MEMBERS:
-        text = value.get(name)
+        text = members.get(name)
         if not isinstance(text, str) or not text:
             raise failed(obligation, f"{name} is missing from the collateral: {_SOURCE} {source}")
         parts[name] = _signature(text, name, obligation) if name.endswith("_signature") else _bytes(text)
-    chain = value.get("pck_certificate_chain")
+    chain = members.get("pck_certificate_chain")
     return TdxCollateral(**parts, pck_certificate_chain=_bytes(chain) if isinstance(chain, str) and chain else None)
+
+
+def split_answer(text: str) -> tuple[str, str] | None:
+    """Return document and signature in an answer of Intel's service (untrusted), or None if it is none.
+
+    Document: text of TCB info or QE identity exactly as signed. Signature: 128 hexadecimal digits.
+    """
+    answer = _ANSWER.fullmatch(text.rstrip("\0"))
+    return (answer[1], answer[2]) if answer else None
 
 
 def verify_collateral(
@@ -197,6 +222,16 @@ def common_name(name: x509.Name) -> str | None:
     return str(names[0].value) if len(names) == 1 else None
 
 
+def _unpacked(members: dict[str, Json]) -> dict[str, Json]:
+    unpacked = dict(members)
+    for name in ("tcb_info", "qe_identity"):
+        text = members.get(name)
+        answer = split_answer(text) if isinstance(text, str) else None
+        if answer is not None:
+            unpacked[name], unpacked[f"{name}_signature"] = answer
+    return unpacked
+
+
 def _verify_document(
     document: bytes,
     signature: bytes,
@@ -240,4 +275,5 @@ def _signature(text: str, name: str, obligation: str) -> bytes:
 
 
 def _bytes(text: str) -> bytes:
-    return text.encode("utf-8", "surrogatepass")  # a lone surrogate gives bytes that no reader takes
+    # C programs count the zero that ends a text. A lone surrogate gives bytes that no reader takes.
+    return text.rstrip("\0").encode("utf-8", "surrogatepass")

@@ -1,29 +1,23 @@
-"""The pinned Intel root: a file of this package, checked against its digest when it is read."""
+"""The pinned Intel root: a file of this package (vendor_roots/README.md has its source)."""
 
-import hashlib
 from functools import cache
-from importlib.resources import files
 from typing import Final
 
 from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding
 
-from bulkhead.errors import InternalError
+from bulkhead.attestation.vendor_roots import load_pinned
 
 __all__ = ["intel_roots"]
 
-_FILE: Final = "vendor_roots/intel_sgx_root_ca.pem"
-_DER_SHA256: Final = "44a0196b2b99f889b8e149e95b807a350e7424964399e885a7cbb8ccfab674d3"
+_FILE: Final = "intel_sgx_root_ca.pem"
+_SHA256: Final = "194123d2a18be2beb525d0f0cc10a8998be1e63d7a0ecb723cb194f3e9833912"
 
 
 @cache
 def intel_roots() -> tuple[x509.Certificate, ...]:
-    """Return the Intel SGX Root CA (vendor_roots/README.md has its source).
+    """Return the Intel SGX Root CA.
 
     Raises:
-        InternalError: the installed file is not the pinned certificate.
+        InternalError: the file is not the pinned one.
     """
-    root = x509.load_pem_x509_certificate(files(__package__).joinpath(_FILE).read_bytes())
-    if hashlib.sha256(root.public_bytes(Encoding.DER)).hexdigest() != _DER_SHA256:
-        raise InternalError("the installed Intel root certificate is not the pinned one")
-    return (root,)
+    return load_pinned(__package__, _FILE, _SHA256)

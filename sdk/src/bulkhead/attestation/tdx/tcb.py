@@ -1,8 +1,9 @@
 """TCB evaluation: platform, TDX module and quoting enclave each find their level; the worst of the three counts.
 
-Source: Intel PCS API 4, "Enumerate TCB levels of TDX", and Intel's quote verification library. Where Intel would say
-"relaunch advised" (a TD started by an old module on a host that has a new one since) this says out of date, because
-the TD still runs under what the old module measured.
+Source: Intel PCS API 4, "Enumerate TCB levels of TDX", and Intel's quote verification library. A TD 1.5 report has two
+sets of versions: of the TDX module that launched the TD, and of the one that runs now, after an update under the TD.
+Both are rated and the worse counts. Where Intel would say "relaunch advised" (launched by an old module on a host that
+has a new one since) this says out of date, because the TD still is what the old module measured.
 """
 
 from dataclasses import dataclass
@@ -24,8 +25,8 @@ class TcbAppraisal:
     """What Intel says of the three parts of a TDX platform.
 
     Attributes:
-        platform: status of hardware, microcode and SEAM loader.
-        module: status of the TDX module.
+        platform: status of hardware, microcode and SEAM loader, at launch and now.
+        module: status of the TDX module, at launch and now.
         quoting_enclave: status of the quoting enclave.
         advisories: of every matched level that is not up to date, in order, each once.
         evaluation_number: the lower of those of TCB info and QE identity.
@@ -70,7 +71,7 @@ def check_module(report: TdReport, info: TcbInfo, mr_seams: frozenset[bytes] | N
     Raises:
         EvidenceError: TDX-15; ``EvidencePolicyError`` where only ``mr_seams`` refuses it.
     """
-    identity = _module_identity(report, info)
+    identity = _module_identity(report.tee_tcb_svn, info)
     if report.mr_signer_seam != identity.mr_signer:
         raise failed("TDX-15", "the TDX module has another signer (MRSIGNERSEAM)")
     # No bit is defined beyond the identity's mask; SEAMATTRIBUTES is reserved as zero.
@@ -89,26 +90,27 @@ def evaluate_tcb(
     Raises:
         EvidenceError: TDX-16, a part matches no level: nothing is known of it, and that is a refusal.
     """
-    matched = _platform_level(platform, report, info)
-    module = _module_level(report, info)
+    modules = [report.tee_tcb_svn] if report.tee_tcb_svn_2 is None else [report.tee_tcb_svn, report.tee_tcb_svn_2]
+    platform_levels = [_platform_level(platform, svns, info) for svns in modules]
+    module_levels = [_module_level(svns, info) for svns in modules]
     enclave_level = _svn_level(identity.levels, enclave.isv_svn, "the quoting enclave")
-    levels = (matched, module, enclave_level)
+    levels: list[TcbLevel | SvnLevel] = [*platform_levels, *module_levels, enclave_level]
     advisories = [item for level in levels if level.status is not TcbStatus.UP_TO_DATE for item in level.advisories]
     return TcbAppraisal(
-        platform=matched.status,
-        module=module.status,
+        platform=max(level.status for level in platform_levels),
+        module=max(level.status for level in module_levels),
         quoting_enclave=enclave_level.status,
         advisories=tuple(dict.fromkeys(advisories)),
         evaluation_number=min(info.evaluation_number, identity.evaluation_number),
     )
 
 
-def _module_version(report: TdReport) -> int:
-    return report.tee_tcb_svn[1]
+def _module_version(svns: bytes) -> int:
+    return svns[1]
 
 
-def _module_identity(report: TdReport, info: TcbInfo) -> ModuleIdentity:
-    version = _module_version(report)
+def _module_identity(svns: bytes, info: TcbInfo) -> ModuleIdentity:
+    version = _module_version(svns)
     if version == 0:
         return info.module
     identity = info.modules.get(version)
@@ -117,24 +119,24 @@ def _module_identity(report: TdReport, info: TcbInfo) -> ModuleIdentity:
     return identity
 
 
-def _platform_level(platform: PckPlatform, report: TdReport, info: TcbInfo) -> TcbLevel:
+def _platform_level(platform: PckPlatform, svns: bytes, info: TcbInfo) -> TcbLevel:
     # From version 1 on, components 0 and 1 are the module's, which has levels of its own.
-    first = 0 if _module_version(report) == 0 else 2
+    first = 0 if _module_version(svns) == 0 else 2
     for level in info.levels:
         if (
             _at_least(platform.cpu_svns, level.sgx_svns)
             and platform.pce_svn >= level.pce_svn
-            and _at_least(tuple(report.tee_tcb_svn)[first:], level.tdx_svns[first:])
+            and _at_least(tuple(svns)[first:], level.tdx_svns[first:])
         ):
             return level
     raise failed("TDX-16", "the platform is below every TCB level of its TCB info")
 
 
-def _module_level(report: TdReport, info: TcbInfo) -> SvnLevel:
-    isv_svn = report.tee_tcb_svn[0]
-    if _module_version(report) == 0:
+def _module_level(svns: bytes, info: TcbInfo) -> SvnLevel:
+    isv_svn = svns[0]
+    if _module_version(svns) == 0:
         return SvnLevel(isv_svn=isv_svn, status=TcbStatus.UP_TO_DATE, advisories=())  # judged with the platform
-    return _svn_level(_module_identity(report, info).levels, isv_svn, "the TDX module")
+    return _svn_level(_module_identity(svns, info).levels, isv_svn, "the TDX module")
 
 
 def _svn_level(levels: tuple[SvnLevel, ...], isv_svn: int, what: str) -> SvnLevel:
