@@ -319,7 +319,7 @@ def test_words_name_the_obligation_and_the_way_on():
 
     assert result.exit_code == 1
     assert "error EVIDENCE_POLICY: SNP-18: " in result.stderr
-    assert "SNP-18 demands: the reported, committed and launch TCB each reach" in result.stderr
+    assert "SNP-18 demands: The reported, committed and launch TCB each reach" in result.stderr
     assert "bulkhead evidence policy init --from report" in result.stderr
 
 
