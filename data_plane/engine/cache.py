@@ -32,12 +32,21 @@ class KvCache:
         self._memory.madvise(mmap.MADV_DONTDUMP)
         shape = (spec.layers, 2, blocks, spec.kv_heads, block_tokens, spec.head_dim)
         self._state = torch.frombuffer(self._memory, dtype=torch.float32).view(shape)
+        self._flat = self._state.view(spec.layers, -1, spec.head_dim).unbind()
+        self._views = [(layer[0], layer[1]) for layer in self._state.unbind()]
         self.block_tokens = block_tokens
         self.blocks = blocks
 
     def layer(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the keys and the values of a layer, each a view [blocks, kv_heads, block_tokens, head_dim]."""
-        return self._state[index, 0], self._state[index, 1]
+        return self._views[index]
+
+    def write(self, index: int, slots: torch.Tensor, state: torch.Tensor) -> None:
+        """Store keys and values [rows, 2 * kv_heads, head_dim] at ``slots`` [rows * 2 * kv_heads] of a layer.
+
+        A slot counts vectors of the layer: keys first, then values, each [blocks, kv_heads, block_tokens].
+        """
+        self._flat[index].index_copy_(0, slots, state.reshape(-1, state.shape[-1]))
 
     def scrub(self, blocks: Sequence[int]) -> None:
         """Overwrite blocks with zeros in every layer."""

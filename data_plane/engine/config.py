@@ -11,7 +11,7 @@ from bulkhead.models import DirectorySource, ModelSource
 
 __all__ = ["EngineConfig", "WeightFormat"]
 
-WeightFormat: TypeAlias = Literal["fp32", "bf16"]
+WeightFormat: TypeAlias = Literal["fp32", "bf16", "int8"]
 
 MAX_THREADS: Final = 1024
 MAX_RUNNING: Final = 4096  # rows of one decode step; above it a step's logits alone are gigabytes

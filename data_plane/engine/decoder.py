@@ -1,4 +1,8 @@
-"""A Llama-family decoder over paged state: reads its weights, then maps a step's tokens to logits."""
+"""A Llama-family decoder over paged state: reads its weights, then maps a step's tokens to logits.
+
+What may be done once is done at loading: query, key and value are one product, gate and up another; rotary pairs lie
+together. Activations are changed in place where nothing else needs them.
+"""
 
 import torch
 from torch.nn import functional
@@ -7,8 +11,8 @@ from data_plane.engine.attention import Attention
 from data_plane.engine.batch import StepBatch
 from data_plane.engine.cache import KvCache
 from data_plane.engine.config import WeightFormat
-from data_plane.engine.linear import make_linear
-from data_plane.engine.rotary import Rotary
+from data_plane.engine.linear import Linear, make_linear
+from data_plane.engine.rotary import Rotary, interleave
 from data_plane.engine.spec import DecoderSpec
 from data_plane.engine.weights import WeightSource
 
@@ -18,37 +22,69 @@ __all__ = ["Decoder"]
 IGNORED_TENSORS = ("rotary_emb.inv_freq", "lm_head.weight")
 
 
+class _Reader:
+    """Takes the tensors of one layer."""
+
+    def __init__(self, spec: DecoderSpec, source: WeightSource, index: int) -> None:
+        self._spec = spec
+        self._source = source
+        self._prefix = f"model.layers.{index}."
+
+    def matrix(self, name: str, rows: int, columns: int, *, bias: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return a weight [rows, columns] and its bias [rows]."""
+        weight = self._source.take(f"{self._prefix}{name}.weight", rows, columns)
+        return weight, self._source.take(f"{self._prefix}{name}.bias", rows) if bias else None
+
+    def norm(self, name: str, size: int) -> torch.Tensor:
+        """Return the weights of a norm, fp32."""
+        return self._source.take(f"{self._prefix}{name}.weight", size).float()
+
+    def turned(self, name: str, heads: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return the projection of query or key with its rotary pairs together."""
+        spec = self._spec
+        weight, bias = self.matrix(name, heads * spec.head_dim, spec.hidden, bias=spec.input_bias)
+        weight = interleave(weight, head_dim=spec.head_dim)
+        return weight, None if bias is None else interleave(bias, head_dim=spec.head_dim)
+
+    def head_norms(self) -> torch.Tensor:
+        """Return the norms of the query's and the key's heads [heads + kv_heads, head_dim]."""
+        spec = self._spec
+        query, key = (
+            interleave(self.norm(f"self_attn.{name}_norm", spec.head_dim), head_dim=spec.head_dim) for name in "qk"
+        )
+        return torch.cat((query.expand(spec.heads, -1), key.expand(spec.kv_heads, -1)))
+
+
 class _Layer:
-    """Weights of one decoder layer; query, key and value, and gate and up, are one product each."""
+    """Weights of one decoder layer."""
 
     def __init__(self, *, spec: DecoderSpec, source: WeightSource, index: int, weights: WeightFormat) -> None:
-        prefix = f"model.layers.{index}."
+        reader = _Reader(spec, source, index)
         query, kv, hidden, wide = (
             spec.heads * spec.head_dim,
             spec.kv_heads * spec.head_dim,
             spec.hidden,
             spec.intermediate,
         )
-
-        def take(name: str, *shape: int) -> torch.Tensor:
-            return source.take(f"{prefix}{name}.weight", *shape)
-
-        attention = [
-            take(f"self_attn.{name}_proj", rows, hidden) for name, rows in (("q", query), ("k", kv), ("v", kv))
+        gate_up = [reader.matrix(f"mlp.{name}_proj", wide, hidden, bias=spec.mlp_bias) for name in ("gate", "up")]
+        self.gate_up = _joined(gate_up, weights)
+        self.down = _joined([reader.matrix("mlp.down_proj", hidden, wide, bias=spec.mlp_bias)], weights)
+        inputs = [
+            reader.turned("self_attn.q_proj", spec.heads),
+            reader.turned("self_attn.k_proj", spec.kv_heads),
+            reader.matrix("self_attn.v_proj", kv, hidden, bias=spec.input_bias),
         ]
-        self.attention_in = make_linear(torch.cat(attention), weights=weights)
-        self.attention_out = make_linear(take("self_attn.o_proj", hidden, query), weights=weights)
-        gate_up = [take(f"mlp.{name}_proj", wide, hidden) for name in ("gate", "up")]
-        self.gate_up = make_linear(torch.cat(gate_up), weights=weights)
-        self.down = make_linear(take("mlp.down_proj", hidden, wide), weights=weights)
-        self.attention_norm = take("input_layernorm", hidden).float()
-        self.mlp_norm = take("post_attention_layernorm", hidden).float()
+        self.attention_in = _joined(inputs, weights)
+        output = reader.matrix("self_attn.o_proj", hidden, query, bias=spec.output_bias)
+        self.attention_out = _joined([output], weights)
+        self.attention_norm = reader.norm("input_layernorm", hidden)
+        self.mlp_norm = reader.norm("post_attention_layernorm", hidden)
+        self.head_norms = reader.head_norms() if spec.qk_norm else None
+        self.windowed = index in spec.windowed
 
-    def erase(self) -> None:
-        for linear in (self.attention_in, self.attention_out, self.gate_up, self.down):
-            linear.erase()
-        for norm in (self.attention_norm, self.mlp_norm):
-            norm.zero_()
+    def linears(self) -> tuple[Linear, ...]:
+        """Return the layer's products, in no order."""
+        return self.attention_in, self.attention_out, self.gate_up, self.down
 
 
 class Decoder:
@@ -56,34 +92,44 @@ class Decoder:
 
     def __init__(self, *, spec: DecoderSpec, source: WeightSource, weights: WeightFormat) -> None:
         self._spec = spec
+        # The largest come first: what a tensor needs while it is packed then lies beside the least.
         # The table stays in the stored type: looking up a row and widening it is exact and free.
         self._embedding = source.take("model.embed_tokens.weight", spec.vocabulary, spec.hidden)
         tied = spec.tied_head
         head = self._embedding if tied else source.take("lm_head.weight", spec.vocabulary, spec.hidden)
         self._head = make_linear(head, weights=weights)
+        del head
         self._layers = [_Layer(spec=spec, source=source, index=index, weights=weights) for index in range(spec.layers)]
         self._norm = source.take("model.norm.weight", spec.hidden).float()
         source.finish(ignored_suffixes=IGNORED_TENSORS if tied else IGNORED_TENSORS[:1])
         self._attention = Attention(heads=spec.heads, kv_heads=spec.kv_heads, head_dim=spec.head_dim)
-        self._rotary = Rotary(head_dim=spec.head_dim, theta=spec.rope_theta)
+        self._rotary = Rotary(rope=spec.rope, head_dim=spec.head_dim)
+        self._epsilon = torch.tensor(spec.norm_epsilon)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the products' weights and the token table."""
+        linears = [linear for layer in self._layers for linear in layer.linears()]
+        return self._embedding.nbytes + self._head.bytes + sum(linear.bytes for linear in linears)
 
     def logits(self, batch: StepBatch, cache: KvCache) -> torch.Tensor:
         """Compute a step: write its keys and values to ``cache`` and return logits, fp32 [sampled rows, vocabulary]."""
-        cosine, signed_sine = self._rotary.angles(batch.positions)
-        rows, head_dim = len(batch.tokens), self._spec.head_dim
-        turned_heads = self._spec.heads + self._spec.kv_heads
-        x = self._embedding[batch.tokens].float()
+        heads, head_dim, rows = self._spec.heads, self._spec.head_dim, len(batch.tokens)
+        turns, turned = self._rotary.turns(batch.positions), self._spec.heads + self._spec.kv_heads
+        x = self._embedding.index_select(0, batch.tokens).float()
         for index, layer in enumerate(self._layers):
-            keys, values = cache.layer(index)
-            projected = layer.attention_in(self._normalise(x, layer.attention_norm))
-            projected = projected.view(rows, -1, head_dim)
-            turned = self._rotary.apply(projected[:, :turned_heads], cosine, signed_sine)
-            keys.view(-1, head_dim).index_copy_(0, batch.slots, turned[:, self._spec.heads :].reshape(-1, head_dim))
-            values.view(-1, head_dim).index_copy_(0, batch.slots, projected[:, turned_heads:].reshape(-1, head_dim))
-            x = x + layer.attention_out(self._attention(batch, turned[:, : self._spec.heads], keys, values))
+            projected = layer.attention_in(self._normalise(x, layer.attention_norm)).view(rows, -1, head_dim)
+            if layer.head_norms is not None:
+                projected[:, :turned] = self._normalise(projected[:, :turned], layer.head_norms)
+            self._rotary.apply_(projected[:, :turned], turns)
+            cache.write(index, batch.slots, projected[:, heads:])
+            attended = self._attention(batch, projected, cache.layer(index), windowed=layer.windowed)
+            x.add_(layer.attention_out(attended))
             gate, up = layer.gate_up(self._normalise(x, layer.mlp_norm)).chunk(2, dim=-1)
-            x = x + layer.down(functional.silu(gate) * up)
-        return self._head(self._normalise(x[batch.sampled], self._norm))
+            x.add_(layer.down(functional.silu(gate).mul_(up)))
+        if batch.sampled is not None:
+            x = x.index_select(0, batch.sampled)
+        return self._head(self._normalise(x, self._norm))
 
     def erase(self) -> None:
         """Overwrite all weights."""
@@ -91,8 +137,19 @@ class Decoder:
         self._head.erase()
         self._norm.zero_()
         for layer in self._layers:
-            layer.erase()
+            for linear in layer.linears():
+                linear.erase()
+            layer.attention_norm.zero_()
+            layer.mlp_norm.zero_()
 
     def _normalise(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        variance = x.square().mean(-1, keepdim=True)
-        return x * torch.rsqrt(variance.add_(self._spec.norm_epsilon)) * weight
+        size = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        scale = torch.addcmul(self._epsilon, size, size, value=1.0 / x.shape[-1]).rsqrt_()
+        return (x * scale).mul_(weight)
+
+
+def _joined(parts: list[tuple[torch.Tensor, torch.Tensor | None]], weights: WeightFormat) -> Linear:
+    """Return one product whose outputs are those of ``parts`` in a row."""
+    matrices, biases = [weight for weight, _ in parts], [bias for _, bias in parts if bias is not None]
+    weight = matrices[0] if len(parts) == 1 else torch.cat(matrices)
+    return make_linear(weight, torch.cat(biases).float() if biases else None, weights=weights)

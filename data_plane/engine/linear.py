@@ -1,92 +1,207 @@
 """Matrix products with constant weights, in the fastest layout for each. The only file that names private torch.
 
-On a CPU, fp32 weights are packed once by oneDNN, which is about twice as fast as ``F.linear`` at every batch size
-(``benchmarks/engine.py`` shows both). The packing operators are private to torch: ``PACKED`` says whether this build
-has them and computes rightly with them, and ``F.linear`` is used where it does not.
+On a CPU one product of a few rows costs what reading the weight costs, so the layout decides:
+
+- fp32, exact: half-precision storage where it holds every weight (a checkpoint in bf16 or fp16), read by fbgemm into
+  fp32 arithmetic: half the memory and twice the speed at one row. Else blocks packed by oneDNN.
+- bf16: weights and activations rounded to bf16, packed by oneDNN; fast above some rows where the CPU has AVX512-BF16.
+- int8: weights rounded to 8 bits by row, activations to bf16; a quarter of the memory.
+
+The operators are private to torch: the probes at the end say whether this build has them and computes rightly with
+them, and ``F.linear`` is used where it does not. ``benchmarks/engine`` shows the layouts side by side.
 """
 
+import math
 from collections.abc import Callable
-from typing import Final, TypeAlias
+from contextlib import suppress
+from typing import Any, Final, TypeAlias
 
 import torch
 from torch.nn import functional
 
+from bulkhead.errors import UnsupportedError
 from data_plane.engine.config import WeightFormat
 
-__all__ = ["PACKED", "Bf16Linear", "Linear", "PackedLinear", "PlainLinear", "make_linear"]
+__all__ = [
+    "HALF",
+    "INT8",
+    "PACKED",
+    "PACKED_BF16",
+    "HalfLinear",
+    "Int8Linear",
+    "Linear",
+    "PackedLinear",
+    "PlainLinear",
+    "make_linear",
+]
+
+HALF_EXPONENT: Final = 15  # the largest half is below 2^16; weights are scaled to stay below 2^15
+HALF_ERROR: Final = 2.0**-26  # of a matrix's largest weight: a quarter of fp32's own rounding
 
 
 class PlainLinear:
-    """``x @ weight.T`` with a row-major weight [out, in]; x is [rows, in] of the weight's type."""
+    """``x @ weight.T + bias`` with a row-major weight [out, in]; x is fp32 [rows, in]."""
 
-    __slots__ = ("_weight",)
+    __slots__ = ("_bias", "_weight", "bytes")
 
-    def __init__(self, weight: torch.Tensor) -> None:
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> None:
         self._weight = weight.contiguous()
+        self._bias = None if bias is None else bias.to(weight.dtype)
+        self.bytes = self._weight.nbytes
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """Return [rows, out]."""
-        return functional.linear(x, self._weight)
+        """Return [rows, out] in fp32."""
+        return functional.linear(x.to(self._weight.dtype), self._weight, self._bias).float()
 
     def erase(self) -> None:
         """Overwrite the weight."""
         self._weight.zero_()
 
 
-class Bf16Linear(PlainLinear):
-    """The same with a bf16 weight and fp32 activations, which are rounded to bf16 for the product."""
+class PackedLinear:
+    """The same with the weight, fp32 or bf16, in oneDNN's blocked layout."""
 
-    __slots__ = ()
+    __slots__ = ("_bias", "_packed", "_type", "bytes")
 
-    def __init__(self, weight: torch.Tensor) -> None:
-        super().__init__(weight.to(torch.bfloat16))
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> None:
+        # A layout chosen for an unknown number of rows measured best from 1 to 512 rows.
+        self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), None)  # noqa: SLF001 - see module
+        self._type = weight.dtype
+        self._bias = None if bias is None else bias.to(weight.dtype)
+        self.bytes = weight.nbytes
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """Return [rows, out] in fp32."""
-        return functional.linear(x.to(torch.bfloat16), self._weight).float()
-
-
-class PackedLinear:
-    """The same in fp32 with the weight in oneDNN's blocked layout."""
-
-    __slots__ = ("_packed",)
-
-    def __init__(self, weight: torch.Tensor) -> None:
-        # A layout chosen for an unknown number of rows measured best from 1 to 512 rows.
-        self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.float().contiguous(), None)  # noqa: SLF001 - see module
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """Return [rows, out]."""
-        result: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, None, "none", [], "")  # noqa: SLF001 - see module
-        return result
+        result: torch.Tensor = torch.ops.mkldnn._linear_pointwise(  # noqa: SLF001 - see module
+            x.to(self._type), self._packed, self._bias, "none", [], ""
+        )
+        return result.float()
 
     def erase(self) -> None:
         """Overwrite the weight."""
         self._packed.mul_(0.0)  # zero_ misses the padding of the blocked layout, and with it part of the weight
 
 
-Linear: TypeAlias = PlainLinear | Bf16Linear | PackedLinear
+class HalfLinear:
+    """The same with the weight stored in half precision and all arithmetic in fp32 (fbgemm).
+
+    Raises:
+        ValueError: half precision would change a weight by more than a quarter of fp32's rounding of the largest.
+    """
+
+    __slots__ = ("_packed", "_unscale", "bytes")
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> None:
+        scale = _half_scale(weight)
+        self._unscale = 1.0 / scale
+        wide = weight.float() if scale == 1.0 else weight.float() * scale
+        # A bias is added to scaled products, which are unscaled through x: so it goes in as it is.
+        self._packed: Any = torch.ops.quantized.linear_prepack_fp16(wide, None if bias is None else bias.float())
+        self.bytes = weight.numel() * 2
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """Return [rows, out] in fp32."""
+        if self._unscale != 1.0:
+            x = x * self._unscale
+        result: torch.Tensor = torch.ops.quantized.linear_dynamic_fp16(x, self._packed)
+        return result
+
+    def erase(self) -> None:
+        """Give the weight back; :func:`.memory.overwriting_what_is_freed` then overwrites it."""
+        self._packed = None
 
 
-def _packed_works() -> bool:
-    """Whether packed products agree with ``F.linear`` here: a private operator may vanish or change its meaning."""
+class Int8Linear:
+    """The same with int8 weights and a scale for each row; activations and products are rounded to bf16."""
+
+    __slots__ = ("_bias", "_scales", "_units", "_weight", "bytes")
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> None:
+        self._scales = weight.abs().amax(1).float().clamp_(min=1e-12).div_(127.0)
+        self._weight = torch.cat(
+            [
+                (rows.float() / scales[:, None]).round_().to(torch.int8)
+                for rows, scales in zip(
+                    torch.split(weight, _CHUNK_ROWS), torch.split(self._scales, _CHUNK_ROWS), strict=True
+                )
+            ]
+        )
+        self._units = torch.ones(len(weight), dtype=torch.bfloat16)  # the operator's own scales are bf16: too coarse
+        self._bias = None if bias is None else bias.float()
+        self.bytes = self._weight.nbytes + self._scales.nbytes
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """Return [rows, out] in fp32."""
+        products = torch._weight_int8pack_mm(x.to(torch.bfloat16), self._weight, self._units)  # noqa: SLF001 - see module
+        result = products.float().mul_(self._scales)
+        return result if self._bias is None else result.add_(self._bias)
+
+    def erase(self) -> None:
+        """Overwrite the weight."""
+        self._weight.zero_()
+        self._scales.zero_()
+
+
+Linear: TypeAlias = PlainLinear | PackedLinear | HalfLinear | Int8Linear
+_CHUNK_ROWS: Final = 4096  # bounds what is widened to fp32 at a time
+
+
+def _half_scale(weight: torch.Tensor) -> float:
+    """Return the power of two that brings ``weight`` into half precision's range; 1 where that is not needed.
+
+    Raises:
+        ValueError: no such power: the weights have more bits than half precision holds.
+    """
+    largest = weight.abs().max().item()
+    fitting = 2.0 ** (HALF_EXPONENT - math.frexp(largest)[1]) if 0.0 < largest < math.inf else 1.0
+    for scale in (1.0, fitting):
+        if largest * scale < 2.0**HALF_EXPONENT and all(
+            _held(rows, scale, largest) for rows in torch.split(weight, _CHUNK_ROWS)
+        ):
+            return scale
+    raise ValueError("half precision does not hold these weights")
+
+
+def _held(rows: torch.Tensor, scale: float, largest: float) -> bool:
+    wide = rows.float() * scale
+    return (wide.half().float() - wide).abs_().max().item() <= HALF_ERROR * largest * scale
+
+
+def _works(layout: Callable[[torch.Tensor, torch.Tensor | None], Linear], *, tolerance: float) -> bool:
+    """Whether a layout agrees with ``F.linear`` here: a private operator may vanish or change its meaning."""
     generator = torch.Generator().manual_seed(0)
-    weight, x = torch.randn(48, 32, generator=generator), torch.randn(3, 32, generator=generator)
+    weight, x = torch.randn(48, 32, generator=generator).bfloat16(), torch.randn(3, 32, generator=generator)
+    bias = torch.randn(48, generator=generator).bfloat16().float()
     try:
-        packed = PackedLinear(weight)
-        difference = (packed(x) - functional.linear(x, weight)).abs().max().item()
-        packed.erase()
-        return difference < 1e-4 and packed(x).abs().max().item() == 0.0
+        difference = (layout(weight, bias)(x) - functional.linear(x, weight.float(), bias)).abs().max().item()
     except (AttributeError, RuntimeError, TypeError, NotImplementedError):
         return False
+    return difference < tolerance
 
 
-PACKED: Final = _packed_works()
+def _packed_fp32(weight: torch.Tensor, bias: torch.Tensor | None) -> PackedLinear:
+    return PackedLinear(weight.float(), bias)
 
 
-def make_linear(weight: torch.Tensor, *, weights: WeightFormat) -> Linear:
-    """Return the fastest product with ``weight`` [out, in] that keeps the precision asked for."""
+PACKED: Final = _works(_packed_fp32, tolerance=1e-4)
+PACKED_BF16: Final = _works(PackedLinear, tolerance=0.5)
+HALF: Final = _works(HalfLinear, tolerance=1e-4)
+INT8: Final = _works(Int8Linear, tolerance=1.0)
+
+
+def make_linear(weight: torch.Tensor, bias: torch.Tensor | None = None, *, weights: WeightFormat) -> Linear:
+    """Return the fastest product with ``weight`` [out, in] that keeps the precision asked for.
+
+    Raises:
+        UnsupportedError: int8 products are not in this build of torch.
+    """
+    if weights == "int8":
+        if not INT8:
+            raise UnsupportedError("this build of torch has no product with int8 weights")
+        return Int8Linear(weight, bias)
     if weights == "bf16":
-        return Bf16Linear(weight)
-    layout: Callable[[torch.Tensor], Linear] = PackedLinear if PACKED else PlainLinear
-    return layout(weight.float())
+        return (PackedLinear if PACKED_BF16 else PlainLinear)(weight.to(torch.bfloat16), bias)
+    if HALF:
+        with suppress(ValueError):
+            return HalfLinear(weight, bias)
+    return (PackedLinear if PACKED else PlainLinear)(weight.float(), bias)

@@ -6,11 +6,12 @@ import torch
 
 from bulkhead.errors import ConfigError
 from bulkhead.models import ModelSource
-from data_plane.engine.batch import make_batch
+from data_plane.engine.batch import Cut, make_batch
 from data_plane.engine.blocks import BlockPool
 from data_plane.engine.cache import KvCache, bytes_per_block
 from data_plane.engine.config import EngineConfig
 from data_plane.engine.decoder import Decoder
+from data_plane.engine.memory import overwriting_what_is_freed
 from data_plane.engine.port import ModelDescription
 from data_plane.engine.sampling import Sampler, choose
 from data_plane.engine.scheduler import Chunk, Scheduler
@@ -40,6 +41,7 @@ class ModelRunner:
         with torch.inference_mode():
             self._decoder = Decoder(spec=self.spec, source=open_weights(source), weights=config.weights)
             self._cache = KvCache(spec=self.spec, blocks=blocks, block_tokens=block_tokens)
+        self._cut = Cut(blocks=blocks, block_tokens=block_tokens, kv_heads=self.spec.kv_heads, window=self.spec.window)
         self.pool = BlockPool(total=blocks, scrub=self._cache.scrub)
         self.scheduler = Scheduler(
             pool=self.pool,
@@ -65,21 +67,26 @@ class ModelRunner:
         Raises:
             InternalError: the model produced something that is not a number.
         """
-        batch, sampled = make_batch(chunks, block_tokens=self._cache.block_tokens, kv_heads=self.spec.kv_heads)
+        logits, sampled = self.logits(chunks)
         if not sampled:
-            self._decoder.logits(batch, self._cache)
             return [None] * len(chunks)
         by_chunk = dict(zip(map(id, chunks), samplers, strict=True))
-        chosen = choose(self._decoder.logits(batch, self._cache), [by_chunk[id(chunk)] for chunk in sampled])
+        chosen = choose(logits, [by_chunk[id(chunk)] for chunk in sampled])
         tokens = dict(zip(map(id, sampled), chosen, strict=True))
         return [tokens.get(id(chunk)) for chunk in chunks]
+
+    def logits(self, chunks: Sequences[Chunk]) -> tuple[torch.Tensor, list[Chunk]]:
+        """Compute ``chunks``; return logits [rows, vocabulary], and the chunks that they belong to in order."""
+        batch, sampled = make_batch(chunks, self._cut)
+        return self._decoder.logits(batch, self._cache), sampled
 
     def erase(self) -> None:
         """Overwrite and release the weights and the memory for attention state, whose blocks were all given back.
 
         The runner is of no use afterwards. Runs under ``torch.inference_mode``.
         """
-        self._decoder.erase()
+        with overwriting_what_is_freed():
+            self._decoder.erase()
         del self._decoder, self._cache, self.pool, self.scheduler
 
 

@@ -34,13 +34,20 @@ __all__ = ["Chunk", "Scheduler"]
 class Chunk:
     """Tokens ``start`` to ``start + count`` of one sequence, computed in one step.
 
-    ``samples`` says that they reach the sequence's end, so that the step yields its next token.
+    ``samples`` says that they reach the sequence's end, so that the step yields its next token. ``guesses`` are tokens
+    that may come after it; they are computed in the same step and kept as far as they prove right.
     """
 
     sequence: Sequence
     start: int
     count: int
     samples: bool
+    guesses: tuple[int, ...] = ()
+
+    @property
+    def rows(self) -> int:
+        """Rows of the step that this chunk takes."""
+        return self.count + len(self.guesses)
 
 
 class Scheduler:

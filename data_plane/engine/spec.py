@@ -12,6 +12,7 @@ from typing import Final
 from bulkhead.encoding import Json
 from bulkhead.errors import InvalidRequestError, UnsupportedError
 from bulkhead.models import ModelSource, read_file
+from data_plane.engine.rope import RopeSpec, read_rope
 
 __all__ = ["DecoderSpec", "read_json", "read_spec"]
 
@@ -24,12 +25,38 @@ MAX_HEAD_DIM: Final = 1024
 MAX_CONTEXT: Final = 1 << 24
 MAX_EOS_TOKENS: Final = 64
 
-ARCHITECTURES: Final = frozenset({"LlamaForCausalLM"})
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Family:
+    """What a class of models fixes in code rather than in config.json."""
+
+    input_bias: bool | None = False
+    """Biases of query, key and value; None: ``attention_bias`` says so, for the output too."""
+    qk_norm: bool = False
+    windows: bool = False
+    """Whether ``sliding_window`` has a meaning."""
+
+
+FAMILIES: Final[Mapping[str, _Family]] = {
+    "LlamaForCausalLM": _Family(input_bias=None),
+    "MistralForCausalLM": _Family(windows=True),
+    "Qwen2ForCausalLM": _Family(input_bias=True, windows=True),
+    "Qwen3ForCausalLM": _Family(input_bias=None, qk_norm=True, windows=True),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecoderSpec:
-    """A decoder of the Llama family: sizes in elements, ``context`` in tokens."""
+    """A decoder of the Llama family: sizes in elements, ``context`` in tokens.
+
+    Attributes:
+        input_bias: query, key and value projections have biases.
+        output_bias: the attention's output projection has one.
+        mlp_bias: the three projections of the MLP have them.
+        qk_norm: query and key heads are normalised before they are turned.
+        window: tokens that a windowed layer looks back at, itself included; 0 without such layers.
+        windowed: which layers are windowed.
+    """
 
     architecture: str
     vocabulary: int
@@ -40,15 +67,24 @@ class DecoderSpec:
     kv_heads: int
     head_dim: int
     norm_epsilon: float
-    rope_theta: float
+    rope: RopeSpec
     context: int
     tied_head: bool
     end_tokens: frozenset[int]
+    input_bias: bool = False
+    output_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: bool = False
+    window: int = 0
+    windowed: frozenset[int] = frozenset()
 
     def parameters(self) -> int:
         """Return the count of weights, a tied head once."""
-        attention = self.hidden * self.head_dim * 2 * (self.heads + self.kv_heads)
-        layer = attention + 3 * self.hidden * self.intermediate + 2 * self.hidden
+        inputs = self.head_dim * (self.heads + 2 * self.kv_heads)
+        layer = self.hidden * (inputs + self.heads * self.head_dim)
+        layer += 3 * self.hidden * self.intermediate + 2 * self.hidden
+        layer += inputs * self.input_bias + self.hidden * self.output_bias + 2 * self.head_dim * self.qk_norm
+        layer += (2 * self.intermediate + self.hidden) * self.mlp_bias
         tables = self.vocabulary * self.hidden * (1 if self.tied_head else 2)
         return tables + self.layers * layer + self.hidden
 
@@ -76,25 +112,36 @@ def read_spec(source: ModelSource) -> DecoderSpec:
         UnsupportedError: an architecture, activation, scaling or quantisation that this engine does not run, by name.
         InvalidRequestError: config.json is missing, malformed, out of bounds or contradicts itself.
     """
-    config = _flatten_rope(read_json(source, "config.json", max_bytes=MAX_CONFIG_BYTES))
+    config = read_json(source, "config.json", max_bytes=MAX_CONFIG_BYTES)
     architecture = _architecture(config)
+    family = FAMILIES[architecture]
     _refuse_unknown_arithmetic(config)
     heads = _size(config, "num_attention_heads", MAX_HEADS)
     hidden = _size(config, "hidden_size", MAX_WIDTH)
+    layers = _size(config, "num_hidden_layers", MAX_LAYERS)
+    context = _size(config, "max_position_embeddings", MAX_CONTEXT)
+    window, windowed = _windows(config, layers) if family.windows else (0, frozenset[int]())
+    stated_bias = _flag(config, "attention_bias")
     spec = DecoderSpec(
         architecture=architecture,
         vocabulary=_size(config, "vocab_size", MAX_VOCABULARY),
         hidden=hidden,
         intermediate=_size(config, "intermediate_size", MAX_WIDTH),
-        layers=_size(config, "num_hidden_layers", MAX_LAYERS),
+        layers=layers,
         heads=heads,
         kv_heads=_size(config, "num_key_value_heads", MAX_HEADS, default=heads),
         head_dim=_size(config, "head_dim", MAX_HEAD_DIM, default=max(1, hidden // heads)),
         norm_epsilon=_positive(config, "rms_norm_eps", default=1e-6),
-        rope_theta=_positive(config, "rope_theta", default=10000.0),
-        context=_size(config, "max_position_embeddings", MAX_CONTEXT),
-        tied_head=config.get("tie_word_embeddings", False) is True,
+        rope=read_rope(config, context=context),
+        context=context,
+        tied_head=_flag(config, "tie_word_embeddings"),
         end_tokens=_end_tokens(source, config),
+        input_bias=stated_bias if family.input_bias is None else family.input_bias,
+        output_bias=stated_bias and family.input_bias is None,
+        mlp_bias=_flag(config, "mlp_bias") and architecture == "LlamaForCausalLM",
+        qk_norm=family.qk_norm,
+        window=window,
+        windowed=windowed,
     )
     if spec.heads % spec.kv_heads:
         raise InvalidRequestError("config.json: num_attention_heads is not a multiple of num_key_value_heads")
@@ -109,29 +156,17 @@ def _architecture(config: Mapping[str, Json]) -> str:
     names = config.get("architectures")
     if not isinstance(names, list) or len(names) != 1 or not isinstance(names[0], str):
         raise InvalidRequestError("config.json: architectures does not name one class")
-    if names[0] not in ARCHITECTURES:
-        supported = ", ".join(sorted(ARCHITECTURES))
-        raise UnsupportedError(f"the native engine does not run {names[0][:100]}; it runs {supported}")
+    if names[0] not in FAMILIES:
+        supported = ", ".join(sorted(FAMILIES))
+        raise UnsupportedError(
+            f"the native engine does not run {names[0][:100]}; it runs {supported}. The vLLM back end serves the others"
+        )
     return names[0]
-
-
-def _flatten_rope(config: dict[str, Json]) -> dict[str, Json]:
-    """Bring transformers 5's ``rope_parameters`` into the form of earlier releases."""
-    rope = config.pop("rope_parameters", None)
-    if rope is None:
-        return config
-    if not isinstance(rope, dict) or "rope_theta" not in rope:
-        raise InvalidRequestError("config.json: rope_parameters has no rope_theta")
-    plain = rope.get("rope_type", "default") == "default"
-    return config | {"rope_theta": rope["rope_theta"], "rope_scaling": None if plain else rope}
 
 
 def _refuse_unknown_arithmetic(config: Mapping[str, Json]) -> None:
     expected: Mapping[str, tuple[Json, ...]] = {
         "hidden_act": ("silu",),
-        "rope_scaling": (None,),
-        "attention_bias": (False, None),
-        "mlp_bias": (False, None),
         "quantization_config": (None,),
         "partial_rotary_factor": (None, 1.0),
     }
@@ -139,6 +174,32 @@ def _refuse_unknown_arithmetic(config: Mapping[str, Json]) -> None:
     for name, allowed in expected.items():
         if (value := config.get(name, absent.get(name))) not in allowed:
             raise UnsupportedError(f"the native engine does not run models with {name} = {json.dumps(value)[:100]}")
+
+
+def _windows(config: Mapping[str, Json], layers: int) -> tuple[int, frozenset[int]]:
+    """Return the sliding window and its layers: all, those above ``max_window_layers``, or as ``layer_types`` says."""
+    if config.get("sliding_window") is None or config.get("use_sliding_window", True) is False:
+        return 0, frozenset()
+    if "use_sliding_window" not in config and config["architectures"] != ["MistralForCausalLM"]:
+        return 0, frozenset()  # Qwen's default is without
+    window = _size(config, "sliding_window", MAX_CONTEXT)
+    types = config.get("layer_types")
+    if types is None:
+        first = config.get("max_window_layers", 28) if "use_sliding_window" in config else 0
+        if not isinstance(first, int) or isinstance(first, bool) or first < 0:
+            raise InvalidRequestError("config.json: max_window_layers is not a count of layers")
+        return window, frozenset(range(min(first, layers), layers))
+    names = {"full_attention", "sliding_attention"}
+    if not isinstance(types, list) or len(types) != layers or not all(kind in names for kind in types):
+        raise UnsupportedError("the native engine does not run models with layer_types other than full and sliding")
+    return window, frozenset(index for index, kind in enumerate(types) if kind == "sliding_attention")
+
+
+def _flag(config: Mapping[str, Json], name: str) -> bool:
+    value = config.get(name, False)
+    if value is not None and not isinstance(value, bool):
+        raise InvalidRequestError(f"config.json: {name} is neither true nor false")
+    return value is True
 
 
 def _end_tokens(source: ModelSource, config: Mapping[str, Json]) -> frozenset[int]:
