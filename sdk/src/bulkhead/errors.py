@@ -22,6 +22,7 @@ the message, is the contract: it travels as ``google.rpc.ErrorInfo.reason`` and 
     │   ├── CredentialExpiredError
     │   └── CredentialRevokedError
     ├── PermissionDeniedError          known caller, not allowed
+    │   ├── KeyReleaseError            a key broker does not release a model's key to this worker
     │   ├── PolicyDeniedError          a policy said no; ``reasons`` says which and why
     │   ├── UnknownObligationError     policy demanded something this build cannot do
     │   └── ScopeError                 the credential lacks the role or scope
@@ -38,6 +39,7 @@ the message, is the contract: it travels as ``google.rpc.ErrorInfo.reason`` and 
     │   ├── AgentUnavailableError      no node agent answers for the partition
     │   ├── WorkerLostError            the worker went away: open a new session
     │   ├── ConnectionFailedError      the peer cannot be reached
+    │   ├── KeyBrokerError             the key broker, or its key store, cannot be reached
     │   └── ShuttingDownError
     ├── DeadlineError                  the deadline passed
     ├── CancelledError                 the caller, or the server's shutdown, ended the call
@@ -62,6 +64,17 @@ the message, is the contract: it travels as ``google.rpc.ErrorInfo.reason`` and 
     │       ├── ReceiptModelError
     │       ├── ReceiptTierError       another tier, or not said to be simulated
     │       └── ReceiptTimeError       made when its ticket or keys did not hold
+    ├── SealedModelError               a sealed model does not hold; nothing of it is served
+    │   ├── ModelManifestError         the manifest is malformed, contradicts itself, or is not the one expected
+    │   ├── ModelSignatureError        nobody who is trusted for models signed the manifest
+    │   ├── ModelRolledBackError       an older version than was seen before
+    │   ├── ModelKeyError              the key is another model's, or does not unwrap
+    │   ├── ModelFileMissingError      a file or shard is not there
+    │   ├── ModelFileExtraError        a file is there that the manifest does not name
+    │   ├── ModelFileSwappedError      a file's content is another file's of the same model
+    │   ├── ModelFileTruncatedError    a file is shorter or longer than it was sealed
+    │   ├── ModelChunkMovedError       a chunk stands at another chunk's place
+    │   └── ModelAlteredError          bytes were changed
     ├── EvidenceError                  the worker could not be verified; no prompt was sent
     │   ├── SimulatedEvidenceError     simulated evidence outside development mode
     │   ├── EvidenceBindingError       evidence of something else: nonce, keyset, partition, session
@@ -117,10 +130,22 @@ __all__ = [
     "InclusionError",
     "InternalError",
     "InvalidRequestError",
+    "KeyBrokerError",
     "KeyMismatchError",
+    "KeyReleaseError",
     "LogForkError",
     "MalformedRequestError",
     "MessageTooLargeError",
+    "ModelAlteredError",
+    "ModelChunkMovedError",
+    "ModelFileExtraError",
+    "ModelFileMissingError",
+    "ModelFileSwappedError",
+    "ModelFileTruncatedError",
+    "ModelKeyError",
+    "ModelManifestError",
+    "ModelRolledBackError",
+    "ModelSignatureError",
     "NotFoundError",
     "PermissionDeniedError",
     "PolicyDeniedError",
@@ -138,6 +163,7 @@ __all__ = [
     "ReplayError",
     "ScopeError",
     "SealError",
+    "SealedModelError",
     "SessionClosedError",
     "SessionLimitError",
     "ShuttingDownError",
@@ -293,6 +319,12 @@ class ScopeError(PermissionDeniedError):
     code = "SCOPE_MISSING"
 
 
+class KeyReleaseError(PermissionDeniedError):
+    """A key broker does not release a model's key to this worker; details name the code of the reason."""
+
+    code = "KEY_RELEASE_DENIED"
+
+
 class ExhaustedError(BulkheadError):
     """A limit is reached."""
 
@@ -369,6 +401,12 @@ class ConnectionFailedError(UnavailableError):
     """The peer cannot be reached."""
 
     code = "CONNECTION_FAILED"
+
+
+class KeyBrokerError(UnavailableError):
+    """The key broker, or its key store, cannot be reached."""
+
+    code = "KEY_BROKER"
 
 
 class ShuttingDownError(UnavailableError):
@@ -515,6 +553,72 @@ class ReceiptTimeError(ReceiptError):
     code = "RECEIPT_TIME"
 
 
+class SealedModelError(BulkheadError):
+    """A sealed model does not hold; nothing of it is served."""
+
+    code = "MODEL_SEAL_BROKEN"
+
+
+class ModelManifestError(SealedModelError):
+    """The manifest is malformed, contradicts itself, or is not the one expected."""
+
+    code = "MODEL_MANIFEST"
+
+
+class ModelSignatureError(SealedModelError):
+    """Nobody who is trusted for models signed the manifest."""
+
+    code = "MODEL_SIGNATURE"
+
+
+class ModelRolledBackError(SealedModelError):
+    """An older version of the model than was seen before."""
+
+    code = "MODEL_ROLLED_BACK"
+
+
+class ModelKeyError(SealedModelError):
+    """The key is another model's, or does not unwrap."""
+
+    code = "MODEL_KEY"
+
+
+class ModelFileMissingError(SealedModelError):
+    """A file or shard is not there."""
+
+    code = "MODEL_FILE_MISSING"
+
+
+class ModelFileExtraError(SealedModelError):
+    """A file is there that the manifest does not name."""
+
+    code = "MODEL_FILE_EXTRA"
+
+
+class ModelFileSwappedError(SealedModelError):
+    """A file's content is another file's of the same model."""
+
+    code = "MODEL_FILE_SWAPPED"
+
+
+class ModelFileTruncatedError(SealedModelError):
+    """A file is shorter or longer than it was sealed."""
+
+    code = "MODEL_FILE_TRUNCATED"
+
+
+class ModelChunkMovedError(SealedModelError):
+    """A chunk stands at another chunk's place."""
+
+    code = "MODEL_CHUNK_MOVED"
+
+
+class ModelAlteredError(SealedModelError):
+    """Bytes were changed."""
+
+    code = "MODEL_ALTERED"
+
+
 class EvidenceError(BulkheadError):
     """The worker could not be verified."""
 
@@ -626,6 +730,7 @@ CODE_TO_STATUS: Final[Mapping[str, str]] = MappingProxyType(
         "POLICY_DENIED": "PERMISSION_DENIED",
         "OBLIGATION_UNKNOWN": "PERMISSION_DENIED",
         "SCOPE_MISSING": "PERMISSION_DENIED",
+        "KEY_RELEASE_DENIED": "PERMISSION_DENIED",
         "EXHAUSTED": "RESOURCE_EXHAUSTED",
         "SESSION_LIMIT": "RESOURCE_EXHAUSTED",
         "NO_CAPACITY": "RESOURCE_EXHAUSTED",
@@ -639,6 +744,7 @@ CODE_TO_STATUS: Final[Mapping[str, str]] = MappingProxyType(
         "AGENT_UNAVAILABLE": "UNAVAILABLE",
         "WORKER_LOST": "UNAVAILABLE",
         "CONNECTION_FAILED": "UNAVAILABLE",
+        "KEY_BROKER": "UNAVAILABLE",
         "SHUTTING_DOWN": "UNAVAILABLE",
         "DEADLINE_EXCEEDED": "DEADLINE_EXCEEDED",
         "CANCELLED": "CANCELLED",
@@ -663,6 +769,17 @@ CODE_TO_STATUS: Final[Mapping[str, str]] = MappingProxyType(
         "RECEIPT_MODEL": "DATA_LOSS",
         "RECEIPT_TIER": "DATA_LOSS",
         "RECEIPT_TIME": "DATA_LOSS",
+        "MODEL_SEAL_BROKEN": "DATA_LOSS",
+        "MODEL_MANIFEST": "DATA_LOSS",
+        "MODEL_SIGNATURE": "DATA_LOSS",
+        "MODEL_ROLLED_BACK": "FAILED_PRECONDITION",
+        "MODEL_KEY": "FAILED_PRECONDITION",
+        "MODEL_FILE_MISSING": "DATA_LOSS",
+        "MODEL_FILE_EXTRA": "DATA_LOSS",
+        "MODEL_FILE_SWAPPED": "DATA_LOSS",
+        "MODEL_FILE_TRUNCATED": "DATA_LOSS",
+        "MODEL_CHUNK_MOVED": "DATA_LOSS",
+        "MODEL_ALTERED": "DATA_LOSS",
         "EVIDENCE_INVALID": "FAILED_PRECONDITION",
         "EVIDENCE_SIMULATED": "FAILED_PRECONDITION",
         "EVIDENCE_BINDING": "FAILED_PRECONDITION",

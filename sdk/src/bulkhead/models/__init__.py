@@ -1,5 +1,26 @@
 """Models as files: plain directories, sealed ones, and the keys that open them (docs/models.md)."""
 
+from bulkhead.models.chunks import DataKey
+from bulkhead.models.kek import FileKek, KeyEncryptionKey, open_kek, wrapping_context
+from bulkhead.models.manifest import SealedManifest, WrappedKey
+from bulkhead.models.seal import seal_model
+from bulkhead.models.sealed import SealedSource, read_manifest
 from bulkhead.models.source import DirectorySource, ModelSource, hash_model, read_blocks, read_file
 
-__all__ = ["DirectorySource", "ModelSource", "hash_model", "read_blocks", "read_file"]
+__all__ = [
+    "DataKey",
+    "DirectorySource",
+    "FileKek",
+    "KeyEncryptionKey",
+    "ModelSource",
+    "SealedManifest",
+    "SealedSource",
+    "WrappedKey",
+    "hash_model",
+    "open_kek",
+    "read_blocks",
+    "read_file",
+    "read_manifest",
+    "seal_model",
+    "wrapping_context",
+]

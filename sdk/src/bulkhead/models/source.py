@@ -5,9 +5,7 @@ needs no temporary file: its plaintext exists in the reader's buffers and nowher
 """
 
 import hashlib
-import os
-import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import MappingProxyType, TracebackType
@@ -15,6 +13,7 @@ from typing import Final, Protocol, Self
 
 from bulkhead.attestation.model_digest import ModelFile, ModelManifest, list_model_files
 from bulkhead.errors import InvalidRequestError
+from bulkhead.models.files import OpenFiles
 
 __all__ = ["DirectorySource", "ModelSource", "hash_model", "read_blocks", "read_file"]
 
@@ -65,13 +64,12 @@ class DirectorySource:
 
     def __init__(self, directory: Path) -> None:
         self._name = directory.resolve().name
-        self._paths = list_model_files(directory)
-        self._open: dict[str, int] = {}
-        self._closed = False
+        places = list_model_files(directory)
         try:
-            self._sizes = MappingProxyType({path: place.stat().st_size for path, place in self._paths.items()})
+            self._sizes = MappingProxyType({path: place.stat().st_size for path, place in places.items()})
         except OSError as error:
             raise InvalidRequestError(f"model directory {self._name}: {type(error).__name__}") from error
+        self._files = OpenFiles(places)
 
     @property
     def name(self) -> str:
@@ -85,22 +83,11 @@ class DirectorySource:
 
     def read_into(self, path: str, offset: int, target: memoryview) -> None:
         """See :meth:`ModelSource.read_into`."""
-        descriptor = self._descriptor(path)
-        done = 0
-        while done < len(target):
-            try:
-                count = os.preadv(descriptor, [target[done:]], offset + done)
-            except (OSError, ValueError, OverflowError) as error:
-                raise InvalidRequestError(f"model file {path} cannot be read: {type(error).__name__}") from error
-            if count == 0:
-                raise InvalidRequestError(f"model file {path} ends before byte {offset + len(target)}")
-            done += count
+        self._files.read_into(path, offset, target)
 
     def close(self) -> None:
         """See :meth:`ModelSource.close`."""
-        self._closed = True
-        while self._open:
-            os.close(self._open.popitem()[1])
+        self._files.close()
 
     def __enter__(self) -> Self:
         return self
@@ -109,25 +96,6 @@ class DirectorySource:
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
-
-    def _descriptor(self, path: str) -> int:
-        if (known := self._open.get(path)) is not None:
-            return known
-        place = self._paths.get(path)
-        if place is None or self._closed:
-            raise InvalidRequestError(f"the model has no file {path[:200]}")
-        try:
-            # O_NONBLOCK: opening a named pipe must not wait for a writer.
-            opened = os.open(place, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        except OSError as error:
-            raise InvalidRequestError(f"model file {path} cannot be read: {type(error).__name__}") from error
-        if not stat.S_ISREG(os.fstat(opened).st_mode):
-            os.close(opened)
-            raise InvalidRequestError(f"{path} is not a regular file")
-        first = self._open.setdefault(path, opened)
-        if first != opened:  # another thread was faster
-            os.close(opened)
-        return first
 
 
 def read_file(source: ModelSource, path: str, *, max_bytes: int) -> bytes:
@@ -171,18 +139,24 @@ def read_blocks(source: ModelSource, path: str, reader: ThreadPoolExecutor) -> I
         yield block
 
 
-def hash_model(source: ModelSource) -> ModelManifest:
+def hash_model(source: ModelSource, *, progress: Callable[[int], None] = lambda _done: None) -> ModelManifest:
     """Return the manifest of what ``source`` holds; reads every byte of it. Its ``digest()`` is the model digest.
+
+    Args:
+        source: the model.
+        progress: told after each block how many bytes were read.
 
     Raises:
         InvalidRequestError, SealedModelError: as :meth:`ModelSource.read_into`.
     """
-    files = []
+    files, done = [], 0
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="model-hash") as reader:
         for path in sorted(source.files, key=str.encode):
             hasher = hashlib.sha256()
             for block in read_blocks(source, path, reader):
                 hasher.update(block)
+                done += len(block)
+                progress(done)
             files.append(ModelFile(path=path, size=source.files[path], sha256=hasher.digest()))
     return ModelManifest(files=tuple(files))
 
