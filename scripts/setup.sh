@@ -42,6 +42,23 @@ opa_ready() {
     return 1
 }
 
+# SoftHSM is the PKCS#11 token of the tests.
+softhsm_here() {
+    for candidate in "${BULKHEAD_SOFTHSM:-}" /usr/lib/softhsm/libsofthsm2.so /usr/lib64/pkcs11/libsofthsm2.so \
+        /usr/local/lib/softhsm/libsofthsm2.so /opt/homebrew/lib/softhsm/libsofthsm2.so; do
+        [ -n "$candidate" ] && [ -f "$candidate" ] && command -v softhsm2-util >/dev/null && return 0
+    done
+    return 1
+}
+if ! softhsm_here; then
+    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+        say "installing SoftHSM (Debian package softhsm2) for the tests of keys in tokens"
+        { apt-get install -y -qq softhsm2 || { apt-get update -qq && apt-get install -y -qq softhsm2; }; } \
+            >"$cache/softhsm-install.log" 2>&1 || cat "$cache/softhsm-install.log" >&2
+    fi
+    softhsm_here || say "SoftHSM is missing, so tests of keys in tokens will fail: install it (Debian: apt-get install softhsm2)"
+fi
+
 opa_pid=""
 if opa_ready; then
     say "OPA is here already"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from bulkhead.cli.console import emit, emit_rows, example, json_option, note
+from bulkhead.cli.models import SEALING_COMMANDS
 from bulkhead.cli.settings import on_channel
 from bulkhead.errors import InvalidRequestError
 
@@ -24,6 +25,10 @@ MAX_CONFIG_BYTES: Final = 4 * MIB
 @click.group()
 def model() -> None:
     """Models that workers can serve."""
+
+
+for _command in SEALING_COMMANDS:
+    model.add_command(_command)
 
 
 @model.command(

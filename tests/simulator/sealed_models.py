@@ -6,7 +6,7 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from bulkhead.models import DataKey, FileKek, SealedManifest, SealedSource, read_manifest, seal_model, wrapping_context
+from bulkhead.models import DataKey, FileKek, SealedManifest, SealedSource, read_manifest, seal_model, unwrap_key
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,7 @@ class SealedModel:
 
     def data_key(self) -> DataKey:
         """Return the unwrapped data key."""
-        manifest = self.manifest()
-        context = wrapping_context(model=manifest.model, version=manifest.version, model_digest=manifest.model_digest)
-        return DataKey(self.kek.unwrap(manifest.wrapped[0].data, context=context))
+        return DataKey(unwrap_key(self.manifest(), [self.kek]))
 
     def open(self, *, threads: int = 2) -> SealedSource:
         """Open it for reading."""

@@ -9,6 +9,7 @@ from bulkhead.cli.audit import audit
 from bulkhead.cli.chat import chat
 from bulkhead.cli.console import Program, example
 from bulkhead.cli.evidence import evidence
+from bulkhead.cli.models import model
 from bulkhead.cli.profiles import profile
 from bulkhead.cli.receipts import receipt
 from bulkhead.cli.sessions import session
@@ -35,7 +36,7 @@ def program(ctx: click.Context, profile_name: str | None, config_path: Path | No
     ctx.obj = Settings(profile_name, config_path)
 
 
-for _command in (chat, session, evidence, receipt, audit, profile):
+for _command in (chat, session, evidence, receipt, audit, model, profile):
     program.add_command(_command)
 
 

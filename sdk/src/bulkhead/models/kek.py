@@ -9,22 +9,21 @@ import hashlib
 import os
 import secrets
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 from urllib.parse import parse_qs, unquote
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from bulkhead.encoding import lp_join
 from bulkhead.errors import AlreadyExistsError, ConfigError, ModelKeyError
+from bulkhead.models.manifest import SealedManifest
 
-__all__ = ["FileKek", "KeyEncryptionKey", "open_kek", "wrapping_context"]
+__all__ = ["FileKek", "KeyEncryptionKey", "create_kek", "open_kek", "unwrap_key"]
 
 KEK_BYTES: Final = 32
 NONCE_BYTES: Final = 12
-_LABEL: Final = b"bulkhead/v1 model key wrap"
 _ID_LABEL: Final = b"bulkhead/v1 key encryption key"
 
 
@@ -37,7 +36,7 @@ class KeyEncryptionKey(Protocol):
         ...
 
     def wrap(self, key: bytes | bytearray, *, context: bytes) -> bytes:
-        """Return ``key`` wrapped for ``context`` (:func:`wrapping_context`).
+        """Return ``key`` wrapped for ``context`` (:func:`bulkhead.models.manifest.wrapping_context`).
 
         Raises:
             KeyBrokerError: the key store is out of reach.
@@ -52,11 +51,6 @@ class KeyEncryptionKey(Protocol):
             KeyBrokerError: the key store is out of reach.
         """
         ...
-
-
-def wrapping_context(*, model: str, version: int, model_digest: bytes) -> bytes:
-    """Return what a wrapped key is bound to."""
-    return lp_join(_LABEL, model.encode(), version.to_bytes(8, "big"), model_digest)
 
 
 class FileKek:
@@ -122,6 +116,24 @@ class FileKek:
             raise ModelKeyError("the wrapped key is of another key encryption key or model, or was altered") from error
 
 
+def unwrap_key(manifest: SealedManifest, keks: Iterable[KeyEncryptionKey]) -> bytearray:
+    """Return a sealed model's data key, unwrapped by the first of ``keks`` that its manifest names.
+
+    Args:
+        manifest: opened and trusted by the caller.
+        keks: the caller's.
+
+    Raises:
+        ModelKeyError: it is wrapped by none of them, or does not unwrap.
+        KeyBrokerError: the key store is out of reach.
+    """
+    wrapped = {item.kek: item.data for item in manifest.wrapped}
+    for kek in keks:
+        if (data := wrapped.get(kek.kek_id)) is not None:
+            return kek.unwrap(data, context=manifest.wrapping_context)
+    raise ModelKeyError(f"the model's key is wrapped by {', '.join(wrapped)}, of which none is here")
+
+
 def open_kek(uri: str) -> KeyEncryptionKey:
     """Return the key encryption key that ``uri`` names.
 
@@ -134,13 +146,39 @@ def open_kek(uri: str) -> KeyEncryptionKey:
         ConfigError: another form, or what it names cannot be used.
         KeyBrokerError: the token is out of reach.
     """
-    scheme, _, rest = uri.partition(":")
-    if scheme == "file" and rest:
-        return FileKek(Path(rest))
-    if scheme != "pkcs11":
-        raise ConfigError("a key encryption key is file:PATH or a PKCS#11 URI (RFC 7512)")
+    return _at(uri, file=FileKek, token=_token_kek)
+
+
+def create_kek(uri: str) -> KeyEncryptionKey:
+    """Make the key encryption key that ``uri`` names, and return it.
+
+    Raises:
+        AlreadyExistsError: there is one already.
+        ConfigError, KeyBrokerError: as :func:`open_kek`.
+    """
+    return _at(uri, file=FileKek.create, token=_create_token_kek)
+
+
+def _token_kek(**place: Any) -> KeyEncryptionKey:
     from bulkhead.models.kek_pkcs11 import TokenKek
 
+    return TokenKek(**place)
+
+
+def _create_token_kek(**place: Any) -> KeyEncryptionKey:
+    from bulkhead.models.kek_pkcs11 import TokenKek
+
+    return TokenKek.create(**place)
+
+
+def _at(
+    uri: str, *, file: Callable[[Path], KeyEncryptionKey], token: Callable[..., KeyEncryptionKey]
+) -> KeyEncryptionKey:
+    scheme, _, rest = uri.partition(":")
+    if scheme == "file" and rest:
+        return file(Path(rest))
+    if scheme != "pkcs11":
+        raise ConfigError("a key encryption key is file:PATH or a PKCS#11 URI (RFC 7512)")
     path, _, query = rest.partition("?")
     try:
         attributes = {name: unquote(value) for name, _, value in (item.partition("=") for item in path.split(";"))}
@@ -149,7 +187,7 @@ def open_kek(uri: str) -> KeyEncryptionKey:
         raise ConfigError("the PKCS#11 URI has a malformed query") from error
     if attributes.keys() != {"token", "object"} or options.keys() != {"module-path", "pin-source"}:
         raise ConfigError("the PKCS#11 URI has token and object, and the options module-path and pin-source")
-    return TokenKek(
+    return token(
         module=Path(options["module-path"]),
         token=attributes["token"],
         label=attributes["object"],

@@ -23,12 +23,12 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from bulkhead.attestation.model_digest import MAX_FILES, MAX_PATH_BYTES, ModelFile, ModelManifest
-from bulkhead.encoding import Json, b64url_encode, canonical_json
+from bulkhead.encoding import Json, b64url_encode, canonical_json, lp_join
 from bulkhead.errors import InvalidRequestError, ModelManifestError, ModelSignatureError
 from bulkhead.fields import Fields
 from bulkhead.ids import check_name
 
-__all__ = ["MAX_MANIFEST_BYTES", "SealedManifest", "WrappedKey"]
+__all__ = ["MAX_MANIFEST_BYTES", "SealedManifest", "WrappedKey", "claimed_signer", "wrapping_context"]
 
 FORMAT: Final = 1
 MAX_MANIFEST_BYTES: Final = 4 << 20  # 4,096 files with the longest paths: 0.6 KB each, and room
@@ -37,8 +37,14 @@ MAX_WRAPPED_BYTES: Final = 512
 MIN_CHUNK_BYTES: Final = 4096
 MAX_CHUNK_BYTES: Final = 16 << 20
 _LABEL: Final = b"bulkhead/v1 sealed model"
+_WRAP_LABEL: Final = b"bulkhead/v1 model key wrap"
 _ED25519_BYTES: Final = 32
 _SIGNATURE_BYTES: Final = 64
+
+
+def wrapping_context(*, model: str, version: int, model_digest: bytes) -> bytes:
+    """Return what a wrapped data key is bound to: the AAD of its encryption."""
+    return lp_join(_WRAP_LABEL, model.encode(), version.to_bytes(8, "big"), model_digest)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +92,11 @@ class SealedManifest:
         """The manifest digest, 32 bytes."""
         return hashlib.sha256(self.encoded).digest()
 
+    @property
+    def wrapping_context(self) -> bytes:
+        """What the wrapped keys are bound to."""
+        return wrapping_context(model=self.model, version=self.version, model_digest=self.model_digest)
+
     def sign(self, key: Ed25519PrivateKey) -> bytes:
         """Return the document ``manifest.json``.
 
@@ -110,11 +121,7 @@ class SealedManifest:
             ModelManifestError: malformed, or its digest is not that of its files.
             ModelSignatureError: unsigned, altered, or by a signer who is not trusted.
         """
-        with Fields.parse(
-            document, max_bytes=MAX_MANIFEST_BYTES, what="model manifest", error=ModelManifestError
-        ) as outer:
-            signature = outer.binary("signature", max_bytes=_SIGNATURE_BYTES, size=_SIGNATURE_BYTES)
-            manifest = _read(outer.nested("manifest"))
+        manifest, signature = _parse(document)
         if manifest.signer not in tuple(signers):
             raise ModelSignatureError("the model's manifest is signed by a key that is not trusted for models")
         try:
@@ -137,6 +144,21 @@ class SealedManifest:
             },
             "signer": b64url_encode(self.signer),
         }
+
+
+def claimed_signer(document: bytes) -> bytes:
+    """Return the public key that a manifest says it is signed with: to be shown, not to be trusted.
+
+    Raises:
+        ModelManifestError: as :meth:`SealedManifest.open`.
+    """
+    return _parse(document)[0].signer
+
+
+def _parse(document: bytes) -> tuple[SealedManifest, bytes]:
+    with Fields.parse(document, max_bytes=MAX_MANIFEST_BYTES, what="model manifest", error=ModelManifestError) as outer:
+        signature = outer.binary("signature", max_bytes=_SIGNATURE_BYTES, size=_SIGNATURE_BYTES)
+        return _read(outer.nested("manifest")), signature
 
 
 def _read(fields: Fields) -> SealedManifest:

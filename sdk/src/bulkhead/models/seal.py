@@ -17,8 +17,8 @@ from bulkhead.attestation.model_digest import ModelFile, ModelManifest
 from bulkhead.errors import AlreadyExistsError, ConfigError
 from bulkhead.ids import check_name
 from bulkhead.models.chunks import DATA_KEY_BYTES, TAG_BYTES, DataKey, FileCipher, chunk_count
-from bulkhead.models.kek import KeyEncryptionKey, wrapping_context
-from bulkhead.models.manifest import SealedManifest, WrappedKey
+from bulkhead.models.kek import KeyEncryptionKey
+from bulkhead.models.manifest import SealedManifest, WrappedKey, wrapping_context
 from bulkhead.models.sealed import MANIFEST_NAME, stored_name
 from bulkhead.models.source import DirectorySource, ModelSource, read_blocks
 
