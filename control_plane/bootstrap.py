@@ -205,7 +205,7 @@ class Bootstrap:
             "state_directory": str(self._config.state_directory),
             "trust_domain": self._config.trust_domain,
             "authority": str(self._config.keys_directory / "ca" / "ca.pem"),
-            "ticket_issuer": b64url_encode(keys.ticket_issuer_public),
+            "ticket_issuer": b64url_encode(keys.ticket_issuers.first().public_key),
             "platform_log_vkey": audit.vkey(audit.platform_log.log_id),
             "policy": {"digest": built.info.digest, "number": built.info.number},
             "admins": [admin.to_json() for admin in admins],

@@ -3,10 +3,10 @@
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from bulkhead.protocol.tickets import TicketIssuer
 from control_plane.services.authorisation import Policy
 from control_plane.services.book import PartitionBook
 from control_plane.services.fleet import Fleet
+from control_plane.services.issuers import Issuers
 from control_plane.services.journal import Journal
 from control_plane.services.leases import Leases
 from control_plane.services.lifecycle import Lifecycle
@@ -37,7 +37,7 @@ class FleetCore:
     Args:
         database: the state.
         journal: the audit log.
-        ticket_issuers: Ed25519 public keys (32 bytes) that workers may take tickets of.
+        issuers: whose tickets workers take.
         settings: of agents and partitions.
         now_us: wall clock, microseconds since the epoch.
     """
@@ -47,7 +47,7 @@ class FleetCore:
         *,
         database: Database,
         journal: Journal,
-        ticket_issuers: tuple[bytes, ...],
+        issuers: Issuers,
         settings: FleetSettings,
         now_us: Callable[[], int],
     ) -> None:
@@ -74,7 +74,7 @@ class FleetCore:
             releaser=self.releaser,
             receipts=self.receipts,
             settings=settings,
-            ticket_issuers=ticket_issuers,
+            issuers=issuers,
             database=database,
             journal=journal,
             now_us=now_us,
@@ -94,6 +94,7 @@ class FleetCore:
             journal=journal,
             receipts=self.receipts,
             revocations=self.revocations,
+            issuers=issuers,
             settings=settings,
             now_us=now_us,
         )
@@ -106,7 +107,7 @@ class Core(FleetCore):
         database: the state.
         journal: the audit log.
         policy: decides.
-        issuer: the ticket key.
+        issuers: sign tickets.
         session_settings: of sessions.
         fleet_settings: of agents and partitions.
         now_us: wall clock, microseconds since the epoch.
@@ -118,7 +119,7 @@ class Core(FleetCore):
         database: Database,
         journal: Journal,
         policy: Policy,
-        issuer: TicketIssuer,
+        issuers: Issuers,
         session_settings: SessionSettings,
         fleet_settings: FleetSettings,
         now_us: Callable[[], int],
@@ -126,10 +127,11 @@ class Core(FleetCore):
         super().__init__(
             database=database,
             journal=journal,
-            ticket_issuers=(issuer.public_key,),
+            issuers=issuers,
             settings=fleet_settings,
             now_us=now_us,
         )
+        self.issuers = issuers
         self.denials = DenialLimiter(journal=journal, per_minute=session_settings.denials_recorded, now_us=now_us)
         decider = Decider(
             policy=policy,
@@ -143,10 +145,8 @@ class Core(FleetCore):
             journal=journal,
             pool=self.pool,
             book=self.book,
-            attestor=Attestor(
-                fleet=self.fleet, issuer_fingerprint=issuer.fingerprint, settings=fleet_settings, now_us=now_us
-            ),
-            grants=GrantIssuer(issuer=issuer, journal=journal, settings=session_settings, now_us=now_us),
+            attestor=Attestor(fleet=self.fleet, issuers=issuers, settings=fleet_settings, now_us=now_us),
+            grants=GrantIssuer(issuers=issuers, journal=journal, settings=session_settings, now_us=now_us),
             settings=session_settings,
         )
         renewer = SessionRenewer(database=database, decider=decider, server=server)
@@ -180,6 +180,7 @@ class Core(FleetCore):
             receipts=self.receipts,
             book=self.book,
             releaser=self.releaser,
+            issuers=issuers,
             idle_grace_s=session_settings.idle_grace_s,
             now_us=now_us,
         )
@@ -188,8 +189,9 @@ class Core(FleetCore):
         """Take up where the process before ended; before any port is open.
 
         Raises:
-            StateUnavailableError, AuditUnavailableError: this process must not serve yet.
+            StateUnavailableError, AuditUnavailableError, ConfigError: this process must not serve yet.
         """
+        await self.issuers.load()
         await self.reconciler.at_start()
 
     def background(self) -> tuple[tuple[str, Coroutine[Any, Any, None]], ...]:

@@ -8,12 +8,13 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
 from bulkhead.errors import ConfigError
+from bulkhead.protocol.tickets import TicketIssuer
 from control_plane.authz.bundle import load_signing_key
 from control_plane.config import ControlPlaneConfig
 from service.files import make_private_directory, read_private, write_file
 from service.tls import Identity, LocalAuthority, spiffe_uri
 
-__all__ = ["KeyRing"]
+__all__ = ["KeyRing", "TicketIssuerKeys"]
 
 SERVER_LIFETIME_S: Final = 90 * 86_400
 RENEW_BELOW_S: Final = SERVER_LIFETIME_S / 3
@@ -26,13 +27,13 @@ class KeyRing:
     Attributes:
         authority: issues internal identities.
         server: this process's TLS identity, on every port.
-        ticket_issuer: Ed25519, signs session tickets.
+        ticket_issuers: private keys of the issuers of session tickets.
         bundle_signing: P-256, signs policy bundles.
     """
 
     authority: LocalAuthority
     server: Identity
-    ticket_issuer: ed25519.Ed25519PrivateKey = field(repr=False)
+    ticket_issuers: "TicketIssuerKeys"
     bundle_signing: ec.EllipticCurvePrivateKey = field(repr=False)
 
     @classmethod
@@ -47,14 +48,57 @@ class KeyRing:
         return cls(
             authority=authority,
             server=_server_identity(config, authority),
-            ticket_issuer=_ticket_issuer(directory / "ticket-issuer.key"),
+            ticket_issuers=TicketIssuerKeys(directory),
             bundle_signing=_bundle_signing(directory / "bundle-signing.key"),
         )
 
-    @property
-    def ticket_issuer_public(self) -> bytes:
-        """Ed25519 public key (32 bytes) that workers and SDKs check tickets with."""
-        return self.ticket_issuer.public_key().public_bytes_raw()
+
+class TicketIssuerKeys:
+    """Keys of ticket issuers as files: the first one's, and a directory with those that followed.
+
+    Args:
+        directory: the keys directory.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._first = directory / "ticket-issuer.key"
+        self._others = directory / "ticket-issuers"
+
+    def first(self) -> TicketIssuer:
+        """Return the key of the platform's first issuer, making it where it is missing.
+
+        Raises:
+            ConfigError: the file is unreadable, open to others, or holds something else.
+        """
+        if not self._first.exists():
+            write_file(self._first, _pem(ed25519.Ed25519PrivateKey.generate()), replace=False)
+        return TicketIssuer(key=_load_ed25519(self._first))
+
+    def create(self) -> TicketIssuer:
+        """Make a further key and keep it.
+
+        Raises:
+            ConfigError: it cannot be written.
+        """
+        key = ed25519.Ed25519PrivateKey.generate()
+        issuer = TicketIssuer(key=key)
+        path = make_private_directory(self._others) / f"{issuer.fingerprint.hex()}.key"
+        write_file(path, _pem(key), replace=False)
+        return issuer
+
+    def load(self, fingerprint: str) -> TicketIssuer:
+        """Return a kept key by its fingerprint, hexadecimal.
+
+        Raises:
+            ConfigError: it is not here, or its file holds another key.
+        """
+        first = self.first()
+        if first.fingerprint.hex() == fingerprint:
+            return first
+        issuer = TicketIssuer(key=_load_ed25519(self._others / f"{fingerprint}.key"))
+        if issuer.fingerprint.hex() != fingerprint:
+            raise ConfigError(f"ticket issuer key: the file of {fingerprint} holds another key")
+        return issuer
 
 
 def _server_identity(config: ControlPlaneConfig, authority: LocalAuthority) -> Identity:
@@ -75,9 +119,7 @@ def _server_identity(config: ControlPlaneConfig, authority: LocalAuthority) -> I
     return identity
 
 
-def _ticket_issuer(path: Path) -> ed25519.Ed25519PrivateKey:
-    if not path.exists():
-        write_file(path, _pem(ed25519.Ed25519PrivateKey.generate()), replace=False)
+def _load_ed25519(path: Path) -> ed25519.Ed25519PrivateKey:
     try:
         key = serialization.load_pem_private_key(read_private(path, what="ticket issuer key"), password=None)
     except (ValueError, TypeError) as error:

@@ -3,7 +3,6 @@
 from collections.abc import Coroutine
 from typing import Any, Final
 
-from bulkhead.protocol.tickets import TicketIssuer
 from bulkhead.v1 import audit_pb2_grpc, fleet_pb2_grpc, session_pb2_grpc
 from control_plane.assembly import (
     Offered,
@@ -21,6 +20,7 @@ from control_plane.rpc.fleet_admin import FleetAdminServicer, FleetQueryServicer
 from control_plane.rpc.session import SessionQueryServicer, SessionServicer
 from control_plane.services.audit_reads import AuditReads
 from control_plane.services.fleet_admin import FleetAdmin, FleetQuery
+from control_plane.services.issuers import IssuerAdmin, Issuers
 from control_plane.services.sessions import SessionService
 from service.bulkhead_fleet.v1 import fleet_pb2_grpc as agents_pb2_grpc
 
@@ -56,7 +56,7 @@ class Runtime:
             database=resources.database,
             journal=resources.journal,
             policy=resources.policy,
-            issuer=TicketIssuer(key=resources.keys.ticket_issuer),
+            issuers=Issuers(database=resources.database, keys=resources.keys.ticket_issuers, now_us=now_us),
             session_settings=resources.config.sessions,
             fleet_settings=resources.config.fleet,
             now_us=now_us,
@@ -82,6 +82,14 @@ class Runtime:
         reads = AuditReads(journal=resources.journal, database=resources.database, authorisation=asks)
         admin = FleetAdmin(administration=changes, fleet=core.fleet, book=core.book, releaser=core.releaser)
         query = FleetQuery(database=resources.database, authorisation=asks, fleet=core.fleet, book=core.book)
+        issuers = IssuerAdmin(
+            administration=changes,
+            authorisation=asks,
+            database=resources.database,
+            issuers=core.issuers,
+            ticket_s=resources.config.sessions.ticket_s,
+            now_us=now_us,
+        )
         revoked = _SessionsOfRevokedCredentials(sessions=core.sessions)
         return (
             Offered(
@@ -102,12 +110,12 @@ class Runtime:
             Offered(
                 "bulkhead.v1.FleetAdminService",
                 fleet_pb2_grpc.add_FleetAdminServiceServicer_to_server,
-                FleetAdminServicer(fleet=admin),
+                FleetAdminServicer(fleet=admin, issuers=issuers),
             ),
             Offered(
                 "bulkhead.v1.FleetQueryService",
                 fleet_pb2_grpc.add_FleetQueryServiceServicer_to_server,
-                FleetQueryServicer(fleet=query),
+                FleetQueryServicer(fleet=query, issuers=issuers),
             ),
             *tenancy_services(resources, asks, changes, revocations=revoked),
             *policy_services(resources, asks, changes),

@@ -8,6 +8,7 @@ import click
 from bulkhead.cli.console import Program, example
 from bulkhead.cli.settings import Settings, with_settings
 from control_plane.admin_cli.fleet import fleet
+from control_plane.admin_cli.issuers import issuer
 from control_plane.admin_cli.models import model
 from control_plane.admin_cli.policies import policy
 from control_plane.admin_cli.principals import certificate, key, principal
@@ -34,7 +35,7 @@ def program(ctx: click.Context, profile_name: str | None, config_path: Path | No
     ctx.obj = Settings(profile_name, config_path)
 
 
-for _group in (tenant, principal, key, certificate, model, policy, fleet):
+for _group in (tenant, principal, key, certificate, model, policy, fleet, issuer):
     program.add_command(_group)
 
 

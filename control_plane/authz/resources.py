@@ -99,11 +99,12 @@ class SessionResource:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdminResource:
-    """What an administrative action is about: a tenant, principal, credential, model, agent or partition.
+    """What an administrative action is about: tenant, principal, credential, model, agent, partition, issuer, identity.
 
     Attributes:
-        type: one of the six words above.
-        id: TypeID, or the name of a model or agent; None for a listing, or when the thing does not exist yet.
+        type: one of the words above.
+        id: TypeID, or the name of a model, agent, issuer or identity; None for a listing, or when the thing does not
+            exist yet.
         tenant: tenant that the thing belongs to; None for the platform's own and for listings over all tenants.
     """
 
@@ -139,6 +140,8 @@ _ADMIN_ID_PREFIXES: Final[dict[str, str | None]] = {
     "model": None,  # models and agents are named, not numbered
     "agent": None,
     "partition": ids.PARTITION,
+    "issuer": None,
+    "identity": None,
 }
 
 

@@ -259,11 +259,15 @@ class EventAck:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeaseGrant:
-    """The control plane vouches for its acknowledgements and this revocation list until ``valid_until_unix_ms``."""
+    """The control plane vouches for its acknowledgements and this revocation list until ``valid_until_unix_ms``.
+
+    Workers take tickets of ``ticket_issuers`` (raw public keys) from now on, and of no others.
+    """
 
     valid_until_unix_ms: int
     committed_event_seq: int
     revoked_sessions: tuple[str, ...]
+    ticket_issuers: tuple[bytes, ...] = ()
 
 
 ControlNotice: TypeAlias = Welcome | Command | EventAck | LeaseGrant

@@ -79,6 +79,7 @@ def control_message(notice: ControlNotice) -> pb.ControlMessage:
                     valid_until_unix_ms=notice.valid_until_unix_ms,
                     committed_event_seq=notice.committed_event_seq,
                     revoked_sessions=notice.revoked_sessions,
+                    ticket_issuers=notice.ticket_issuers,
                 )
             )
 

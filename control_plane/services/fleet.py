@@ -40,6 +40,7 @@ from control_plane.domain.partitions import LIVE, Partition, PartitionState
 from control_plane.placement.place import Host
 from control_plane.services.agents import Agent, Stream
 from control_plane.services.book import PartitionBook
+from control_plane.services.issuers import Issuers
 from control_plane.services.journal import Journal
 from control_plane.services.lifecycle import Lifecycle, platform_origin
 from control_plane.services.receipts import Receipts
@@ -70,7 +71,7 @@ class Fleet:
         releaser: ends them.
         receipts: takes agents' events into the audit log.
         settings: time-outs, pinned keys.
-        ticket_issuers: Ed25519 public keys (32 bytes) that workers may take tickets of.
+        issuers: whose tickets workers take.
         now_us: wall clock, microseconds since the epoch.
     """
 
@@ -84,7 +85,7 @@ class Fleet:
         releaser: Releaser,
         receipts: Receipts,
         settings: FleetSettings,
-        ticket_issuers: tuple[bytes, ...],
+        issuers: Issuers,
         now_us: Callable[[], int],
     ) -> None:
         self._database = database
@@ -94,7 +95,7 @@ class Fleet:
         self._releaser = releaser
         self._receipts = receipts
         self._settings = settings
-        self._ticket_issuers = ticket_issuers
+        self._issuers = issuers
         self._now_us = now_us
         self._agents: dict[str, Agent] = {}
 
@@ -162,7 +163,7 @@ class Fleet:
         same_process = agent.row.boot_id == hello.boot_id
         changed_key = known is not None and known.row.evidence_public_key != hello.evidence_public_key
         spool = self._receipts.open_spool(identity, hello.spool_id, committed_seq=committed_seq, stream=stream)
-        stream.put(Welcome(committed_event_seq=spool.committed_seq, ticket_issuers=self._ticket_issuers))
+        stream.put(Welcome(committed_event_seq=spool.committed_seq, ticket_issuers=self._issuers.accepted))
         agent.attach(row, stream, spool=spool, same_process=same_process)
         await self._journal.report(self._connected(hello, enrolled=known is None, changed_key=changed_key))
         await self._settle(agent, hello.partitions)

@@ -16,6 +16,7 @@ from control_plane.domain.fleet import LeaseGrant
 from control_plane.services.agents import Agent
 from control_plane.services.book import PartitionBook
 from control_plane.services.fleet import Fleet
+from control_plane.services.issuers import Issuers
 from control_plane.services.journal import Journal
 from control_plane.services.receipts import Receipts
 from control_plane.services.revocations import Revocations
@@ -37,6 +38,7 @@ class Leases:
         journal: whether the log takes records.
         receipts: since when events wait.
         revocations: what leases carry.
+        issuers: likewise: whose tickets workers take.
         settings: validity and interval.
         now_us: wall clock, microseconds since the epoch.
     """
@@ -49,6 +51,7 @@ class Leases:
         journal: Journal,
         receipts: Receipts,
         revocations: Revocations,
+        issuers: Issuers,
         settings: FleetSettings,
         now_us: Callable[[], int],
     ) -> None:
@@ -57,6 +60,7 @@ class Leases:
         self._journal = journal
         self._receipts = receipts
         self._revocations = revocations
+        self._issuers = issuers
         self._settings = settings
         self._now_us = now_us
 
@@ -86,6 +90,7 @@ class Leases:
             valid_until_unix_ms=self._now_us() // 1_000 + int(self._settings.lease_s * 1_000),
             committed_event_seq=0 if agent.spool is None else agent.spool.stored_seq,
             revoked_sessions=self._revocations.on(partitions),
+            ticket_issuers=self._issuers.accepted,
         )
         try:
             agent.notify(grant)

@@ -24,6 +24,7 @@ from control_plane.domain.partitions import PartitionState
 from control_plane.domain.sessions import Session, SessionState
 from control_plane.services.book import PartitionBook
 from control_plane.services.fleet import Fleet
+from control_plane.services.issuers import Issuers
 from control_plane.services.journal import Journal
 from control_plane.services.lifecycle import platform_origin
 from control_plane.services.receipts import Receipts
@@ -60,6 +61,7 @@ class Reconciler:
         receipts: agents' events.
         book: partitions and their users.
         releaser: gives partitions back.
+        issuers: follow what other replicas change.
         idle_grace_s: a partition that no session has used this long is released.
         now_us: wall clock, microseconds since the epoch.
     """
@@ -76,6 +78,7 @@ class Reconciler:
         receipts: Receipts,
         book: PartitionBook,
         releaser: Releaser,
+        issuers: Issuers,
         idle_grace_s: int,
         now_us: Callable[[], int],
     ) -> None:
@@ -88,6 +91,7 @@ class Reconciler:
         self._receipts = receipts
         self._book = book
         self._releaser = releaser
+        self._issuers = issuers
         self._idle_grace_us = idle_grace_s * US_PER_S
         self._now_us = now_us
         self._idle_since_us: dict[str, int] = {}
@@ -114,6 +118,7 @@ class Reconciler:
             await self._guarded("sessions", self._end_sessions)
             await self._guarded("partitions", self._release_idle)
             await self._guarded("denials", self._denials.sum_up)
+            await self._guarded("issuers", self._issuers.refresh)
             if ticks % SEEN_EVERY == 0:
                 await self._guarded("agents", self._fleet.note_seen)
             ticks += 1

@@ -41,6 +41,7 @@ __all__ = [
     "receipt_batches",
     "sessions",
     "tenants",
+    "ticket_issuers",
 ]
 
 metadata: Final = MetaData(
@@ -283,5 +284,25 @@ receipt_batches: Final = Table(
         "record_id",
         sqlite_where=text("log_index IS NULL"),
         postgresql_where=text("log_index IS NULL"),
+    ),
+)
+
+# Public halves; the private keys are files of the keys directory.
+ticket_issuers: Final = Table(
+    "ticket_issuers",
+    metadata,
+    Column("fingerprint", String(64), primary_key=True),  # SHA-256 of the public key, hexadecimal
+    Column("public_key", _DIGEST, nullable=False),  # raw Ed25519
+    Column("status", String(16), nullable=False),  # next, active, previous, retired
+    Column("created_us", BigInteger, nullable=False),
+    Column("activated_us", BigInteger, nullable=False),  # 0: never
+    Column("replaced_us", BigInteger, nullable=False),
+    Column("retired_us", BigInteger, nullable=False),
+    Index(
+        "uq_ticket_issuers_active",
+        "status",
+        unique=True,
+        sqlite_where=text("status = 'active'"),
+        postgresql_where=text("status = 'active'"),
     ),
 )

@@ -155,6 +155,7 @@ def _encode_to_worker(message: ToWorker) -> pb.WorkerCommand:
                 revoked_sessions=sorted(message.revoked_sessions),
                 evidence_digests=sorted(message.evidence_digests),
                 unacknowledged_receipts=message.unacknowledged_receipts,
+                ticket_issuers=message.ticket_issuers,
             )
         )
     if isinstance(message, Drain):
@@ -178,6 +179,7 @@ def _decode_to_worker(data: bytes) -> ToWorker:
                 revoked_sessions=frozenset(message.lease.revoked_sessions),
                 evidence_digests=frozenset(message.lease.evidence_digests),
                 unacknowledged_receipts=message.lease.unacknowledged_receipts,
+                ticket_issuers=tuple(message.lease.ticket_issuers),
             )
         case "drain":
             return Drain(until_ms=message.drain.until_unix_ms)

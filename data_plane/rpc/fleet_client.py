@@ -62,7 +62,7 @@ class TicketIssuers:
             MalformedRequestError: no key, too many, or one that is none.
         """
         if not 0 < len(keys) <= MAX_ISSUERS or any(len(key) != _KEY_BYTES for key in keys):
-            raise MalformedRequestError(f"a welcome names 1 to {MAX_ISSUERS} ticket issuers of {_KEY_BYTES} bytes")
+            raise MalformedRequestError(f"there are 1 to {MAX_ISSUERS} ticket issuers, keys of {_KEY_BYTES} bytes")
         self._by_replica[replica] = keys
 
     def current(self) -> tuple[bytes, ...]:
@@ -225,12 +225,14 @@ class _Stream:
                     raise MalformedRequestError("an unexpected message of the control plane")
 
     def _take_lease(self, lease: pb.Lease) -> None:
-        before = self._ports.lease.revoked
+        before, issuers = self._ports.lease.revoked, self._ports.issuers.current()
+        if lease.ticket_issuers:
+            self._ports.issuers.take(self._address, tuple(lease.ticket_issuers))
         self._ports.lease.grant(
             self._address, valid_until_ms=lease.valid_until_unix_ms, revoked=frozenset(lease.revoked_sessions)
         )
         self._ports.spool.acknowledge(min(lease.committed_event_seq, self._ports.spool.last_seq))
-        if self._ports.lease.revoked != before:
+        if (self._ports.lease.revoked, self._ports.issuers.current()) != (before, issuers):
             self._ports.agent.renew_soon()
 
     def _begin(self, command: Any) -> None:

@@ -265,6 +265,7 @@ class Agent:
         not_after_s = min(order.not_after_s, Keyset.parse(ready.keyset).not_after_s)
         if not_after_s <= self._wall_s():
             raise EvidenceExpiredError("the worker's keys have ended: place the session anew")
+        self._follow_issuers(partition)
         (evidence,) = self._issuer.issue(
             [AttestationRequest(nonce=order.nonce, context=order.session_context)],
             keyset=ready.keyset,
@@ -286,12 +287,18 @@ class Agent:
         now_s = self._wall_s()
         partition.evidence = {digest: until_s for digest, until_s in partition.evidence.items() if until_s > now_s}
         rest_s = self._lease.remaining_s if self._spool.sound else 0.0
+        self._follow_issuers(partition)
         return LeaseGrant(
             valid_until_ms=int((now_s + max(0.0, rest_s)) * _MS),
             revoked_sessions=self._lease.revoked,
             evidence_digests=frozenset(partition.evidence),
             unacknowledged_receipts=self._spool.unacknowledged_receipts,
+            ticket_issuers=partition.ticket_issuers,
         )
+
+    def _follow_issuers(self, partition: Partition) -> None:
+        """Have the worker take tickets of whom the control plane names now; evidence and the next lease say so."""
+        partition.ticket_issuers = self._starter.ticket_issuers() or partition.ticket_issuers
 
     async def _release(self, command: Command, order: Release) -> Result:
         partition = self._partitions.get(command.partition_id)

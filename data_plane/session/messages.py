@@ -67,12 +67,14 @@ class LeaseGrant:
         revoked_sessions: ids of sessions that are served no more.
         evidence_digests: lower-case hexadecimal digests of the evidence that tickets may name.
         unacknowledged_receipts: in the agent's spool.
+        ticket_issuers: raw Ed25519 public keys whose tickets count from now on; empty leaves them as they were.
     """
 
     valid_until_ms: int
     revoked_sessions: frozenset[str]
     evidence_digests: frozenset[str]
     unacknowledged_receipts: int
+    ticket_issuers: tuple[bytes, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

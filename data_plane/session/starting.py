@@ -91,7 +91,7 @@ class WorkerStarter:
             BulkheadError: as :meth:`Partition.start`.
         """
         directory = self._model_path(order)
-        issuers = self._ticket_issuers()
+        issuers = self.ticket_issuers()
         if not issuers:
             raise UnavailableError("no control plane has named a ticket issuer")
         threads = self._worker.threads or max(1, (os.cpu_count() or 1) // max(1, active))
@@ -104,6 +104,10 @@ class WorkerStarter:
             timeout_s=min(timeout_s, self._worker.start_timeout_s),
             progress=progress,
         )
+
+    def ticket_issuers(self) -> tuple[bytes, ...]:
+        """Return the Ed25519 public keys whose tickets workers take now; none before a control plane named them."""
+        return self._ticket_issuers()
 
     def _spawn(self, partition: Partition, model: Path, threads: int) -> None:
         mine, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)

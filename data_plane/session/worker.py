@@ -115,6 +115,7 @@ class WorkerProgram:
         self._lease = WorkerLease(wall_s=wall_s, monotonic_s=monotonic_s)
         self._desk = ReceiptDesk(link=link, monotonic_s=monotonic_s)
         self._requests: RequestServer | None = None
+        self._tickets: TicketVerifier | None = None
         self._gone = asyncio.Event()
         self._drain: Drain | None = None
         self._ending = asyncio.Event()
@@ -234,7 +235,7 @@ class WorkerProgram:
 
     def _request_server(self, start: StartWorker, engine: Engine, ring: KeyRing) -> tuple[SealedServer, RequestServer]:
         lease = self._lease
-        tickets = TicketVerifier(issuer_keys=start.ticket_issuers)
+        tickets = self._tickets = TicketVerifier(issuer_keys=start.ticket_issuers)
         sealed = SealedServer(
             authority=start.authority,
             tenant=start.tenant_id,
@@ -269,6 +270,8 @@ class WorkerProgram:
         match message:
             case LeaseGrant():
                 self._lease.grant(message)
+                if self._tickets is not None and message.ticket_issuers:
+                    self._tickets.trust(message.ticket_issuers)
                 if self._requests is not None:
                     self._requests.end_revoked()
             case ReceiptDurable():

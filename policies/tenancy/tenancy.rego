@@ -1,5 +1,5 @@
 # METADATA
-# title: Administration of tenants, principals, credentials, models and the fleet
+# title: Administration of tenants, principals, credentials, models, the fleet and its keys
 # description: Administrators change things; officers and developers see what belongs to their own tenant.
 package bulkhead.tenancy
 
@@ -7,7 +7,7 @@ import data.bulkhead.lib.answer
 import data.bulkhead.lib.who
 
 # METADATA
-# title: Decision on tenant.*, principal.*, credential.*, model.* and fleet.*
+# title: Decision on tenant.*, principal.*, credential.*, model.*, fleet.*, issuer.* and identity.*
 # entrypoint: true
 decision := answer.decision(denials, set())
 
@@ -22,9 +22,13 @@ changes := {
 	"fleet.cordon",
 	"fleet.uncordon",
 	"fleet.release",
+	"issuer.add",
+	"issuer.activate",
+	"issuer.retire",
+	"identity.issue",
 }
 
-reads := {"tenant.read", "principal.read", "credential.read", "model.read", "fleet.read"}
+reads := {"tenant.read", "principal.read", "credential.read", "model.read", "fleet.read", "issuer.read"}
 
 permitted if {
 	input.action.name in (changes | reads)

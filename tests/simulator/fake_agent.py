@@ -90,6 +90,7 @@ class FakeAgent:
     create_failure: pb.Failure | None = None
     scrubbed: bool = True
     answers: bool = True
+    follows_leases: bool = True
     descriptor: Callable[[PartitionDescriptor], PartitionDescriptor] = lambda found: found
     evidence_nonce: bytes | None = None
     workers: dict[str, FakeWorker] = field(default_factory=dict)
@@ -231,6 +232,10 @@ class FakeAgent:
             self.failure = error
         self.changed.set()
 
+    def _ticket_issuers(self) -> list[bytes]:
+        named = list(self.leases[-1].ticket_issuers) if self.leases and self.follows_leases else []
+        return named or list(self.welcomes[-1].ticket_issuers)
+
     def _take(self, message: pb.ControlMessage) -> None:
         match message.WhichOneof("message"):
             case "welcome":
@@ -292,7 +297,7 @@ class FakeAgent:
             agent=self.agent_id,
             gpus=tuple(order.gpu_uuids),
             memory_mib=order.memory_mib,
-            ticket_issuers=tuple(key_fingerprint(key) for key in self.welcomes[-1].ticket_issuers),
+            ticket_issuers=tuple(map(key_fingerprint, self._ticket_issuers())),
             model=order.model_name,
             model_digest=order.model_digest,
             software="fake-agent",

@@ -22,7 +22,6 @@ from audit.config import AuditConfig
 from audit.log import AuditLog
 from bulkhead import ids
 from bulkhead.errors import BulkheadError, CredentialInvalidError
-from bulkhead.protocol.tickets import TicketIssuer
 from bulkhead.transparency.leaf import LeafFields, parse_leaf
 from bulkhead.v1 import audit_pb2_grpc, fleet_pb2_grpc, session_pb2, session_pb2_grpc
 from control_plane.authz.decision import Decision, Obligation, Reason
@@ -31,6 +30,7 @@ from control_plane.core import Core
 from control_plane.domain.roles import ROLE_SCOPES, Caller, CredentialKind, Role, Scope
 from control_plane.domain.tenancy import Credential, Model, ModelStatus, Principal, Tenant, TenantStatus
 from control_plane.domain.tiers import Tier
+from control_plane.keys import TicketIssuerKeys
 from control_plane.rpc.audit import AuditServicer
 from control_plane.rpc.caller import caller_if_any, set_agent, set_caller
 from control_plane.rpc.fleet import FleetServicer
@@ -40,6 +40,7 @@ from control_plane.services.administration import Administration
 from control_plane.services.audit_reads import AuditReads
 from control_plane.services.authorisation import Authorisation
 from control_plane.services.fleet_admin import FleetAdmin, FleetQuery
+from control_plane.services.issuers import IssuerAdmin, IssuerKeys, Issuers
 from control_plane.services.journal import Journal
 from control_plane.services.refusals import RefusalRecorder
 from control_plane.services.settings import FleetSettings, SessionSettings
@@ -47,6 +48,7 @@ from control_plane.storage.engine import Database, Transaction
 from control_plane.storage.migrate import migrate
 from control_plane.storage.tenancy import Credentials, Models, Principals, Tenants
 from service.bulkhead_fleet.v1 import fleet_pb2_grpc as agents_pb2_grpc
+from service.files import make_private_directory
 from service.interceptors import current_request_id
 from service.server import new_server
 from tests.simulator.fake_agent import AGENT_METADATA, FakeAgent
@@ -108,7 +110,7 @@ class SessionWorld:
         database: Database,
         audit: AuditLog,
         policy: LimitingPolicy,
-        issuer_key: Ed25519PrivateKey,
+        issuer_keys: IssuerKeys,
         session_settings: SessionSettings,
         fleet_settings: FleetSettings,
     ) -> None:
@@ -116,12 +118,13 @@ class SessionWorld:
         self.audit = audit
         self.journal = Journal(audit=audit)
         self.policy = policy
-        self.issuer = TicketIssuer(key=issuer_key)
+        self.issuer = issuer_keys.first()
+        self.issuers = Issuers(database=database, keys=issuer_keys, now_us=now_us)
         self.core = Core(
             database=database,
             journal=self.journal,
             policy=policy,
-            issuer=self.issuer,
+            issuers=self.issuers,
             session_settings=session_settings,
             fleet_settings=fleet_settings,
             now_us=now_us,
@@ -145,6 +148,14 @@ class SessionWorld:
         )
         changes = Administration(database=self.database, journal=self.journal, authorisation=asks, now_us=now_us)
         core = self.core
+        issuers = IssuerAdmin(
+            administration=changes,
+            authorisation=asks,
+            database=self.database,
+            issuers=self.issuers,
+            ticket_s=2,
+            now_us=now_us,
+        )
         server = new_server(
             max_call_s=30.0,
             admit=self._admit,
@@ -158,13 +169,15 @@ class SessionWorld:
         )
         fleet_pb2_grpc.add_FleetAdminServiceServicer_to_server(
             FleetAdminServicer(
-                fleet=FleetAdmin(administration=changes, fleet=core.fleet, book=core.book, releaser=core.releaser)
+                fleet=FleetAdmin(administration=changes, fleet=core.fleet, book=core.book, releaser=core.releaser),
+                issuers=issuers,
             ),
             server,
         )
         fleet_pb2_grpc.add_FleetQueryServiceServicer_to_server(
             FleetQueryServicer(
-                fleet=FleetQuery(database=self.database, authorisation=asks, fleet=core.fleet, book=core.book)
+                fleet=FleetQuery(database=self.database, authorisation=asks, fleet=core.fleet, book=core.book),
+                issuers=issuers,
             ),
             server,
         )
@@ -345,7 +358,6 @@ async def session_world(
     *,
     sessions: SessionSettings | None = None,
     fleet: FleetSettings = FAST,
-    issuer_key: Ed25519PrivateKey | None = None,
     audit: AuditConfig | None = None,
 ) -> AsyncIterator[SessionWorld]:
     """Open a control plane over the databases in ``directory``, new or left by an earlier one."""
@@ -359,7 +371,7 @@ async def session_world(
         database=database,
         audit=log,
         policy=LimitingPolicy(),
-        issuer_key=issuer_key or Ed25519PrivateKey.generate(),
+        issuer_keys=TicketIssuerKeys(make_private_directory(directory / "issuers")),
         session_settings=sessions or SessionSettings(),
         fleet_settings=fleet,
     )

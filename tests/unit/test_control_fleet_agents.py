@@ -199,13 +199,12 @@ async def test_restarted_agent_loses_what_it_no_longer_runs(world, acme) -> None
 
 async def test_restarted_control_plane_takes_live_workers_over(tmp_path) -> None:
     """Sessions stay open over a restart; the worker that its agent still reports serves the next open too."""
-    key = Ed25519PrivateKey.generate()
-    async with session_world(tmp_path, issuer_key=key) as before:
+    async with session_world(tmp_path) as before:
         caller = await before.tenant("acme")
         agent = await before.agent()
         opened = await before.open("acme", request())
         await agent.stop()
-    async with session_world(tmp_path, issuer_key=key) as after:
+    async with session_world(tmp_path) as after:
         after.callers["acme"] = caller
         back = after.adopt(replace(agent, address=after.address, welcomes=[], commands=[], changed=asyncio.Event()))
         await back.start()

@@ -50,6 +50,7 @@ TO_WORKER: list[ToWorker] = [
         revoked_sessions=frozenset({"a", "b"}),
         evidence_digests=frozenset({"00"}),
         unacknowledged_receipts=9,
+        ticket_issuers=(b"i" * 32,),
     ),
     Drain(until_ms=7),
     ReceiptDurable(receipt_number=3, durable=True),

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from bulkhead.attestation.model_digest import model_digest
 from bulkhead.errors import UnsupportedError
 from bulkhead.ids import PARTITION, TENANT, new_id
+from bulkhead.protocol.tickets import TicketIssuer
 from bulkhead.sealing.keyset import Keyset
 from data_plane.engine import EngineConfig
 from data_plane.engine.port import Engine
@@ -20,6 +22,7 @@ from data_plane.session.keys import KeyRing
 from data_plane.session.messages import (
     Drain,
     FromWorker,
+    LeaseGrant,
     StartWorker,
     ToWorker,
     WorkerFailed,
@@ -240,3 +243,26 @@ def test_generations_follow_the_clock() -> None:
     now += 500
     assert ring.take_expired() == (first,)
     assert ring.rotate() is not None
+
+
+async def test_a_lease_changes_whose_tickets_count(model: Path) -> None:
+    """Issuers that a lease names take the place of those of the start; a lease that names none leaves them."""
+    async with running() as (link, _, program, _task):
+        await link.inbox.put(start_message(model))
+        await link.until(WorkerReady)
+        assert program._tickets is not None
+        keys = [TicketIssuer(key=Ed25519PrivateKey.generate()) for _ in range(2)]
+        for named in (tuple(key.public_key for key in keys), ()):
+            await link.inbox.put(
+                LeaseGrant(
+                    valid_until_ms=0,
+                    revoked_sessions=frozenset(),
+                    evidence_digests=frozenset(),
+                    unacknowledged_receipts=0,
+                    ticket_issuers=named,
+                )
+            )
+            for key in keys:
+                async with asyncio.timeout(5):
+                    while key.fingerprint.hex() not in program._tickets._keys:  # noqa: ASYNC110  nobody is told
+                        await asyncio.sleep(0.01)

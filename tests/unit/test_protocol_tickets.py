@@ -179,3 +179,28 @@ def test_verifier_needs_keys(keys):
     """No trusted issuer, or a key that is none, is a configuration error."""
     with pytest.raises(ConfigError):
         TicketVerifier(issuer_keys=keys)
+
+
+def test_issuers_are_replaced_while_the_worker_serves(world, claims):
+    """Both count during the overlap; tickets of a retired one have expired, so that clients renew."""
+    other = TicketIssuer(key=world.key())
+    verifier = TicketVerifier(issuer_keys=[world.issuer.public_key])
+    old, new = world.issuer.issue(claims), other.issue(claims)
+
+    def verify(token):
+        return verifier.verify(token, now_s=NOW_S, audience=world.authority)
+
+    with pytest.raises(TicketError, match="not trusted"):
+        verify(new)
+    verifier.trust([other.public_key, world.issuer.public_key])
+    assert verify(old) == verify(new) == claims
+    verifier.trust([other.public_key])
+    assert verify(new) == claims
+    with pytest.raises(TicketExpiredError, match="retired"):
+        verify(old)
+    for bad in ([], [b"short"]):
+        with pytest.raises(ConfigError):
+            verifier.trust(bad)
+    assert verify(new) == claims
+    verifier.trust([world.issuer.public_key])  # a change that was taken back
+    assert verify(old) == claims

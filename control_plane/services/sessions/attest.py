@@ -44,6 +44,7 @@ from control_plane.domain.sessions import Session
 from control_plane.domain.tiers import Tier
 from control_plane.services.agents import Agent
 from control_plane.services.fleet import Fleet
+from control_plane.services.issuers import Issuers
 from control_plane.services.pool import certificate_der
 from control_plane.services.sessions.decide import Decided
 from control_plane.services.settings import FleetSettings
@@ -91,16 +92,14 @@ class Attestor:
 
     Args:
         fleet: the agents.
-        issuer_fingerprint: SHA-256 of this control plane's ticket key.
+        issuers: of this control plane's tickets.
         settings: time-outs; whether simulated evidence may be appraised at all.
         now_us: wall clock, microseconds since the epoch.
     """
 
-    def __init__(
-        self, *, fleet: Fleet, issuer_fingerprint: bytes, settings: FleetSettings, now_us: Callable[[], int]
-    ) -> None:
+    def __init__(self, *, fleet: Fleet, issuers: Issuers, settings: FleetSettings, now_us: Callable[[], int]) -> None:
         self._fleet = fleet
-        self._issuer_fingerprint = issuer_fingerprint
+        self._issuers = issuers
         self._settings = settings
         self._now_us = now_us
 
@@ -188,8 +187,7 @@ class Attestor:
         for name, shown, ordered in expected:
             if shown != ordered:
                 raise EvidenceBindingError(f"the evidence is of another {name} than was ordered")
-        if self._issuer_fingerprint not in descriptor.ticket_issuers:
-            raise EvidenceBindingError("the worker does not take this control plane's tickets")
+        self._issuers.signer_for(descriptor.ticket_issuers)
 
 
 def _check_keyset(worker: AppraisedWorker, outcome: Attested, certificate: bytes, now_s: int) -> Keyset:

@@ -6,11 +6,12 @@ from typing import Final
 
 from bulkhead import ids
 from bulkhead.attestation import Tier as EvidenceTier
-from bulkhead.protocol.tickets import TicketClaims, TicketIssuer, TicketLimits
+from bulkhead.protocol.tickets import TicketClaims, TicketLimits
 from bulkhead.sealing import PaddingMode
 from bulkhead.transparency import AuditReceipt
 from control_plane.domain.sessions import Session
 from control_plane.domain.tiers import Tier
+from control_plane.services.issuers import Issuers
 from control_plane.services.journal import Journal
 from control_plane.services.sessions.attest import AttestedWorker
 from control_plane.services.sessions.decide import Decided
@@ -54,16 +55,16 @@ class GrantIssuer:
     """Signs tickets and puts grants together.
 
     Args:
-        issuer: the ticket key.
+        issuers: of tickets.
         journal: the audit log, for proofs.
         settings: ticket life and limits.
         now_us: wall clock, microseconds since the epoch.
     """
 
     def __init__(
-        self, *, issuer: TicketIssuer, journal: Journal, settings: SessionSettings, now_us: Callable[[], int]
+        self, *, issuers: Issuers, journal: Journal, settings: SessionSettings, now_us: Callable[[], int]
     ) -> None:
-        self._issuer = issuer
+        self._issuers = issuers
         self._journal = journal
         self._settings = settings
         self._now_us = now_us
@@ -80,13 +81,14 @@ class GrantIssuer:
         """
         audit, recorded = self._journal.audit, decided.recorded
         receipt = await audit.prove(recorded)
+        issuer = self._issuers.signer_for(worker.worker.descriptor.ticket_issuers)
         return Grant(
             session=session,
             worker=worker,
             partition_id=session.partition_id,
             tier=worker.tier,
-            ticket=self._ticket(session, worker, decided, expires_s),
-            ticket_issuer=self._issuer.public_key,
+            ticket=issuer.issue(self._claims(session, worker, decided, expires_s)),
+            ticket_issuer=issuer.public_key,
             expires_s=expires_s,
             decision=receipt,
             origin=audit.vkey(recorded.log_id).partition("+")[0],
@@ -97,28 +99,26 @@ class GrantIssuer:
             max_output_tokens=decided.max_output_tokens,
         )
 
-    def _ticket(self, session: Session, worker: AttestedWorker, decided: Decided, expires_s: int) -> str:
-        return self._issuer.issue(
-            TicketClaims(
-                ticket_id=ids.new_id(ids.TICKET),
-                audience=worker.authority,
-                tenant=session.tenant_id,
-                session=session.session_id,
-                cnf=session.session_public_key,
-                partition=session.partition_id,
-                tier=EvidenceTier(worker.tier.label),
-                simulated=worker.simulated,
-                model=session.model,
-                model_digest=session.model_digest,
-                limits=TicketLimits(
-                    max_tokens=decided.max_output_tokens,
-                    max_concurrent_requests=self._settings.concurrent_requests,
-                ),
-                padding=PaddingMode(decided.padding),
-                keyset_digest=worker.keyset.key_id,
-                evidence_digest=worker.worker.evidence_digest,
-                decision_leaf_hash=decided.recorded.leaf_hash,
-                issued_at_s=self._now_us() // US_PER_S,
-                expires_at_s=expires_s,
-            )
+    def _claims(self, session: Session, worker: AttestedWorker, decided: Decided, expires_s: int) -> TicketClaims:
+        return TicketClaims(
+            ticket_id=ids.new_id(ids.TICKET),
+            audience=worker.authority,
+            tenant=session.tenant_id,
+            session=session.session_id,
+            cnf=session.session_public_key,
+            partition=session.partition_id,
+            tier=EvidenceTier(worker.tier.label),
+            simulated=worker.simulated,
+            model=session.model,
+            model_digest=session.model_digest,
+            limits=TicketLimits(
+                max_tokens=decided.max_output_tokens,
+                max_concurrent_requests=self._settings.concurrent_requests,
+            ),
+            padding=PaddingMode(decided.padding),
+            keyset_digest=worker.keyset.key_id,
+            evidence_digest=worker.worker.evidence_digest,
+            decision_leaf_hash=decided.recorded.leaf_hash,
+            issued_at_s=self._now_us() // US_PER_S,
+            expires_at_s=expires_s,
         )

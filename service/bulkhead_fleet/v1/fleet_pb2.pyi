@@ -861,6 +861,7 @@ class Lease(_message.Message):
     VALID_UNTIL_UNIX_MS_FIELD_NUMBER: _builtins.int
     COMMITTED_EVENT_SEQ_FIELD_NUMBER: _builtins.int
     REVOKED_SESSIONS_FIELD_NUMBER: _builtins.int
+    TICKET_ISSUERS_FIELD_NUMBER: _builtins.int
     valid_until_unix_ms: _builtins.int
     """The control plane vouches for its acknowledgements and this revocation list until then."""
     committed_event_seq: _builtins.int
@@ -869,16 +870,21 @@ class Lease(_message.Message):
     def revoked_sessions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Session ids that may no longer be served and whose tickets have not all expired yet."""
 
+    @_builtins.property
+    def ticket_issuers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """Ed25519 public keys (32 bytes) that may sign tickets from now on, in place of those of the welcome."""
+
     def __init__(
         self,
         *,
         valid_until_unix_ms: _builtins.int = ...,
         committed_event_seq: _builtins.int = ...,
         revoked_sessions: _abc.Iterable[_builtins.str] | None = ...,
+        ticket_issuers: _abc.Iterable[_builtins.bytes] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["committed_event_seq", b"committed_event_seq", "revoked_sessions", b"revoked_sessions", "valid_until_unix_ms", b"valid_until_unix_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["committed_event_seq", b"committed_event_seq", "revoked_sessions", b"revoked_sessions", "ticket_issuers", b"ticket_issuers", "valid_until_unix_ms", b"valid_until_unix_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -180,6 +180,7 @@ class WorkerLease(_message.Message):
     REVOKED_SESSIONS_FIELD_NUMBER: _builtins.int
     EVIDENCE_DIGESTS_FIELD_NUMBER: _builtins.int
     UNACKNOWLEDGED_RECEIPTS_FIELD_NUMBER: _builtins.int
+    TICKET_ISSUERS_FIELD_NUMBER: _builtins.int
     valid_until_unix_ms: _builtins.int
     unacknowledged_receipts: _builtins.int
     @_builtins.property
@@ -188,6 +189,10 @@ class WorkerLease(_message.Message):
     def evidence_digests(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Evidence digests that tickets of this worker may name (lower-case hexadecimal)."""
 
+    @_builtins.property
+    def ticket_issuers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """Ed25519 public keys (32 bytes) whose tickets count from now on."""
+
     def __init__(
         self,
         *,
@@ -195,10 +200,11 @@ class WorkerLease(_message.Message):
         revoked_sessions: _abc.Iterable[_builtins.str] | None = ...,
         evidence_digests: _abc.Iterable[_builtins.str] | None = ...,
         unacknowledged_receipts: _builtins.int = ...,
+        ticket_issuers: _abc.Iterable[_builtins.bytes] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["evidence_digests", b"evidence_digests", "revoked_sessions", b"revoked_sessions", "unacknowledged_receipts", b"unacknowledged_receipts", "valid_until_unix_ms", b"valid_until_unix_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["evidence_digests", b"evidence_digests", "revoked_sessions", b"revoked_sessions", "ticket_issuers", b"ticket_issuers", "unacknowledged_receipts", b"unacknowledged_receipts", "valid_until_unix_ms", b"valid_until_unix_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -9,6 +9,7 @@ from bulkhead.client.views import (
     PrincipalView,
     SessionView,
     TenantView,
+    TicketIssuerView,
 )
 from bulkhead.errors import InvalidRequestError
 from bulkhead.transparency import AuditReceipt
@@ -26,6 +27,7 @@ __all__ = [
     "role_value",
     "session_view",
     "tenant_view",
+    "ticket_issuer_view",
     "tier_label",
     "tier_value",
 ]
@@ -194,4 +196,18 @@ def partition_view(message: fleet_pb2.Partition) -> PartitionView:
         memory_slices=message.memory_slices,
         sessions=message.sessions,
         created_unix_s=message.created_unix_s,
+    )
+
+
+def ticket_issuer_view(message: fleet_pb2.TicketIssuer) -> TicketIssuerView:
+    """Return a ticket issuer."""
+    return TicketIssuerView(
+        issuer_id=message.issuer_id,
+        fingerprint=message.fingerprint,
+        public_key=message.public_key,
+        status=message.status,
+        created_unix_s=message.created_unix_s,
+        activated_unix_s=message.activated_unix_s,
+        replaced_unix_s=message.replaced_unix_s,
+        retired_unix_s=message.retired_unix_s,
     )

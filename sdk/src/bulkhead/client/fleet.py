@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Iterable
 from bulkhead.client import convert
 from bulkhead.client.paging import pages
 from bulkhead.client.transport import Channel
-from bulkhead.client.views import AgentView, PartitionView
+from bulkhead.client.views import AgentView, PartitionView, TicketIssuerView
 from bulkhead.ids import REQUEST, new_id
 from bulkhead.v1 import common_pb2, fleet_pb2, fleet_pb2_grpc
 
@@ -59,3 +59,31 @@ class FleetAdmin:
         request = fleet_pb2.ReleasePartitionRequest(request_id=new_id(REQUEST), partition_id=partition_id)
         reply = await self._channel.unary(self._admin.ReleasePartition, request, idempotent=True)
         return convert.partition_view(reply.partition)
+
+    async def ticket_issuers(self) -> tuple[TicketIssuerView, ...]:
+        """Return every ticket issuer, the oldest first."""
+        request = fleet_pb2.ListTicketIssuersRequest()
+        reply = await self._channel.unary(self._query.ListTicketIssuers, request, idempotent=True)
+        return tuple(map(convert.ticket_issuer_view, reply.issuers))
+
+    async def add_ticket_issuer(self) -> TicketIssuerView:
+        """Make a further issuer: workers take its tickets within seconds, nothing is signed with it yet."""
+        request = fleet_pb2.AddTicketIssuerRequest(request_id=new_id(REQUEST))
+        reply = await self._channel.unary(self._admin.AddTicketIssuer, request, idempotent=True)
+        return convert.ticket_issuer_view(reply.issuer)
+
+    async def activate_ticket_issuer(self, issuer_id: str) -> TicketIssuerView:
+        """Have an accepted issuer sign from now on; the one before stays accepted."""
+        request = fleet_pb2.ActivateTicketIssuerRequest(request_id=new_id(REQUEST), issuer_id=issuer_id)
+        reply = await self._channel.unary(self._admin.ActivateTicketIssuer, request, idempotent=True)
+        return convert.ticket_issuer_view(reply.issuer)
+
+    async def retire_ticket_issuer(self, issuer_id: str, *, at_once: bool = False) -> TicketIssuerView:
+        """Have nobody take an issuer's tickets any more.
+
+        Raises:
+            ConflictError: it signs, or (without ``at_once``) tickets of it have not all expired.
+        """
+        request = fleet_pb2.RetireTicketIssuerRequest(request_id=new_id(REQUEST), issuer_id=issuer_id, at_once=at_once)
+        reply = await self._channel.unary(self._admin.RetireTicketIssuer, request, idempotent=True)
+        return convert.ticket_issuer_view(reply.issuer)

@@ -17,6 +17,7 @@ __all__ = [
     "PrincipalView",
     "SessionView",
     "TenantView",
+    "TicketIssuerView",
 ]
 
 
@@ -131,6 +132,20 @@ class AgentView:
     partitions: int
     last_seen_unix_s: int
     tiers: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TicketIssuerView:
+    """A ticket issuer; ``status`` is `next`, `active`, `previous` or `retired`, ``fingerprint`` what tenants pin."""
+
+    issuer_id: str
+    fingerprint: str
+    public_key: bytes
+    status: str
+    created_unix_s: int
+    activated_unix_s: int
+    replaced_unix_s: int
+    retired_unix_s: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

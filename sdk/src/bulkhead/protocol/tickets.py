@@ -150,12 +150,24 @@ class TicketVerifier:
     """
 
     def __init__(self, *, issuer_keys: Sequence[bytes]) -> None:
+        self._keys: dict[str, Ed25519PublicKey] = {}
+        self._retired: set[str] = set()
+        self.trust(issuer_keys)
+
+    def trust(self, issuer_keys: Sequence[bytes]) -> None:
+        """Trust these issuers from now on, and no others; tickets of those that were trusted before have expired.
+
+        Raises:
+            ConfigError: no key, or one that is no Ed25519 public key; those of before stay.
+        """
         try:
-            self._keys = {key_fingerprint(key).hex(): Ed25519PublicKey.from_public_bytes(key) for key in issuer_keys}
+            keys = {key_fingerprint(key).hex(): Ed25519PublicKey.from_public_bytes(key) for key in issuer_keys}
         except ValueError as error:
             raise ConfigError("a ticket issuer's key is a 32-byte Ed25519 public key") from error
-        if not self._keys:
+        if not keys:
             raise ConfigError("no ticket issuer is trusted")
+        self._retired = (self._retired | self._keys.keys()) - keys.keys()
+        self._keys = keys
 
     def verify(
         self,
@@ -218,6 +230,8 @@ class TicketVerifier:
         kid = header.get("kid")
         if header.keys() != {"alg", "typ", "kid"} or header["alg"] != _ALGORITHM or header["typ"] != TICKET_TYPE:
             raise TicketError("the ticket's header is not that of a session ticket")
+        if isinstance(kid, str) and kid in self._retired:
+            raise TicketExpiredError("the ticket's issuer has been retired: renew the session")
         if not isinstance(kid, str) or kid not in self._keys:
             raise TicketError("the ticket's issuer is not trusted")
         return kid

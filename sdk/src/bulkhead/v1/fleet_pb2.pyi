@@ -343,3 +343,212 @@ class ListPartitionsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListPartitionsResponse: _TypeAlias = ListPartitionsResponse  # noqa: Y015
+
+@_typing.final
+class TicketIssuer(_message.Message):
+    """A key that signs, will sign or has signed session tickets."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ISSUER_ID_FIELD_NUMBER: _builtins.int
+    FINGERPRINT_FIELD_NUMBER: _builtins.int
+    PUBLIC_KEY_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    CREATED_UNIX_S_FIELD_NUMBER: _builtins.int
+    ACTIVATED_UNIX_S_FIELD_NUMBER: _builtins.int
+    REPLACED_UNIX_S_FIELD_NUMBER: _builtins.int
+    RETIRED_UNIX_S_FIELD_NUMBER: _builtins.int
+    issuer_id: _builtins.str
+    """First half of the fingerprint."""
+    fingerprint: _builtins.str
+    """SHA-256 of the public key, lower-case hexadecimal: what tenants pin."""
+    public_key: _builtins.bytes
+    """Raw Ed25519 public key, 32 bytes."""
+    status: _builtins.str
+    """`next`, `active`, `previous` or `retired`."""
+    created_unix_s: _builtins.int
+    activated_unix_s: _builtins.int
+    replaced_unix_s: _builtins.int
+    """When it ceased to sign."""
+    retired_unix_s: _builtins.int
+    def __init__(
+        self,
+        *,
+        issuer_id: _builtins.str = ...,
+        fingerprint: _builtins.str = ...,
+        public_key: _builtins.bytes = ...,
+        status: _builtins.str = ...,
+        created_unix_s: _builtins.int = ...,
+        activated_unix_s: _builtins.int = ...,
+        replaced_unix_s: _builtins.int = ...,
+        retired_unix_s: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activated_unix_s", b"activated_unix_s", "created_unix_s", b"created_unix_s", "fingerprint", b"fingerprint", "issuer_id", b"issuer_id", "public_key", b"public_key", "replaced_unix_s", b"replaced_unix_s", "retired_unix_s", b"retired_unix_s", "status", b"status"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TicketIssuer: _TypeAlias = TicketIssuer  # noqa: Y015
+
+@_typing.final
+class AddTicketIssuerRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AddTicketIssuerRequest: _TypeAlias = AddTicketIssuerRequest  # noqa: Y015
+
+@_typing.final
+class AddTicketIssuerResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ISSUER_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def issuer(self) -> Global___TicketIssuer: ...
+    def __init__(
+        self,
+        *,
+        issuer: Global___TicketIssuer | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["issuer", b"issuer"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["issuer", b"issuer"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AddTicketIssuerResponse: _TypeAlias = AddTicketIssuerResponse  # noqa: Y015
+
+@_typing.final
+class ActivateTicketIssuerRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    ISSUER_ID_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    issuer_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        issuer_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["issuer_id", b"issuer_id", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ActivateTicketIssuerRequest: _TypeAlias = ActivateTicketIssuerRequest  # noqa: Y015
+
+@_typing.final
+class ActivateTicketIssuerResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ISSUER_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def issuer(self) -> Global___TicketIssuer: ...
+    def __init__(
+        self,
+        *,
+        issuer: Global___TicketIssuer | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["issuer", b"issuer"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["issuer", b"issuer"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ActivateTicketIssuerResponse: _TypeAlias = ActivateTicketIssuerResponse  # noqa: Y015
+
+@_typing.final
+class RetireTicketIssuerRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    ISSUER_ID_FIELD_NUMBER: _builtins.int
+    AT_ONCE_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    issuer_id: _builtins.str
+    at_once: _builtins.bool
+    """Also while tickets that it signed have not expired."""
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        issuer_id: _builtins.str = ...,
+        at_once: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_once", b"at_once", "issuer_id", b"issuer_id", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RetireTicketIssuerRequest: _TypeAlias = RetireTicketIssuerRequest  # noqa: Y015
+
+@_typing.final
+class RetireTicketIssuerResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ISSUER_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def issuer(self) -> Global___TicketIssuer: ...
+    def __init__(
+        self,
+        *,
+        issuer: Global___TicketIssuer | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["issuer", b"issuer"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["issuer", b"issuer"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RetireTicketIssuerResponse: _TypeAlias = RetireTicketIssuerResponse  # noqa: Y015
+
+@_typing.final
+class ListTicketIssuersRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListTicketIssuersRequest: _TypeAlias = ListTicketIssuersRequest  # noqa: Y015
+
+@_typing.final
+class ListTicketIssuersResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ISSUERS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def issuers(self) -> _containers.RepeatedCompositeFieldContainer[Global___TicketIssuer]: ...
+    def __init__(
+        self,
+        *,
+        issuers: _abc.Iterable[Global___TicketIssuer] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["issuers", b"issuers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListTicketIssuersResponse: _TypeAlias = ListTicketIssuersResponse  # noqa: Y015

@@ -50,6 +50,21 @@ class FleetAdminServiceStub:
                 request_serializer=bulkhead_dot_v1_dot_fleet__pb2.ReleasePartitionRequest.SerializeToString,
                 response_deserializer=bulkhead_dot_v1_dot_fleet__pb2.ReleasePartitionResponse.FromString,
                 _registered_method=True)
+        self.AddTicketIssuer = channel.unary_unary(
+                '/bulkhead.v1.FleetAdminService/AddTicketIssuer',
+                request_serializer=bulkhead_dot_v1_dot_fleet__pb2.AddTicketIssuerRequest.SerializeToString,
+                response_deserializer=bulkhead_dot_v1_dot_fleet__pb2.AddTicketIssuerResponse.FromString,
+                _registered_method=True)
+        self.ActivateTicketIssuer = channel.unary_unary(
+                '/bulkhead.v1.FleetAdminService/ActivateTicketIssuer',
+                request_serializer=bulkhead_dot_v1_dot_fleet__pb2.ActivateTicketIssuerRequest.SerializeToString,
+                response_deserializer=bulkhead_dot_v1_dot_fleet__pb2.ActivateTicketIssuerResponse.FromString,
+                _registered_method=True)
+        self.RetireTicketIssuer = channel.unary_unary(
+                '/bulkhead.v1.FleetAdminService/RetireTicketIssuer',
+                request_serializer=bulkhead_dot_v1_dot_fleet__pb2.RetireTicketIssuerRequest.SerializeToString,
+                response_deserializer=bulkhead_dot_v1_dot_fleet__pb2.RetireTicketIssuerResponse.FromString,
+                _registered_method=True)
 
 
 class FleetAdminServiceServicer:
@@ -76,6 +91,27 @@ class FleetAdminServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def AddTicketIssuer(self, request, context):
+        """Makes a further issuer of session tickets: workers take its tickets, nothing is signed with it yet.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ActivateTicketIssuer(self, request, context):
+        """Has an accepted issuer sign from now on; the one before stays accepted.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RetireTicketIssuer(self, request, context):
+        """Has nobody take an issuer's tickets any more.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_FleetAdminServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -93,6 +129,21 @@ def add_FleetAdminServiceServicer_to_server(servicer, server):
                     servicer.ReleasePartition,
                     request_deserializer=bulkhead_dot_v1_dot_fleet__pb2.ReleasePartitionRequest.FromString,
                     response_serializer=bulkhead_dot_v1_dot_fleet__pb2.ReleasePartitionResponse.SerializeToString,
+            ),
+            'AddTicketIssuer': grpc.unary_unary_rpc_method_handler(
+                    servicer.AddTicketIssuer,
+                    request_deserializer=bulkhead_dot_v1_dot_fleet__pb2.AddTicketIssuerRequest.FromString,
+                    response_serializer=bulkhead_dot_v1_dot_fleet__pb2.AddTicketIssuerResponse.SerializeToString,
+            ),
+            'ActivateTicketIssuer': grpc.unary_unary_rpc_method_handler(
+                    servicer.ActivateTicketIssuer,
+                    request_deserializer=bulkhead_dot_v1_dot_fleet__pb2.ActivateTicketIssuerRequest.FromString,
+                    response_serializer=bulkhead_dot_v1_dot_fleet__pb2.ActivateTicketIssuerResponse.SerializeToString,
+            ),
+            'RetireTicketIssuer': grpc.unary_unary_rpc_method_handler(
+                    servicer.RetireTicketIssuer,
+                    request_deserializer=bulkhead_dot_v1_dot_fleet__pb2.RetireTicketIssuerRequest.FromString,
+                    response_serializer=bulkhead_dot_v1_dot_fleet__pb2.RetireTicketIssuerResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -187,6 +238,87 @@ class FleetAdminService:
             metadata,
             _registered_method=True)
 
+    @staticmethod
+    def AddTicketIssuer(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/bulkhead.v1.FleetAdminService/AddTicketIssuer',
+            bulkhead_dot_v1_dot_fleet__pb2.AddTicketIssuerRequest.SerializeToString,
+            bulkhead_dot_v1_dot_fleet__pb2.AddTicketIssuerResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ActivateTicketIssuer(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/bulkhead.v1.FleetAdminService/ActivateTicketIssuer',
+            bulkhead_dot_v1_dot_fleet__pb2.ActivateTicketIssuerRequest.SerializeToString,
+            bulkhead_dot_v1_dot_fleet__pb2.ActivateTicketIssuerResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RetireTicketIssuer(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/bulkhead.v1.FleetAdminService/RetireTicketIssuer',
+            bulkhead_dot_v1_dot_fleet__pb2.RetireTicketIssuerRequest.SerializeToString,
+            bulkhead_dot_v1_dot_fleet__pb2.RetireTicketIssuerResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
 
 class FleetQueryServiceStub:
     """Reads the fleet. Needs role admin.
@@ -208,6 +340,11 @@ class FleetQueryServiceStub:
                 request_serializer=bulkhead_dot_v1_dot_fleet__pb2.ListPartitionsRequest.SerializeToString,
                 response_deserializer=bulkhead_dot_v1_dot_fleet__pb2.ListPartitionsResponse.FromString,
                 _registered_method=True)
+        self.ListTicketIssuers = channel.unary_unary(
+                '/bulkhead.v1.FleetQueryService/ListTicketIssuers',
+                request_serializer=bulkhead_dot_v1_dot_fleet__pb2.ListTicketIssuersRequest.SerializeToString,
+                response_deserializer=bulkhead_dot_v1_dot_fleet__pb2.ListTicketIssuersResponse.FromString,
+                _registered_method=True)
 
 
 class FleetQueryServiceServicer:
@@ -226,6 +363,12 @@ class FleetQueryServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListTicketIssuers(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_FleetQueryServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -238,6 +381,11 @@ def add_FleetQueryServiceServicer_to_server(servicer, server):
                     servicer.ListPartitions,
                     request_deserializer=bulkhead_dot_v1_dot_fleet__pb2.ListPartitionsRequest.FromString,
                     response_serializer=bulkhead_dot_v1_dot_fleet__pb2.ListPartitionsResponse.SerializeToString,
+            ),
+            'ListTicketIssuers': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListTicketIssuers,
+                    request_deserializer=bulkhead_dot_v1_dot_fleet__pb2.ListTicketIssuersRequest.FromString,
+                    response_serializer=bulkhead_dot_v1_dot_fleet__pb2.ListTicketIssuersResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -295,6 +443,33 @@ class FleetQueryService:
             '/bulkhead.v1.FleetQueryService/ListPartitions',
             bulkhead_dot_v1_dot_fleet__pb2.ListPartitionsRequest.SerializeToString,
             bulkhead_dot_v1_dot_fleet__pb2.ListPartitionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListTicketIssuers(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/bulkhead.v1.FleetQueryService/ListTicketIssuers',
+            bulkhead_dot_v1_dot_fleet__pb2.ListTicketIssuersRequest.SerializeToString,
+            bulkhead_dot_v1_dot_fleet__pb2.ListTicketIssuersResponse.FromString,
             options,
             channel_credentials,
             insecure,

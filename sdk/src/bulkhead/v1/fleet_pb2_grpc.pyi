@@ -38,6 +38,12 @@ class FleetAdminServiceStub:
     UncordonAgent: _grpc.UnaryUnaryMultiCallable[_fleet_pb2.UncordonAgentRequest, _fleet_pb2.UncordonAgentResponse]
     ReleasePartition: _grpc.UnaryUnaryMultiCallable[_fleet_pb2.ReleasePartitionRequest, _fleet_pb2.ReleasePartitionResponse]
     """Ends the partition's worker after its running requests, scrubs and frees it."""
+    AddTicketIssuer: _grpc.UnaryUnaryMultiCallable[_fleet_pb2.AddTicketIssuerRequest, _fleet_pb2.AddTicketIssuerResponse]
+    """Makes a further issuer of session tickets: workers take its tickets, nothing is signed with it yet."""
+    ActivateTicketIssuer: _grpc.UnaryUnaryMultiCallable[_fleet_pb2.ActivateTicketIssuerRequest, _fleet_pb2.ActivateTicketIssuerResponse]
+    """Has an accepted issuer sign from now on; the one before stays accepted."""
+    RetireTicketIssuer: _grpc.UnaryUnaryMultiCallable[_fleet_pb2.RetireTicketIssuerRequest, _fleet_pb2.RetireTicketIssuerResponse]
+    """Has nobody take an issuer's tickets any more."""
 
 @_typing.type_check_only
 class FleetAdminServiceAsyncStub(FleetAdminServiceStub):
@@ -49,6 +55,12 @@ class FleetAdminServiceAsyncStub(FleetAdminServiceStub):
     UncordonAgent: _aio.UnaryUnaryMultiCallable[_fleet_pb2.UncordonAgentRequest, _fleet_pb2.UncordonAgentResponse]  # type: ignore[assignment]
     ReleasePartition: _aio.UnaryUnaryMultiCallable[_fleet_pb2.ReleasePartitionRequest, _fleet_pb2.ReleasePartitionResponse]  # type: ignore[assignment]
     """Ends the partition's worker after its running requests, scrubs and frees it."""
+    AddTicketIssuer: _aio.UnaryUnaryMultiCallable[_fleet_pb2.AddTicketIssuerRequest, _fleet_pb2.AddTicketIssuerResponse]  # type: ignore[assignment]
+    """Makes a further issuer of session tickets: workers take its tickets, nothing is signed with it yet."""
+    ActivateTicketIssuer: _aio.UnaryUnaryMultiCallable[_fleet_pb2.ActivateTicketIssuerRequest, _fleet_pb2.ActivateTicketIssuerResponse]  # type: ignore[assignment]
+    """Has an accepted issuer sign from now on; the one before stays accepted."""
+    RetireTicketIssuer: _aio.UnaryUnaryMultiCallable[_fleet_pb2.RetireTicketIssuerRequest, _fleet_pb2.RetireTicketIssuerResponse]  # type: ignore[assignment]
+    """Has nobody take an issuer's tickets any more."""
 
 class FleetAdminServiceServicer(metaclass=_abc_1.ABCMeta):
     """Changes the fleet. Needs role admin."""
@@ -76,6 +88,30 @@ class FleetAdminServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_fleet_pb2.ReleasePartitionResponse, _abc.Awaitable[_fleet_pb2.ReleasePartitionResponse]]:
         """Ends the partition's worker after its running requests, scrubs and frees it."""
 
+    @_abc_1.abstractmethod
+    def AddTicketIssuer(
+        self,
+        request: _fleet_pb2.AddTicketIssuerRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_fleet_pb2.AddTicketIssuerResponse, _abc.Awaitable[_fleet_pb2.AddTicketIssuerResponse]]:
+        """Makes a further issuer of session tickets: workers take its tickets, nothing is signed with it yet."""
+
+    @_abc_1.abstractmethod
+    def ActivateTicketIssuer(
+        self,
+        request: _fleet_pb2.ActivateTicketIssuerRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_fleet_pb2.ActivateTicketIssuerResponse, _abc.Awaitable[_fleet_pb2.ActivateTicketIssuerResponse]]:
+        """Has an accepted issuer sign from now on; the one before stays accepted."""
+
+    @_abc_1.abstractmethod
+    def RetireTicketIssuer(
+        self,
+        request: _fleet_pb2.RetireTicketIssuerRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_fleet_pb2.RetireTicketIssuerResponse, _abc.Awaitable[_fleet_pb2.RetireTicketIssuerResponse]]:
+        """Has nobody take an issuer's tickets any more."""
+
 def add_FleetAdminServiceServicer_to_server(servicer: FleetAdminServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
 class FleetQueryServiceStub:
@@ -87,6 +123,7 @@ class FleetQueryServiceStub:
     def __new__(cls, channel: _aio.Channel) -> FleetQueryServiceAsyncStub: ...
     ListAgents: _grpc.UnaryUnaryMultiCallable[_fleet_pb2.ListAgentsRequest, _fleet_pb2.ListAgentsResponse]
     ListPartitions: _grpc.UnaryUnaryMultiCallable[_fleet_pb2.ListPartitionsRequest, _fleet_pb2.ListPartitionsResponse]
+    ListTicketIssuers: _grpc.UnaryUnaryMultiCallable[_fleet_pb2.ListTicketIssuersRequest, _fleet_pb2.ListTicketIssuersResponse]
 
 @_typing.type_check_only
 class FleetQueryServiceAsyncStub(FleetQueryServiceStub):
@@ -95,6 +132,7 @@ class FleetQueryServiceAsyncStub(FleetQueryServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     ListAgents: _aio.UnaryUnaryMultiCallable[_fleet_pb2.ListAgentsRequest, _fleet_pb2.ListAgentsResponse]  # type: ignore[assignment]
     ListPartitions: _aio.UnaryUnaryMultiCallable[_fleet_pb2.ListPartitionsRequest, _fleet_pb2.ListPartitionsResponse]  # type: ignore[assignment]
+    ListTicketIssuers: _aio.UnaryUnaryMultiCallable[_fleet_pb2.ListTicketIssuersRequest, _fleet_pb2.ListTicketIssuersResponse]  # type: ignore[assignment]
 
 class FleetQueryServiceServicer(metaclass=_abc_1.ABCMeta):
     """Reads the fleet. Needs role admin."""
@@ -112,5 +150,12 @@ class FleetQueryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _fleet_pb2.ListPartitionsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_fleet_pb2.ListPartitionsResponse, _abc.Awaitable[_fleet_pb2.ListPartitionsResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def ListTicketIssuers(
+        self,
+        request: _fleet_pb2.ListTicketIssuersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_fleet_pb2.ListTicketIssuersResponse, _abc.Awaitable[_fleet_pb2.ListTicketIssuersResponse]]: ...
 
 def add_FleetQueryServiceServicer_to_server(servicer: FleetQueryServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
