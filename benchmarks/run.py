@@ -1,7 +1,7 @@
 """Run the benchmarks and print their table; what is committed under benchmarks/results/ comes from here.
 
     make bench                                   or: python -m benchmarks.run
-    python -m benchmarks.run --only audit        # audit, opening or serving; repeatable
+    python -m benchmarks.run --only audit        # audit, attestation, opening or serving; repeatable
     python -m benchmarks.run --save benchmarks/results/2026-11.md
 
 Absolute times depend on the machine and its neighbours; goals are ratios to a peer in the same run where there is one.
@@ -17,11 +17,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from benchmarks import audit_appends, opening, serving
+from benchmarks import attestation, audit_appends, opening, serving
 from benchmarks.report import Row, as_json, machine, table
 from scripts.local_platform import LocalPlatform, chat_model
 
-PARTS: Final = ("audit", "opening", "serving")
+PARTS: Final = ("audit", "attestation", "opening", "serving")
 
 
 def _say(text: str) -> None:
@@ -61,6 +61,9 @@ def main() -> int:
     if "audit" in parts:
         _say("audit appends")
         rows += asyncio.run(audit_appends.measure())
+    if "attestation" in parts:
+        _say("verification of hardware evidence")
+        rows += attestation.measure()
     if {"opening", "serving"} & set(parts):
         rows += _on_platform(parts)
     print(as_json(rows) if arguments.as_json else f"{machine()}\n\n{table(rows)}")

@@ -1,13 +1,15 @@
 """Vendor certificates: paths to pinned roots under explicit algorithms, validity at a given time, revocation lists.
 
 A path ends at a pinned root, compared byte by byte: a root inside the evidence proves nothing. Nothing is fetched
-here. Certificates come parsed from :mod:`bulkhead.attestation.inputs`.
+here. Certificates come parsed from :mod:`bulkhead.attestation.inputs`. Signatures that held are remembered
+(``forget_signatures`` drops them): machines of one kind share all but their own certificates.
 """
 
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
+from functools import lru_cache
 from typing import Final
 
 from cryptography import x509
@@ -25,10 +27,12 @@ __all__ = [
     "ChainRules",
     "SignatureScheme",
     "extension_values",
+    "forget_signatures",
     "verify_chain",
 ]
 
 _MAX_NAME_CHARS: Final = 120
+_REMEMBERED: Final = 256  # signatures of certificates: some 60 in a tray's evidence
 _KNOWN_CRITICAL: Final = frozenset({ExtensionOID.BASIC_CONSTRAINTS, ExtensionOID.KEY_USAGE})
 
 
@@ -81,6 +85,11 @@ def extension_values(certificate: x509.Certificate) -> dict[str, bytes]:
     }
 
 
+def forget_signatures() -> None:
+    """Forget which certificates' signatures held: for measuring a cold verification."""
+    _check_issued.cache_clear()
+
+
 def verify_chain(
     leaf: x509.Certificate,
     *,
@@ -129,19 +138,22 @@ def verify_chain(
 
 def _signed_by(key: CertificatePublicKeyTypes, signature: bytes, signed: bytes, *, scheme: SignatureScheme) -> bool:
     try:
-        if scheme is SignatureScheme.RSA_PSS_SHA384:
-            if not isinstance(key, rsa.RSAPublicKey):
-                return False
+        if isinstance(key, rsa.RSAPublicKey) and _fits(key, scheme):
             pss = padding.PSS(mgf=padding.MGF1(hashes.SHA384()), salt_length=hashes.SHA384.digest_size)
             key.verify(signature, signed, pss, hashes.SHA384())
             return True
-        _, curve, digest = _ECDSA[scheme]
-        if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, curve):
-            return False
-        key.verify(signature, signed, ec.ECDSA(digest))
+        if isinstance(key, ec.EllipticCurvePublicKey) and _fits(key, scheme):
+            key.verify(signature, signed, ec.ECDSA(_ECDSA[scheme][2]))
+            return True
     except (InvalidSignature, ValueError):
-        return False
-    return True
+        pass
+    return False
+
+
+def _fits(key: CertificatePublicKeyTypes, scheme: SignatureScheme) -> bool:
+    if scheme is SignatureScheme.RSA_PSS_SHA384:
+        return isinstance(key, rsa.RSAPublicKey)
+    return isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, _ECDSA[scheme][1])
 
 
 def _path(
@@ -168,16 +180,35 @@ def _path(
 
 
 def _issued(certificate: x509.Certificate, issuer: x509.Certificate, rules: ChainRules) -> bool:
-    if certificate.issuer != issuer.subject or not _has_scheme(certificate, rules.scheme):
+    if certificate.issuer != issuer.subject:
         return False
     try:
-        # Compares the inner and the outer algorithm and the names, too; the scheme was pinned above.
-        certificate.verify_directly_issued_by(issuer)
-    except (InvalidSignature, ValueError, TypeError):
+        _check_issued(certificate, issuer, rules.scheme)
+    except InvalidSignature:
         return False
-    return _signed_by(
-        issuer.public_key(), certificate.signature, certificate.tbs_certificate_bytes, scheme=rules.scheme
-    )
+    return True
+
+
+@lru_cache(maxsize=_REMEMBERED)
+def _check_issued(certificate: x509.Certificate, issuer: x509.Certificate, scheme: SignatureScheme) -> None:
+    """Raise InvalidSignature unless ``issuer`` signed ``certificate`` under ``scheme``.
+
+    A pure function of the bytes of both, so that what held once is remembered; failures are not, as they raise. Dates,
+    constraints, revocation and roots are no part of it and are checked each time.
+    """
+    key = issuer.public_key()
+    if not _has_scheme(certificate, scheme) or not _fits(key, scheme):
+        raise InvalidSignature
+    try:
+        # Compares the inner and the outer algorithm and the names, too.
+        certificate.verify_directly_issued_by(issuer)
+    except (ValueError, TypeError) as error:
+        raise InvalidSignature from error
+    # RSASSA-PSS has parameters, which the library takes from the certificate: here they are the scheme's.
+    if scheme is SignatureScheme.RSA_PSS_SHA384 and not _signed_by(
+        key, certificate.signature, certificate.tbs_certificate_bytes, scheme=scheme
+    ):
+        raise InvalidSignature
 
 
 def _has_scheme(signed: x509.Certificate | x509.CertificateRevocationList, scheme: SignatureScheme) -> bool:
