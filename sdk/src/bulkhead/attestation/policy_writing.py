@@ -26,7 +26,7 @@ _ATTRIBUTE: Final = re.compile(r"(\w+): (.*)", re.DOTALL)
 _SECTIONS: Final = re.compile(r"^(?:Raises|Args|Returns):$", re.MULTILINE)
 _WORD_BITS: Final = 64
 _WILDCARD: Final = re.compile(
-    r"None accepts any(?: image: for looking at evidence, never for a session)?\. (?=Empty, so|Default none)"
+    r"[;.] None accepts any(?: image: for looking at evidence, never for a session)?\. (?=Empty, so|Default none)"
 )
 
 
@@ -142,7 +142,7 @@ def _entries(policy: type, values: Mapping[str, str | None]) -> Iterator[str]:
 
 def _in_toml(reason: str, *, open_list: bool) -> str:
     """Return a docstring's words as they hold for the file: it has no ``None``, and measurements no wildcard."""
-    text = _WILDCARD.sub("There is no wildcard. ", reason)
+    text = _WILDCARD.sub(". There is no wildcard. ", reason)
     for word, written in (("None", '["any"]' if open_list else "left out"), ("True", "true"), ("False", "false")):
         text = re.sub(rf"\b{word}\b", written, text)
     return text[:1].upper() + text[1:]

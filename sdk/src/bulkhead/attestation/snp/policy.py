@@ -51,7 +51,7 @@ class SnpPolicy:
         require_single_socket: False, since large guests span sockets; demand it where their link is in reach.
         required_platform_info: ALIAS_CHECK_COMPLETE, without which memory modules that lie about their size break
             integrity (BadRAM, CVE-2024-21944).
-        forbidden_platform_info: none.
+        forbidden_platform_info: nothing; name what you mind, such as SMT_EN.
         allow_provisional_firmware: False, since firmware that is not committed can be rolled back below what runs.
         host_data: accepted HOST_DATA (32 bytes); None accepts any, since the host chose it and the binding of a
             session is in REPORT_DATA.
