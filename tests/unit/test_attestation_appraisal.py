@@ -77,7 +77,7 @@ def forge(evidence, **changes):
     value = json.loads(evidence)
     value.update(changes)
     parsed = Evidence.parse(canonical_json(value))
-    statement = parsed.statement(batch_leaf(NONCE, CONTEXT))
+    statement = parsed.bind(batch_leaf(NONCE, CONTEXT)).statement
     return replace(parsed, quote=KEY.sign(signed_message(parsed.kind, statement))).encode()
 
 
@@ -120,8 +120,8 @@ def test_another_kind_is_refused_by_policy(operator):
 
 
 def test_hardware_evidence_fails_closed(operator):
-    """This build has no verifier for hardware evidence, so it is refused rather than believed."""
-    with pytest.raises(EvidenceError, match="cannot verify hardware"):
+    """An operator's signature is no hardware evidence, whatever the container calls it."""
+    with pytest.raises(EvidenceError, match="HW-1"):
         check(forge(issue(operator), kind="hardware"))
 
 

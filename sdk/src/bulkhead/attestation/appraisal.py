@@ -9,8 +9,11 @@ from typing import Final, Protocol, TypeAlias
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+from bulkhead.attestation.collateral.cache import CollateralCache
+from bulkhead.attestation.collateral.policy import CollateralPolicy
 from bulkhead.attestation.descriptor import PartitionDescriptor
-from bulkhead.attestation.evidence import Evidence, EvidenceKind, signed_message
+from bulkhead.attestation.evidence import Binding, Evidence, EvidenceKind, signed_message
+from bulkhead.attestation.hardware import HardwareClaims, HardwareVerifier
 from bulkhead.attestation.policy import MAX_EVIDENCE_AGE_S, TrustPolicy
 from bulkhead.attestation.statement import batch_leaf
 from bulkhead.attestation.tiers import Tier
@@ -46,6 +49,7 @@ class VerifiedWorker:
         keyset: RFC 8785 bytes of the worker's keyset, now trusted (``bulkhead.sealing.Keyset.parse``).
         evidence_digest: SHA-256 of the evidence as received.
         not_after_s: Unix seconds; verify again before.
+        hardware: what the hardware proves; None where the proof rests on the operator.
     """
 
     kind: EvidenceKind
@@ -54,6 +58,7 @@ class VerifiedWorker:
     keyset: bytes
     evidence_digest: bytes
     not_after_s: int
+    hardware: HardwareClaims | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,8 +91,10 @@ class Verifier(Protocol):
         """The strongest tier that this kind can show."""
         ...
 
-    def verify(self, evidence: Evidence, *, statement: bytes, trust_policy: TrustPolicy, now_s: int) -> None:
-        """Return if ``evidence.quote`` vouches for ``statement`` (64 bytes) under ``trust_policy``.
+    def verify(
+        self, evidence: Evidence, *, binding: Binding, trust_policy: TrustPolicy, now_s: int
+    ) -> HardwareClaims | None:
+        """Return if ``evidence`` vouches for ``binding`` under ``trust_policy``; what hardware proves, if it does.
 
         Raises:
             EvidenceError: it does not; :class:`EvidencePolicyError` if it does but not for this policy.
@@ -100,12 +107,12 @@ class OperatorVerifier:
 
     highest_tier: Tier = Tier.GPU
 
-    def verify(self, evidence: Evidence, *, statement: bytes, trust_policy: TrustPolicy, now_s: int) -> None:
+    def verify(self, evidence: Evidence, *, binding: Binding, trust_policy: TrustPolicy, now_s: int) -> None:
         """See :meth:`Verifier.verify`."""
         del now_s  # pinned keys have no validity of their own
         if evidence.signer not in trust_policy.operator_keys:
             raise EvidencePolicyError("the operator's evidence key is not pinned in the trust policy")
-        _verify_signature(evidence, statement)
+        _verify_signature(evidence, binding.statement)
 
 
 class SimulatedVerifier:
@@ -113,10 +120,10 @@ class SimulatedVerifier:
 
     highest_tier: Tier = Tier.CONFIDENTIAL
 
-    def verify(self, evidence: Evidence, *, statement: bytes, trust_policy: TrustPolicy, now_s: int) -> None:
+    def verify(self, evidence: Evidence, *, binding: Binding, trust_policy: TrustPolicy, now_s: int) -> None:
         """See :meth:`Verifier.verify`."""
         del trust_policy, now_s  # nothing to pin: anyone can simulate
-        _verify_signature(evidence, statement)
+        _verify_signature(evidence, binding.statement)
 
 
 _VERIFIERS: Final[Mapping[EvidenceKind, Verifier]] = MappingProxyType(
@@ -132,6 +139,7 @@ def appraise(
     trust_policy: TrustPolicy,
     now_s: int,
     development_mode: bool = False,
+    hardware: HardwareVerifier | None = None,
 ) -> AppraisedWorker:
     """Appraise evidence that a worker was asked for.
 
@@ -140,7 +148,8 @@ def appraise(
         2. The caller's nonce and session context are in the signed batch.
         3. The kind's voucher signed the statement over batch, keyset, devices, descriptor and validity.
         4. The validity has not ended and is no longer than a worker's keys live.
-        5. What the descriptor claims is within the kind's reach and at least the policy's tier.
+        5. What the descriptor claims is within the kind's reach and at least the policy's tier; its region and model
+           are ones that the policy accepts.
 
     The caller checks: the keyset's own validity, and that tenant, partition, model and ticket issuer in the
     descriptor are those it was promised (:func:`bulkhead.protocol.grant.verify_grant` does).
@@ -152,24 +161,33 @@ def appraise(
         trust_policy: the caller's own.
         now_s: Unix seconds of the caller's clock.
         development_mode: set by the program that constructs the client, never by a peer.
+        hardware: verifies hardware evidence; None has no collateral but what the evidence brings along.
 
     Raises:
         SimulatedEvidenceError: simulated outside development mode.
         EvidenceBindingError: the evidence answers another nonce, session, keyset or descriptor.
         EvidenceExpiredError: its validity has ended.
         EvidencePolicyError: consistent, but not accepted by ``trust_policy``.
-        EvidenceError: malformed, contradictory, or of a kind that this build cannot verify.
+        EvidenceError: malformed or contradictory, or collateral is missing.
+        ConnectionFailedError: collateral was to be fetched, and its service did not answer.
     """
     evidence = Evidence.parse(encoded)  # 1
     _check_kind(evidence, trust_policy, development_mode=development_mode)  # 1
-    verifier = _VERIFIERS.get(evidence.kind)
-    if verifier is None:
-        raise EvidenceError(f"this build cannot verify {evidence.kind.value} evidence")
-    statement = evidence.statement(batch_leaf(nonce, context))  # 2
-    verifier.verify(evidence, statement=statement, trust_policy=trust_policy, now_s=now_s)  # 3
+    verifier = _verifier(evidence.kind, hardware, now_s)
+    binding = evidence.bind(batch_leaf(nonce, context))  # 2
+    claims = verifier.verify(evidence, binding=binding, trust_policy=trust_policy, now_s=now_s)  # 3
     _check_validity(evidence, now_s)  # 4
     _check_claims(evidence, verifier, trust_policy)  # 5
-    return _appraised(evidence, encoded, min(evidence.not_after_s, now_s + trust_policy.maximum_age_s))
+    ends = [evidence.not_after_s, now_s + trust_policy.maximum_age_s, *([claims.not_after_s] if claims else [])]
+    return _appraised(evidence, encoded, claims, min(ends))
+
+
+def _verifier(kind: EvidenceKind, hardware: HardwareVerifier | None, now_s: int) -> Verifier:
+    if kind is not EvidenceKind.HARDWARE:
+        return _VERIFIERS[kind]
+    if hardware is not None:
+        return hardware
+    return HardwareVerifier(collateral=CollateralCache(store=None, policy=CollateralPolicy(), now_s=lambda: now_s))
 
 
 def _check_kind(evidence: Evidence, trust_policy: TrustPolicy, *, development_mode: bool) -> None:
@@ -198,9 +216,13 @@ def _check_claims(evidence: Evidence, verifier: Verifier, trust_policy: TrustPol
             f"tier {tier.value} is below the trust policy's {trust_policy.minimum_tier.value}",
             details={"tier": tier.value, "minimum_tier": trust_policy.minimum_tier.value},
         )
+    if trust_policy.regions is not None and evidence.descriptor.region not in trust_policy.regions:
+        raise EvidencePolicyError(f"the trust policy does not accept region {evidence.descriptor.region}")
+    if trust_policy.model_digests is not None and evidence.descriptor.model_digest not in trust_policy.model_digests:
+        raise EvidencePolicyError("the trust policy does not accept this model")
 
 
-def _appraised(evidence: Evidence, encoded: bytes, not_after_s: int) -> AppraisedWorker:
+def _appraised(evidence: Evidence, encoded: bytes, claims: HardwareClaims | None, not_after_s: int) -> AppraisedWorker:
     digest = hashlib.sha256(encoded).digest()
     if evidence.kind is EvidenceKind.SIMULATED:
         return SimulatedWorker(
@@ -217,6 +239,7 @@ def _appraised(evidence: Evidence, encoded: bytes, not_after_s: int) -> Appraise
         keyset=evidence.keyset,
         evidence_digest=digest,
         not_after_s=not_after_s,
+        hardware=claims,
     )
 
 

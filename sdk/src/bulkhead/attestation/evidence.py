@@ -9,12 +9,12 @@ from enum import StrEnum
 from typing import Final
 
 from bulkhead.attestation.descriptor import PartitionDescriptor, read_descriptor
-from bulkhead.attestation.statement import MAX_BATCH, MAX_PATH, root_from_path, statement
+from bulkhead.attestation.statement import MAX_BATCH, MAX_PATH, gpu_nonce, root_from_path, statement
 from bulkhead.encoding import b64url_encode, canonical_json, parse_canonical
 from bulkhead.errors import EvidenceError
 from bulkhead.fields import Fields
 
-__all__ = ["EVIDENCE_VERSION", "MAX_EVIDENCE_BYTES", "Evidence", "EvidenceKind", "signed_message"]
+__all__ = ["EVIDENCE_VERSION", "MAX_EVIDENCE_BYTES", "Binding", "Evidence", "EvidenceKind", "signed_message"]
 
 EVIDENCE_VERSION: Final = 1
 MAX_EVIDENCE_BYTES: Final = 2 * 1024 * 1024  # room for 72 GPU reports of about 20 kB, below gRPC's 4 MiB
@@ -32,6 +32,19 @@ class EvidenceKind(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Binding:
+    """What evidence for one caller must show.
+
+    Attributes:
+        statement: 64 bytes that the processor, the operator or the simulator signs.
+        gpu_nonce: 32 bytes that each GPU's report answers.
+    """
+
+    statement: bytes
+    gpu_nonce: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:
     """Parsed evidence. Nothing in it is trusted before :func:`bulkhead.attestation.appraise`.
 
@@ -42,10 +55,11 @@ class Evidence:
         path: batch path from the leaf up, at most 16 hashes.
         keyset: RFC 8785 bytes of the worker's keyset.
         descriptor: of the partition.
-        device: device evidence; empty for kinds without.
+        device: device evidence (:class:`bulkhead.attestation.parts.GpuParts`); empty where there is none.
         not_after_s: Unix seconds, end of validity.
         signer: raw Ed25519 public key (32 bytes) of an operator or simulator; empty for hardware.
-        quote: Ed25519 signature (64 bytes) over :func:`signed_message`, or the hardware's quote.
+        quote: Ed25519 signature (64 bytes) over :func:`signed_message`, or the processor's
+            (:class:`bulkhead.attestation.parts.ProcessorPart`).
     """
 
     kind: EvidenceKind
@@ -64,18 +78,22 @@ class Evidence:
         """SHA-256 of the keyset's encoding."""
         return hashlib.sha256(self.keyset).digest()
 
-    def statement(self, leaf: bytes) -> bytes:
-        """Return the 64 bytes that must be signed if ``leaf`` (recomputed by the caller) is in the batch.
+    def bind(self, leaf: bytes) -> Binding:
+        """Return what must be signed if ``leaf`` (recomputed by the caller) is in the batch.
 
         Raises:
             EvidenceBindingError: the batch path is malformed.
         """
-        return statement(
-            batch_root=root_from_path(leaf, index=self.index, size=self.size, path=self.path),
-            keyset_digest=self.keyset_digest,
-            device_digest=hashlib.sha256(self.device).digest(),
-            descriptor=self.descriptor.encoded,
-            not_after_s=self.not_after_s,
+        batch_root = root_from_path(leaf, index=self.index, size=self.size, path=self.path)
+        return Binding(
+            statement=statement(
+                batch_root=batch_root,
+                keyset_digest=self.keyset_digest,
+                device_digest=hashlib.sha256(self.device).digest(),
+                descriptor=self.descriptor.encoded,
+                not_after_s=self.not_after_s,
+            ),
+            gpu_nonce=gpu_nonce(batch_root=batch_root, keyset_digest=self.keyset_digest),
         )
 
     def encode(self) -> bytes:

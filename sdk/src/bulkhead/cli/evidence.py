@@ -12,6 +12,7 @@ from bulkhead.cli.evidence_verify import claims, verify
 from bulkhead.cli.settings import settings_of
 
 if TYPE_CHECKING:
+    from bulkhead.attestation import HardwareClaims
     from bulkhead.client.session import AsyncSession
 
 __all__ = ["evidence"]
@@ -42,6 +43,8 @@ def show(ctx: click.Context, /, *, as_json: bool, **options: Any) -> None:
 def _facts(session: "AsyncSession") -> dict[str, Any]:
     from hashlib import sha256
 
+    from bulkhead.attestation import VerifiedWorker
+
     grant = session.link.grant
     descriptor = grant.worker.descriptor
     return {
@@ -66,6 +69,7 @@ def _facts(session: "AsyncSession") -> dict[str, Any]:
         "keyset_digest": grant.keyset.key_id,
         "tls_certificate_sha256": sha256(grant.worker_certificate).hexdigest(),
         "ticket_issuer_sha256": sha256(session.link.received.ticket_issuer).hexdigest(),
+        "hardware": grant.worker.hardware if isinstance(grant.worker, VerifiedWorker) else None,
         "not_after_s": grant.worker.not_after_s,
         "ticket_expires_s": grant.claims.expires_at_s,
         "decision": {
@@ -89,6 +93,22 @@ _RESTS_ON = {
 }
 
 
+def _hardware_lines(claims: "HardwareClaims | None") -> list[str]:
+    if claims is None:
+        return []
+    gpus = (
+        f"GPU          {gpu.uuid}: {gpu.product} {gpu.device_serial:x}, driver {gpu.driver_version}, VBIOS "
+        f"{gpu.vbios_version}, mode {gpu.mode}"
+        for gpu in claims.gpus
+    )
+    return [
+        f"processor    {claims.technology.value} on {claims.machine.hex()}",
+        f"guest        measurement {claims.measurement.hex()}",
+        *gpus,
+        f"attachment   of GPUs to processor: shown by {claims.gpu_attachment}, not by hardware",
+    ]
+
+
 def _text(facts: dict[str, Any]) -> str:
     decision = facts["decision"]
     return "\n".join(
@@ -101,6 +121,7 @@ def _text(facts: dict[str, Any]) -> str:
             f"devices      {', '.join(facts['gpus']) or 'none'}; {facts['memory_mib']} MiB",
             f"model        {facts['model']}, digest {facts['model_digest'].hex()}",
             f"software     {facts['software']}",
+            *_hardware_lines(facts["hardware"]),
             f"fresh        answers this process's nonce {facts['nonce'].hex()[:16]}…",
             f"keys         keyset {facts['keyset_digest'].hex()}",
             f"             TLS certificate {facts['tls_certificate_sha256']}",

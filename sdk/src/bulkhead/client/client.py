@@ -189,6 +189,7 @@ class AsyncBulkhead:
             deadline_s=timeout_s,
         )
         try:
+            await trust.prepare(received)
             keeper = GrantKeeper(
                 control=self._control,
                 trust=trust,

@@ -16,7 +16,8 @@
     log_vkey = "audit.example/t/…+…"        # verifier key of the tenant's audit log
     ticket_issuer = "base64url"             # Ed25519 public key, or ticket_issuer_fingerprint = "SHA-256, hexadecimal";
                                             # a list of several while the operator changes to another issuer
-    trust_policy_file = "trust.toml"        # or the table [profile.acme.trust]
+    trust_policy_file = "trust.toml"        # or the table [profile.acme.trust]; docs/trust-policy.md
+    collateral_directory = "collateral"     # what vendors publish, at hand; without it ~/.cache/bulkhead/collateral
     development_mode = false                # true accepts simulated evidence, and says so every time
 
     [profile.acme.model_digests]            # optional pins: model name = SHA-256 of its manifest, hexadecimal
@@ -121,6 +122,7 @@ class Profile:
         development_mode: whether simulated evidence is accepted.
         model_digests: pinned manifests' digests (32 bytes) by model name.
         defaults: what sessions ask for.
+        collateral_directory: of what vendors publish for verification; None for the user's cache directory.
     """
 
     name: str
@@ -139,6 +141,7 @@ class Profile:
     development_mode: bool = False
     model_digests: Mapping[str, bytes] = field(default_factory=dict)
     defaults: SessionDefaults = field(default_factory=SessionDefaults)
+    collateral_directory: Path | None = None
 
 
 def config_path(environ: Mapping[str, str] = os.environ) -> Path:
@@ -214,6 +217,7 @@ def _profile(name: str, table: "_Table", where: Path) -> Profile:
         development_mode=table.flag("development_mode"),
         model_digests=_model_digests(table),
         defaults=_defaults(table),
+        collateral_directory=_directory(table, folder),
     )
     table.end()
     return profile
@@ -272,6 +276,11 @@ def _trust(table: "_Table", folder: Path) -> TrustPolicy:
     if file is not None:
         return load_trust_policy(folder / file)
     return TrustPolicy() if inline is None else parse_trust_policy(inline.rest(), what=inline.where)
+
+
+def _directory(table: "_Table", folder: Path) -> Path | None:
+    text = table.optional_text("collateral_directory")
+    return None if text is None else folder / text
 
 
 def _defaults(table: "_Table") -> SessionDefaults:

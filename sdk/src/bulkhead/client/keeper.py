@@ -108,6 +108,7 @@ class GrantKeeper:
             nonce = self._random_bytes(NONCE_BYTES)
             received = await self._control.renew(used.grant.claims.session, nonce=nonce)
             expectation = replace(self._expectation, nonce=nonce)
+            await self._trust.prepare(received)
             renewed = self._trust.verify(received, expectation=expectation, now_s=self.now_s())
             grant = verify_renewal(used.grant, renewed)
             channel = used.channel if used.reaches(received, grant) else worker_channel(received, grant)

@@ -1,11 +1,16 @@
 """What a client believes by its own configuration, and the verification of grants against it."""
 
+import asyncio
 import logging
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Self
 
-from bulkhead.attestation import TrustPolicy
+from bulkhead.attestation import EvidenceKind, HardwareVerifier, TrustPolicy
+from bulkhead.attestation.collateral.cache import CollateralCache
+from bulkhead.attestation.collateral.https import HttpsFetcher
+from bulkhead.attestation.collateral.store import CollateralStore, default_directory
 from bulkhead.client.config import Profile, TicketIssuerPin
 from bulkhead.client.opening import ReceivedGrant
 from bulkhead.errors import ConfigError
@@ -27,6 +32,7 @@ class Trust:
         trust_policy: which evidence is accepted.
         development_mode: whether simulated evidence may be accepted.
         model_digests: pinned digests (32 bytes) by model name.
+        hardware: verifies hardware evidence to the vendors' pinned roots, with the collateral at hand; None has none.
     """
 
     tenant_id: str
@@ -35,6 +41,7 @@ class Trust:
     trust_policy: TrustPolicy
     development_mode: bool
     model_digests: Mapping[str, bytes]
+    hardware: HardwareVerifier | None = None
 
     @classmethod
     def from_profile(cls, profile: Profile, *, development_mode: bool | None = None) -> Self:
@@ -58,6 +65,7 @@ class Trust:
             trust_policy=profile.trust,
             development_mode=profile.development_mode if development_mode is None else development_mode,
             model_digests=profile.model_digests,
+            hardware=_hardware(profile),
         )
 
     def anchors(self, ticket_issuer: bytes, *, also: Iterable[str] = ()) -> TrustAnchors:
@@ -75,7 +83,19 @@ class Trust:
             ticket_issuers=(self.ticket_issuer.also(also).check(ticket_issuer),),
             trust_policy=self.trust_policy,
             development_mode=self.development_mode,
+            hardware=self.hardware,
         )
+
+    async def prepare(self, received: ReceivedGrant) -> None:
+        """Have at hand what verifying hardware evidence will need; off the event loop, since services may be slow.
+
+        Nothing is fetched that the trust policy does not allow.
+
+        Raises:
+            ConnectionFailedError: a service that may be asked did not answer.
+        """
+        if self.hardware is not None and EvidenceKind.HARDWARE in self.trust_policy.accepted_kinds:
+            await asyncio.to_thread(self.hardware.prepare, received.offer.evidence, trust_policy=self.trust_policy)
 
     def verify(self, received: ReceivedGrant, *, expectation: Expectation, now_s: int) -> VerifiedGrant:
         """Return the grant if everything of it holds (:func:`bulkhead.protocol.grant.verify_grant`).
@@ -93,3 +113,15 @@ class Trust:
                 "session %s: the worker is SIMULATED and proves nothing (development mode)", grant.claims.session
             )
         return grant
+
+
+def _hardware(profile: Profile) -> HardwareVerifier:
+    rules = profile.trust.collateral
+    return HardwareVerifier(
+        collateral=CollateralCache(
+            store=CollateralStore(profile.collateral_directory or default_directory()),
+            policy=rules,
+            fetcher=HttpsFetcher(allowed=rules.fetch, mirrors=rules.mirrors) if rules.fetch else None,
+            now_s=lambda: int(time.time()),
+        )
+    )

@@ -13,7 +13,7 @@ from typing import Final
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from bulkhead.attestation import AppraisedWorker, SimulatedWorker, Tier, TrustPolicy, appraise
+from bulkhead.attestation import AppraisedWorker, HardwareVerifier, SimulatedWorker, Tier, TrustPolicy, appraise
 from bulkhead.errors import (
     DowngradeError,
     EvidenceBindingError,
@@ -95,12 +95,14 @@ class TrustAnchors:
         ticket_issuers: raw Ed25519 public keys (32 bytes) of trusted ticket issuers.
         trust_policy: which evidence is accepted.
         development_mode: whether simulated evidence may be accepted.
+        hardware: verifies hardware evidence, with the collateral at hand; None has none.
     """
 
     log_vkey: str
     ticket_issuers: Sequence[bytes]
     trust_policy: TrustPolicy
     development_mode: bool = False
+    hardware: HardwareVerifier | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,6 +179,7 @@ def verify_grant(offer: SessionOffer, *, expectation: Expectation, anchors: Trus
         trust_policy=anchors.trust_policy,
         now_s=now_s,
         development_mode=anchors.development_mode,
+        hardware=anchors.hardware,
     )
     keyset = _check_keyset(worker, offer.worker_certificate, now_s)  # 3
     _check_descriptor(worker, offer, expectation, minimum_tier=max(decided, expectation.minimum_tier))  # 4

@@ -10,7 +10,7 @@ from bulkhead.attestation.collateral.kinds import CollateralEntry, CollateralKin
 from bulkhead.attestation.inputs import load_certificates, load_crls, without_warnings
 from bulkhead.errors import EvidenceError
 
-__all__ = ["end_of_use"]
+__all__ = ["end_of_use", "ocsp_end"]
 
 
 def end_of_use(entry: CollateralEntry) -> int | None:
@@ -31,7 +31,7 @@ def end_of_use(entry: CollateralEntry) -> int | None:
         case CollateralKind.INTEL_TCB_INFO | CollateralKind.INTEL_QE_IDENTITY:
             return _next_update(signed_document(entry.data, entry.kind)[0])
         case CollateralKind.NVIDIA_OCSP:
-            return _ocsp_end(entry.data)
+            return ocsp_end(entry.data)
         case CollateralKind.NVIDIA_RIM:
             return None  # its signer's certificate ends it, which renewing does not change
 
@@ -43,7 +43,12 @@ def _next_update(document: bytes) -> int:
         raise EvidenceError("the document states no nextUpdate") from error
 
 
-def _ocsp_end(answer: bytes) -> int | None:
+def ocsp_end(answer: bytes) -> int | None:
+    """Return Unix seconds of an OCSP answer's ``nextUpdate``, or None where it states none.
+
+    Raises:
+        EvidenceError: malformed.
+    """
     try:
         with without_warnings():
             end: datetime | None = ocsp.load_der_ocsp_response(answer).next_update_utc

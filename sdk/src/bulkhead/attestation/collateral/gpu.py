@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from cryptography import x509
 
 from bulkhead.attestation.collateral.cache import CollateralCache
+from bulkhead.attestation.collateral.dates import ocsp_end
 from bulkhead.attestation.collateral.kinds import CollateralItem
 from bulkhead.attestation.collateral.nvidia import OCSP_NONCE_BYTES, manifest_of, ocsp_item, rim_item
 from bulkhead.attestation.inputs import load_certificates
@@ -15,7 +16,7 @@ from bulkhead.attestation.nvidia.identity import chip_of
 from bulkhead.attestation.obligations import obligation_of
 from bulkhead.errors import BulkheadError, EvidenceError
 
-__all__ = ["GpuCollateral", "complete_gpu"]
+__all__ = ["GpuCollateral", "complete_gpu", "end_of_gpu"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +79,16 @@ def complete_gpu(
         items = [ocsp_item(certificate, issuer, nonce=random_bytes(OCSP_NONCE_BYTES)) for certificate, issuer in pairs]
         answers = search.answers(items, required=policy.revocation_required)
     return GpuCollateral(driver_rim=driver, vbios_rim=vbios, ocsp_responses=answers, missing=tuple(search.missing))
+
+
+def end_of_gpu(collateral: GpuCollateral, certificates: bytes) -> int:
+    """Return Unix seconds at which the first of a verified GPU's certificates, manifests and answers runs out."""
+    used = list(load_certificates(certificates, what="the device's certificates"))
+    for manifest in (collateral.driver_rim, collateral.vbios_rim):
+        used += parse_rim(manifest, what="manifest").certificates if manifest is not None else ()
+    ends = [int(certificate.not_valid_after_utc.timestamp()) for certificate in used]
+    ends += [end_s for end_s in map(ocsp_end, collateral.ocsp_responses) if end_s is not None]
+    return min(ends)
 
 
 class _Search:
