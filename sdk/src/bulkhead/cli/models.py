@@ -67,8 +67,8 @@ def _text(view: ManifestView) -> str:
 @click.command(
     "create-key",
     epilog=example(
-        "bulkhead model create-key --signer signer.pem",
-        "bulkhead model create-key --kek file:kek",
+        "bulkhead-admin model create-key --signer signer.pem",
+        "bulkhead-admin model create-key --kek file:kek",
         "bulkhead model create-key --kek 'pkcs11:token=hsm;object=models?module-path=/usr/lib/…so&pin-source=pin'",
     ),
 )

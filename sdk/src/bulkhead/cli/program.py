@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 
 from bulkhead.cli.audit import audit
+from bulkhead.cli.broker import broker
 from bulkhead.cli.chat import chat
 from bulkhead.cli.console import Program, example
 from bulkhead.cli.evidence import evidence
@@ -36,7 +37,7 @@ def program(ctx: click.Context, profile_name: str | None, config_path: Path | No
     ctx.obj = Settings(profile_name, config_path)
 
 
-for _command in (chat, session, evidence, receipt, audit, model, profile):
+for _command in (chat, session, evidence, receipt, audit, model, broker, profile):
     program.add_command(_command)
 
 

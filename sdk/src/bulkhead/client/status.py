@@ -47,6 +47,7 @@ class Peer(enum.Enum):
 
     CONTROL_PLANE = "the control plane"
     WORKER = "the worker"
+    KEY_BROKER = "the key broker"
 
 
 CORE_STATUS: Final[Mapping[grpc.StatusCode, tuple[type[BulkheadError], type[BulkheadError], str]]] = MappingProxyType(

@@ -1,6 +1,6 @@
 """The manifest of a sealed model: what was sealed, for which key, in which version, and who says so.
 
-Canonical JSON (RFC 8785), at most 4 MiB, as the file ``manifest.json`` of a sealed model's directory::
+Canonical JSON (RFC 8785), at most 3 MiB, as the file ``manifest.json`` of a sealed model's directory::
 
     {"manifest": {"format": 1, "model": "chat-large", "version": 3, "model_digest": "<64 hex>", "chunk_bytes": 262144,
                   "files": [{"path": "config.json", "size": 704, "sha256": "<64 hex>"}, ...],
@@ -31,7 +31,7 @@ from bulkhead.ids import check_name
 __all__ = ["MAX_MANIFEST_BYTES", "SealedManifest", "WrappedKey", "claimed_signer", "wrapping_context"]
 
 FORMAT: Final = 1
-MAX_MANIFEST_BYTES: Final = 4 << 20  # 4,096 files with the longest paths: 0.6 KB each, and room
+MAX_MANIFEST_BYTES: Final = 3 << 20  # 4,096 files with the longest paths, 0.7 kB each; a message holds it
 MAX_WRAPPED: Final = 8  # key encryption keys: an old and a new one of platform and tenant, and spare
 MAX_WRAPPED_BYTES: Final = 512
 MIN_CHUNK_BYTES: Final = 4096
