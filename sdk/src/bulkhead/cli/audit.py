@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from bulkhead.cli.console import emit, emit_rows, example, json_option, note
+from bulkhead.cli.monitor import monitor
 from bulkhead.cli.receipts import prove_receipt
 from bulkhead.cli.record_text import US_PER_S, proof_text, record_text, what, when, where, who, why
 from bulkhead.cli.settings import Settings, on_channel, settings_of
@@ -30,6 +31,9 @@ _log_key_option = click.option("--log-key", help="Verifier key (vkey) of the log
 @click.group()
 def audit() -> None:
     """The audit log: who did what, why and where, and the proof of it."""
+
+
+audit.add_command(monitor)
 
 
 @audit.command(
