@@ -59,7 +59,7 @@ async def test_a_fork_at_the_same_size(world):
 
     class Forked(Server):
         async def checkpoint(self):
-            info = self.log._info(self.log_id)
+            info = self.log._known.info(self.log_id)
             return sign_checkpoint(Checkpoint(info.origin, 2, bytes(32)), self.log._keys.signer(info.origin)), self.vkey
 
     check = await world.check(Forked(world.log, world.log_id))
@@ -135,7 +135,7 @@ async def test_an_export_of_less(world):
 
 async def test_another_key(world):
     """A log under another key than the pinned one is invalid."""
-    other = NoteSigner.from_seed(world.log._info(world.log_id).origin, bytes(32))
+    other = NoteSigner.from_seed(world.log._known.info(world.log_id).origin, bytes(32))
     assert kinds(await world.check(vkey=other.vkey)) == ["invalid"]
 
 
@@ -252,7 +252,7 @@ async def test_gossip_of_strangers_is_ignored(world, tmp_path):
     shared = tmp_path / "shared"
     await world.check(gossip=shared)
     (note,) = shared.iterdir()
-    origin = world.log._info(world.log_id).origin
+    origin = world.log._known.info(world.log_id).origin
     forged = sign_checkpoint(Checkpoint(origin, 2, bytes(32)), NoteSigner.from_seed(origin, bytes(32)))
     (shared / f"{note.name[:16]}-x.checkpoint").write_text(forged)
     (shared / f"{note.name[:16]}-y.checkpoint").write_bytes(b"\xff\xfe")
@@ -265,7 +265,7 @@ async def test_a_larger_checkpoint_that_the_server_denies(world, tmp_path):
     shared = tmp_path / "shared"
     await world.check(gossip=shared)
     (path,) = shared.iterdir()
-    origin = world.log._info(world.log_id).origin
+    origin = world.log._known.info(world.log_id).origin
     larger = sign_checkpoint(Checkpoint(origin, 50, bytes(range(32))), world.log._keys.signer(origin))
     (shared / f"{path.name[:16]}-z.checkpoint").write_text(larger)
     check = await world.check(gossip=shared)
