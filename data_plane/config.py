@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from bulkhead.ids import check_name
+from bulkhead.sealing.keyset import MAX_KEYSET_LIFE_S
 from data_plane.ingress import IngressLimits
 from data_plane.sandbox import SandboxConfig
 from service.config import require_between
@@ -26,6 +27,7 @@ __all__ = [
 MAX_CONTROL_PLANES: Final = 16
 MAX_PROCESS_SLOTS: Final = 128  # the control plane refuses more
 MAX_PORT: Final = 65_535
+MIN_KEY_LIFE_S: Final = 20  # half of it must outlive a ticket's shortest life
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,6 +124,7 @@ class WorkerConfig:
         kv_cache_mib: memory for attention state.
         weights: number format of the weights in memory.
         threads: intra-operation threads; 0 divides the cores among the live partitions.
+        key_life_s: life of a worker's keys; they are renewed at half of it. At most 24 hours.
     """
 
     start_timeout_s: float = 180.0
@@ -131,8 +134,10 @@ class WorkerConfig:
     kv_cache_mib: int = 512
     weights: Literal["fp32", "bf16"] = "fp32"
     threads: int = 0
+    key_life_s: int = MAX_KEYSET_LIFE_S
 
     def __post_init__(self) -> None:
+        require_between(self.key_life_s, MIN_KEY_LIFE_S, MAX_KEYSET_LIFE_S)
         require_between(self.start_timeout_s, 1, 86_400)
         require_between(self.stop_timeout_s, 0.1, 600)
         require_between(self.max_running_requests, 1, 4096)

@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import gc
 import os
+import resource
 import signal
 from collections.abc import Coroutine
 from typing import Any, Final, Protocol
@@ -41,10 +42,13 @@ class Process(Protocol):
 def run_process(process: Process, *, stop_timeout_s: float) -> int:
     """Run ``process`` until SIGTERM, SIGINT or its own failure; return the exit status.
 
+    It leaves no core dump, which would hold the keys that it signs with.
+
     Args:
         process: not started yet.
         stop_timeout_s: an orderly stop that takes longer is given up.
     """
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     return asyncio.run(_run(process, stop_timeout_s))
 
 

@@ -10,6 +10,7 @@ import pytest
 from audit.sql import open_store
 from scripts.local_platform import LocalPlatform
 from tests.simulator.postgres import PostgresServer, postgres_server
+from tests.simulator.relay import RecordingRelay
 from tests.simulator.tiny_model import make_tiny_model
 
 
@@ -19,13 +20,21 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
 
 
-def start_platform(model: Path, *, control: str = "", agent: str = "", trays: int = 2) -> LocalPlatform:
-    """Return a running platform with a state directory of its own; the caller stops it with :func:`stop_platform`."""
+def start_platform(
+    model: Path, *, control: str = "", agent: str = "", trays: int = 2, internal: RecordingRelay | None = None
+) -> LocalPlatform:
+    """Return a running platform with a state directory of its own; the caller stops it with :func:`stop_platform`.
+
+    With ``internal``, agents reach the control plane through that relay.
+    """
     root = Path(tempfile.mkdtemp(prefix="bh-"))
     platform = LocalPlatform(
         root=root, model=model, trays=trays, say=lambda _: None, model_name="tiny", control_overrides=control,
-        agent_overrides=agent,
+        agent_overrides=agent, internal_address=None if internal is None else internal.address,
     )  # fmt: skip
+    if internal is not None:
+        root.mkdir(exist_ok=True)
+        internal.target = f"127.0.0.1:{platform.ports_wanted()['internal']}"
     try:
         platform.up()
     except BaseException:

@@ -180,6 +180,13 @@ class PartitionPool:
         log.error("partition.distrusted", partition_id=partition.partition_id, reason=reason)
         self._releaser.release_soon(partition, platform_origin(PlatformReason.PLACEMENT), reason=reason)
 
+    async def lose(self, partition: Partition, *, reason: str) -> None:
+        """Note that a partition's worker is gone, before its agent's report of that was recorded."""
+        await self._lifecycle.follow(
+            partition.partition_id, PartitionState.LOST, platform_origin(PlatformReason.AGENT), reason=reason
+        )
+        self._releaser.release_soon(partition, platform_origin(PlatformReason.AGENT), reason=reason)
+
     async def stop(self) -> None:
         """Give up creations under way; the agents' next hellos settle what they began."""
         tasks = [creation.task for creation in self._creations.values()]

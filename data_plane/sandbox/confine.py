@@ -6,7 +6,9 @@
 4. User id (setresuid(2)) and no supplementary groups; where root is kept, every capability is dropped instead.
 5. PR_SET_NO_NEW_PRIVS: no exec gives any of it back. PR_SET_DUMPABLE 0: no core, and no ptrace or /proc access by
    processes of the same user.
-6. PR_SET_PDEATHSIG: SIGTERM when the agent's main thread ends (credentials changes clear it, so it comes late); and a
+6. mlockall(2), where the host lifts the limit on locked memory: nothing that this process touches goes to swap. With
+   a limit in force, memory would run out at it, so it is left out then, and that is reported.
+7. PR_SET_PDEATHSIG: SIGTERM when the agent's main thread ends (credentials changes clear it, so it comes late); and a
    check that the agent had not ended before.
 
 Runs while the process has one thread and before it has read anything of its tenant's.
@@ -39,6 +41,10 @@ _PR_CAP_AMBIENT_CLEAR_ALL: Final = 4
 # linux/capability.h: version 3, two words each of effective, permitted, inheritable
 _CAPABILITY_VERSION_3: Final = 0x20080522
 _MAX_CAPABILITY: Final = 63
+# bits/mman-linux.h; MCL_ONFAULT (Linux 4.4): what is never touched takes no memory
+_MCL_CURRENT: Final = 1
+_MCL_FUTURE: Final = 2
+_MCL_ONFAULT: Final = 4
 # linux/sched.h
 _CLONE_NEWUSER: Final = 0x10000000
 _CLONE_NEWNET: Final = 0x40000000
@@ -56,6 +62,7 @@ def confine(plan: SandboxPlan) -> tuple[str, ...]:
     held = ["descriptors", "limits"]
     _close_descriptors(plan.keep_fd)
     _limit(plan)
+    unlimited = _lift_lock_limit()
     if plan.network is not Step.OFF and _leave_network(required=plan.network is Step.REQUIRE):
         held.append("network")
     if plan.uid >= 0:
@@ -66,6 +73,8 @@ def confine(plan: SandboxPlan) -> tuple[str, ...]:
         held.append("capabilities")
     _prctl("PR_SET_NO_NEW_PRIVS", _PR_SET_NO_NEW_PRIVS, 1)
     _prctl("PR_SET_DUMPABLE", _PR_SET_DUMPABLE, 0)
+    if unlimited and _libc.mlockall(_MCL_CURRENT | _MCL_FUTURE | _MCL_ONFAULT) == 0:
+        held.append("memory_locked")
     _prctl("PR_SET_PDEATHSIG", _PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != plan.parent_pid:
         raise AgentUnavailableError("the node agent ended before its worker began")
@@ -91,6 +100,13 @@ def _limit(plan: SandboxPlan) -> None:
             resource.setrlimit(resource.RLIMIT_AS, (plan.memory_mib * MIB, plan.memory_mib * MIB))
     except (OSError, ValueError) as error:
         raise ConfigError(f"sandbox: cannot set a resource limit: {error}") from error
+
+
+def _lift_lock_limit() -> bool:
+    """Lift the limit on locked memory; tell whether there is none now. Needs CAP_SYS_RESOURCE, or no limit before."""
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    return resource.getrlimit(resource.RLIMIT_MEMLOCK)[0] == resource.RLIM_INFINITY
 
 
 def _leave_network(*, required: bool) -> bool:

@@ -38,6 +38,7 @@ class StartWorker:
         threads: intra-operation threads of the engine.
         max_output_tokens: most tokens of one answer; 0 leaves it to the model.
         weights: number format of the weights in memory, ``fp32`` or ``bf16``.
+        key_life_s: seconds that a generation of keys lives.
     """
 
     partition_id: str
@@ -56,6 +57,7 @@ class StartWorker:
     max_queued_requests: int
     kv_cache_mib: int
     weights: str
+    key_life_s: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -175,6 +175,7 @@ class WorkerStarter:
             max_queued_requests=self._worker.max_queued_requests,
             kv_cache_mib=self._worker.kv_cache_mib,
             weights=self._worker.weights,
+            key_life_s=self._worker.key_life_s,
         )
 
 

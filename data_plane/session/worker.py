@@ -33,7 +33,6 @@ from bulkhead.errors import (
 )
 from bulkhead.protocol.server import SealedServer
 from bulkhead.protocol.tickets import TicketVerifier
-from bulkhead.sealing.keyset import MAX_KEYSET_LIFE_S
 from data_plane.engine import EngineConfig, open_engine
 from data_plane.engine.port import Engine
 from data_plane.session.keys import KeyRing
@@ -91,7 +90,6 @@ class WorkerProgram:
         wall_s: Unix seconds.
         monotonic_s: seconds that never go backwards.
         load: opens an engine.
-        key_life_s: seconds that a generation of keys lives.
     """
 
     def __init__(
@@ -103,7 +101,6 @@ class WorkerProgram:
         wall_s: Callable[[], float],
         monotonic_s: Callable[[], float],
         load: Callable[[EngineConfig], Awaitable[Engine]] = open_engine,
-        key_life_s: int = MAX_KEYSET_LIFE_S,
     ) -> None:
         self._link = link
         self._listen = listen
@@ -111,7 +108,6 @@ class WorkerProgram:
         self._wall_s = wall_s
         self._monotonic_s = monotonic_s
         self._load = load
-        self._key_life_s = key_life_s
         self._lease = WorkerLease(wall_s=wall_s, monotonic_s=monotonic_s)
         self._desk = ReceiptDesk(link=link, monotonic_s=monotonic_s)
         self._requests: RequestServer | None = None
@@ -153,7 +149,7 @@ class WorkerProgram:
             if not loading.done():
                 raise DeadlineError("the node agent ended the worker while it was loading")
             engine = loading.result()
-            ring = KeyRing(authority=start.authority, wall_s=self._wall_s, life_s=self._key_life_s)
+            ring = KeyRing(authority=start.authority, wall_s=self._wall_s, life_s=start.key_life_s)
             try:
                 return await self._serve(start, engine, ring)
             finally:

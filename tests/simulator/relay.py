@@ -26,6 +26,16 @@ class RecordingRelay:
         self._server: asyncio.Server | None = None
         self._recorded: list[bytes] = []
         self.connections = 0
+        self._cut = False
+
+    def cut(self) -> None:
+        """End every connection and relay nothing until :meth:`mend`."""
+        self._cut = True
+        asyncio.run_coroutine_threadsafe(self._end_connections(), self._loop).result(_START_TIMEOUT_S)
+
+    def mend(self) -> None:
+        """Relay new connections again."""
+        self._cut = False
 
     @property
     def address(self) -> str:
@@ -57,6 +67,9 @@ class RecordingRelay:
     async def _close(self) -> None:
         if self._server is not None:
             self._server.close()
+        await self._end_connections()
+
+    async def _end_connections(self) -> None:
         tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
         for task in tasks:
             task.cancel()
@@ -64,6 +77,9 @@ class RecordingRelay:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
+        if self._cut:
+            writer.close()
+            return
         try:
             host, _, port = self.target.rpartition(":")
             up_reader, up_writer = await asyncio.open_connection(host, int(port))

@@ -12,6 +12,7 @@ from bulkhead.errors import (
     ConfigError,
     InvalidRequestError,
     NotFoundError,
+    PermissionDeniedError,
     SessionClosedError,
     SimulatedEvidenceError,
     StaleKeyError,
@@ -180,6 +181,27 @@ async def test_grant_is_renewed_at_half_life() -> None:
             assert session.expires_unix_s > first
             assert (await session.generate_text("hi")).text == "".join(ANSWER)
     assert platform.renewals == 1
+
+
+async def test_refused_renewal_is_not_the_last() -> None:
+    """A renewal that was refused is made by the next request in need, and from then on in the background again."""
+
+    async def refused() -> None:
+        raise PermissionDeniedError("not now")
+
+    async with running_platform() as platform:
+        platform.ticket_life_s = 2
+        platform.before_renew = refused
+        async with (
+            AsyncBulkhead(profile=platform.profile()) as client,
+            client.open_session(model=MODEL) as session,
+        ):
+            await asyncio.sleep(2.2)
+            platform.before_renew = None
+            assert (await session.generate_text("hi")).text == "".join(ANSWER)
+            renewed = platform.renewals
+            await asyncio.sleep(1.5)
+            assert platform.renewals > renewed
 
 
 async def test_expired_grant_is_renewed_by_the_next_request() -> None:

@@ -517,6 +517,32 @@ async def test_tier_of_a_session_never_falls_on_renewal(world, acme, agent) -> N
     assert (await world.records(acme.tenant_id, "decision"))[-1].tier == "gpu"
 
 
+async def test_renewal_while_the_agent_is_away_is_no_denial(world, acme, agent) -> None:
+    """After a restart of the control plane agents come back one by one: until then a renewal is UNAVAILABLE, not no."""
+    opened = await world.open("acme", request())
+    before = len(await world.records(acme.tenant_id, "decision"))
+    await agent.stop()
+    await world.eventually(lambda: _disconnected(world))
+    with pytest.raises(grpc.aio.AioRpcError) as error:
+        await world.renew("acme", opened.grant.session_id)
+    assert (error.value.code(), code_of(error.value)) == (grpc.StatusCode.UNAVAILABLE, "AGENT_UNAVAILABLE")
+    assert len(await world.records(acme.tenant_id, "decision")) == before
+
+
+async def _disconnected(world) -> bool:
+    return not any(agent.connected for agent in world.core.fleet.agents())
+
+
+async def test_open_on_a_worker_that_has_just_died_is_placed_anew(world, acme, agent) -> None:
+    """The agent says that it has no worker before its report is recorded: the open is decided again, elsewhere."""
+    first = (await world.open("acme", request())).grant
+    agent.workers.clear()
+    second = (await world.open("acme", request())).grant
+    assert second.partition_id != first.partition_id
+    lost = await world.records(acme.tenant_id, "partition.lost")
+    assert [record.partition for record in lost] == [first.partition_id]
+
+
 async def test_closing_is_idempotent_and_final(world, acme, agent) -> None:
     """Closed twice, recorded once; renewing or repeating the open says SESSION_CLOSED."""
     message = request()

@@ -44,6 +44,7 @@ TO_WORKER: list[ToWorker] = [
         max_queued_requests=4,
         kv_cache_mib=64,
         weights="bf16",
+        key_life_s=3600,
     ),
     LeaseGrant(
         valid_until_ms=5,

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import socket
 import subprocess
 import sys
@@ -35,7 +36,8 @@ print(json.dumps({
     "extra_open": tries(lambda: os.fstat(extra)), "kept_open": tries(lambda: os.fstat(plan.keep_fd)),
     "interfaces": [name for _, name in socket.if_nameindex()],
     "dials": tries(lambda: socket.create_connection(("127.0.0.1", int(sys.argv[2])), 1)),
-    "umask": os.umask(0),
+    "umask": os.umask(0), "locked_kib": int(status["VmLck"].split()[0]),
+    "lock_limit": resource.getrlimit(resource.RLIMIT_MEMLOCK)[0],
 }))
 """
 
@@ -77,6 +79,13 @@ def test_what_always_holds() -> None:
     assert (found["extra_open"], found["kept_open"]) == (False, True)
     assert found["umask"] == 0o077
     assert {"descriptors", "limits", "no_new_privileges", "not_dumpable"} <= set(found["held"])
+
+
+def test_memory_is_locked_where_there_is_no_limit_and_said_to_be_only_then() -> None:
+    """What the process touched is out of swap's reach if the host lifts the limit; under a limit nothing is claimed."""
+    found = probe(plan())
+    unlimited = found["lock_limit"] == resource.RLIM_INFINITY
+    assert ("memory_locked" in found["held"]) == unlimited == (found["locked_kib"] > 0)
 
 
 @pytest.mark.skipif(not IS_ROOT, reason="only root has capabilities to lose")

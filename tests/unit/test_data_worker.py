@@ -113,6 +113,7 @@ def start_message(model: Path) -> StartWorker:
         max_queued_requests=2,
         kv_cache_mib=1,
         weights="fp32",
+        key_life_s=86_400,
     )
 
 
@@ -213,8 +214,8 @@ async def test_a_worker_that_is_ended_while_loading_does_not_wait_for_its_model(
 
 async def test_keys_are_renewed_at_half_life_and_destroyed_at_its_end(model: Path) -> None:
     """The agent hears of a new keyset, TLS moves to it, and older generations are given up when their time is over."""
-    async with running(key_life_s=2) as (link, transport, _, _task):
-        await link.inbox.put(start_message(model))
+    async with running() as (link, transport, _, _task):
+        await link.inbox.put(replace(start_message(model), key_life_s=2))
         first, second, third = (await link.until(WorkerReady, 3))[:3]
         assert len({ready.keyset for ready in (first, second, third)}) == 3
         assert transport.identity is not None

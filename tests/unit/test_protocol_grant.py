@@ -221,6 +221,10 @@ def test_renewal_may_not_weaken(world):
     simulated = check(World(kind=EvidenceKind.SIMULATED)).worker
     with pytest.raises(EvidencePolicyError):
         verify_renewal(old, replace(old, worker=simulated))
+    by_hardware = replace(old, worker=replace(old.worker, kind=EvidenceKind.HARDWARE))
+    with pytest.raises(EvidencePolicyError):
+        verify_renewal(by_hardware, old)  # the operator's word in place of the vendor's
+    assert verify_renewal(old, by_hardware) is by_hardware
 
 
 def test_evidence_may_not_outlive_the_keys():

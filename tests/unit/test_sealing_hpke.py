@@ -1,6 +1,7 @@
 import pytest
 
 from bulkhead.errors import MalformedRequestError, SealError, StaleKeyError
+from bulkhead.sealing import hpke
 from bulkhead.sealing.hpke import ENC_BYTES, PUBLIC_KEY_BYTES, KemPrivateKey, KemPublicKey
 
 
@@ -73,3 +74,11 @@ def test_destroyed_key_opens_nothing():
     private.destroy()
     with pytest.raises(StaleKeyError):
         private.open(sealed, info=b"")
+
+
+def test_fresh_key_passes_through_no_python_memory(monkeypatch):
+    """A key without a seed is OpenSSL's alone: nothing is drawn, expanded or loaded in Python; two of them differ."""
+    monkeypatch.setattr(hpke, "_expand", None)
+    keys = [KemPrivateKey.generate() for _ in range(2)]
+    assert keys[0].public_key.encoded != keys[1].public_key.encoded
+    assert keys[0].open(keys[0].public_key.seal(b"secret", info=b"i"), info=b"i") == b"secret"

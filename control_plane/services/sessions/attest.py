@@ -150,6 +150,14 @@ class Attestor:
             authority=partition.endpoint.authority if partition.endpoint else "",
         )
 
+    def check_reachable(self, partition: Partition) -> None:
+        """Return if the partition's agent is connected.
+
+        Raises:
+            AgentUnavailableError: it is not.
+        """
+        self._fleet.agent(partition.agent_id)
+
     def _appraise(
         self, outcome: Attested, agent: Agent, decided: Decided, *, nonce: bytes, context: bytes, now_s: int
     ) -> AppraisedWorker:

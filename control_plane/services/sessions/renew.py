@@ -78,6 +78,8 @@ class SessionRenewer:
             raise SessionClosedError("the session is closed: open a new one")
         if session.model_digest != admission.model.digest:
             raise WorkerLostError("the model was registered anew: open a new session")
+        # Policy is asked about a fleet; a part of it that is merely not connected must not read as a denial.
+        self._server.check_reachable(session)
         return admission
 
     async def _decide(self, caller: Caller, admission: Admission, nonce: bytes) -> Serving:

@@ -133,6 +133,16 @@ class Server:
         async with self._slots:
             return await self._finish(serving, partition, _silent, expected=SessionState.OPEN)
 
+    def check_reachable(self, session: Session) -> None:
+        """Return if whoever runs the session's worker can be asked for evidence, as far as is known.
+
+        Raises:
+            AgentUnavailableError: its agent is not connected (yet, after a start of this process): try again.
+        """
+        partition = self._book.get(session.partition_id)
+        if partition is not None:
+            self._attestor.check_reachable(partition)
+
     async def failed(self, serving: Serving, error: BaseException) -> None:
         """Record that nothing came of an allowed decision."""
         cause = error if isinstance(error, BulkheadError) else CancelledError("the caller went away, or time ran out")
@@ -164,6 +174,11 @@ class Server:
         except EvidenceError as error:
             self._pool.distrust(partition, reason=error.message)
             raise
+        except WorkerLostError as error:  # the agent's word, ahead of its report
+            await self._pool.lose(partition, reason=error.message)
+            if expected is SessionState.OPEN:
+                raise
+            return None  # decided again, and placed elsewhere
         expires_s = min(expires_s, worker.worker.not_after_s)
         partition = await self._pool.confirm(partition.partition_id, serving.origin)
         session = await self._activate(serving, partition, worker, expires_s, expected)

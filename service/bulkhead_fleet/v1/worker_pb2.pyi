@@ -126,6 +126,7 @@ class WorkerStart(_message.Message):
     MAX_QUEUED_REQUESTS_FIELD_NUMBER: _builtins.int
     KV_CACHE_MIB_FIELD_NUMBER: _builtins.int
     WEIGHTS_FIELD_NUMBER: _builtins.int
+    KEY_LIFE_S_FIELD_NUMBER: _builtins.int
     partition_id: _builtins.str
     tenant_id: _builtins.str
     tier: _builtins.str
@@ -142,6 +143,8 @@ class WorkerStart(_message.Message):
     kv_cache_mib: _builtins.int
     weights: _builtins.str
     """Number format of the weights in memory: `fp32` or `bf16`."""
+    key_life_s: _builtins.int
+    """Life of a generation of keys, which is renewed at half of it."""
     @_builtins.property
     def ticket_issuers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]: ...
     def __init__(
@@ -163,10 +166,11 @@ class WorkerStart(_message.Message):
         max_queued_requests: _builtins.int = ...,
         kv_cache_mib: _builtins.int = ...,
         weights: _builtins.str = ...,
+        key_life_s: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["authority", b"authority", "kv_cache_mib", b"kv_cache_mib", "max_output_tokens", b"max_output_tokens", "max_queued_requests", b"max_queued_requests", "max_running_requests", b"max_running_requests", "model_digest", b"model_digest", "model_directory", b"model_directory", "model_name", b"model_name", "partition_id", b"partition_id", "simulated", b"simulated", "socket_path", b"socket_path", "tenant_id", b"tenant_id", "threads", b"threads", "ticket_issuers", b"ticket_issuers", "tier", b"tier", "weights", b"weights"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["authority", b"authority", "key_life_s", b"key_life_s", "kv_cache_mib", b"kv_cache_mib", "max_output_tokens", b"max_output_tokens", "max_queued_requests", b"max_queued_requests", "max_running_requests", b"max_running_requests", "model_digest", b"model_digest", "model_directory", b"model_directory", "model_name", b"model_name", "partition_id", b"partition_id", "simulated", b"simulated", "socket_path", b"socket_path", "tenant_id", b"tenant_id", "threads", b"threads", "ticket_issuers", b"ticket_issuers", "tier", b"tier", "weights", b"weights"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

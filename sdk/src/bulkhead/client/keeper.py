@@ -65,6 +65,7 @@ class GrantKeeper:
         self._clock = clock
         self._random_bytes = random_bytes
         self._lock = asyncio.Lock()
+        self._renewed = asyncio.Event()
         self._channels: list[Channel] = []
         self._closed = False
         grant = trust.verify(received, expectation=expectation, now_s=self.now_s())
@@ -113,6 +114,7 @@ class GrantKeeper:
             grant = verify_renewal(used.grant, renewed)
             channel = used.channel if used.reaches(received, grant) else worker_channel(received, grant)
             self._current = self._link(received, grant, nonce, channel)
+            self._renewed.set()
 
     async def close(self) -> None:
         """Stop renewing and end every request in flight. Repeating it does nothing."""
@@ -132,6 +134,7 @@ class GrantKeeper:
     async def _keep_fresh(self) -> None:
         while True:
             used = self._current
+            self._renewed.clear()
             await asyncio.sleep(max(used.half_life_s - self._clock(), MIN_WAIT_S))
             try:
                 await self.renew_after(used)
@@ -141,4 +144,4 @@ class GrantKeeper:
             except BulkheadError as error:
                 # Told to whoever needs the session next: a request renews by itself once the grant has expired.
                 _log.warning("session %s: cannot be renewed: %s", used.grant.claims.session, error.code)
-                return
+                await self._renewed.wait()

@@ -251,6 +251,7 @@ class ClientRequest:
             digest.update(chunk)
         key_material = self._schedule.server_to_client(request_digest=digest.digest(), worker_random=worker_random)
         self._opener = ChunkOpener(key_material, Direction.SERVER_TO_CLIENT)
+        self._schedule.wipe()  # every key of this request is made
         self._state = _State.OPEN
 
     def receive(self, chunk: bytes) -> ClientEvent | None:

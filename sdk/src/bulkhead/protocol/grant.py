@@ -13,7 +13,15 @@ from typing import Final
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from bulkhead.attestation import AppraisedWorker, HardwareVerifier, SimulatedWorker, Tier, TrustPolicy, appraise
+from bulkhead.attestation import (
+    AppraisedWorker,
+    EvidenceKind,
+    HardwareVerifier,
+    SimulatedWorker,
+    Tier,
+    TrustPolicy,
+    appraise,
+)
 from bulkhead.errors import (
     DowngradeError,
     EvidenceBindingError,
@@ -204,15 +212,22 @@ def verify_renewal(old: VerifiedGrant, new: VerifiedGrant) -> VerifiedGrant:
     """Return ``new``, itself verified, if it continues ``old`` without weakening it.
 
     Raises:
-        DowngradeError: another tenant, session, session key or model, a weaker tier, or now simulated.
+        DowngradeError: another tenant, session, session key or model, a weaker tier or kind of evidence, or now
+            simulated.
     """
     before, after = old.claims, new.claims
     same = all(
         getattr(before, name) == getattr(after, name) for name in ("tenant", "session", "cnf", "model", "model_digest")
     )
-    if not same or after.tier < before.tier or (new.simulated and not old.simulated):
+    if not same or after.tier < before.tier or _standing(new.worker) < _standing(old.worker):
         raise DowngradeError("the renewal is for another session, or weaker than the session was")
     return new
+
+
+def _standing(worker: AppraisedWorker) -> int:
+    """Return how much a worker's evidence rests on: nothing, the operator, or the hardware's vendor."""
+    kind = EvidenceKind.SIMULATED if isinstance(worker, SimulatedWorker) else worker.kind
+    return (EvidenceKind.SIMULATED, EvidenceKind.OPERATOR, EvidenceKind.HARDWARE).index(kind)
 
 
 def _check_decision(leaf: LeafFields, offer: SessionOffer, expectation: Expectation) -> Tier:

@@ -70,7 +70,7 @@ class Commitment:
 
     __slots__ = ("_mac",)
 
-    def __init__(self, key: bytes) -> None:
+    def __init__(self, key: bytes | bytearray) -> None:
         self._mac = hmac.new(key, digestmod=hashlib.sha256)
 
     def add(self, data: bytes) -> None:

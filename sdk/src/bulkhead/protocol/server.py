@@ -266,6 +266,7 @@ class ServerRequest:
             request_digest=self._request_digest.digest(), worker_random=self.worker_random
         )
         self._sealer = ChunkSealer(key_material, Direction.SERVER_TO_CLIENT)
+        self._schedule.wipe()  # every key of this request is made
         self._state = _State.STREAMING
         return True
 

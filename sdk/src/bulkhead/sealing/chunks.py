@@ -43,11 +43,13 @@ _FLAG: Final = (b"\0", b"\1")
 class _Stream:
     __slots__ = ("_aead", "_base", "_closed", "_counter", "_direction")
 
-    def __init__(self, key_material: bytes, direction: Direction) -> None:
+    def __init__(self, key_material: bytes | bytearray, direction: Direction) -> None:
         if len(key_material) != KEY_MATERIAL_BYTES:
             raise SealError(f"chunk key material is {KEY_MATERIAL_BYTES} bytes")
-        self._aead = AESGCM(key_material[:_KEY_BYTES])
-        self._base = int.from_bytes(key_material[_KEY_BYTES:], "big")
+        self._aead = AESGCM(memoryview(key_material)[:_KEY_BYTES])
+        self._base = int.from_bytes(memoryview(key_material)[_KEY_BYTES:], "big")
+        if isinstance(key_material, bytearray):  # OpenSSL has its own copy now, and clears it
+            key_material[:] = bytes(KEY_MATERIAL_BYTES)
         self._direction = int(direction)
         self._counter = 0
         self._closed = False
@@ -67,7 +69,7 @@ class ChunkSealer(_Stream):
     """Seals one direction of one request.
 
     Args:
-        key_material: 44 bytes, AES-256 key and nonce base; used for this stream only.
+        key_material: 44 bytes, AES-256 key and nonce base; used for this stream only. A byte array is overwritten.
         direction: of the stream.
     """
 
@@ -99,7 +101,7 @@ class ChunkOpener(_Stream):
     """Opens one direction of one request.
 
     Args:
-        key_material: 44 bytes, AES-256 key and nonce base; used for this stream only.
+        key_material: 44 bytes, AES-256 key and nonce base; used for this stream only. A byte array is overwritten.
         direction: of the stream.
     """
 

@@ -6,7 +6,6 @@ A private key is a 32-byte seed: SHAKE256(seed, 96) gives ML-KEM's 64-byte seed 
 """
 
 import hashlib
-import secrets
 from collections.abc import Callable
 from typing import Final, Self
 
@@ -74,29 +73,31 @@ class KemPublicKey:
 
 
 class KemPrivateKey:
-    """A private key in memory; :meth:`destroy` drops it.
+    """A private key in OpenSSL's memory; :meth:`destroy` drops it.
 
     Args:
-        seed: 32 bytes; expanded here and kept nowhere.
+        seed: 32 bytes, expanded here and kept nowhere; None for a fresh key, of which Python never holds a byte.
+
+    Raises:
+        MalformedRequestError: a seed of another length.
     """
 
     __slots__ = ("_key", "public_key")
 
-    def __init__(self, seed: bytes) -> None:
-        if len(seed) != SEED_BYTES:
-            raise MalformedRequestError(f"KEM seed: expected {SEED_BYTES} bytes")
-        expanded = hashlib.shake_256(seed).digest(_MLKEM_SEED_BYTES + _X25519_BYTES)
-        mlkem = MLKEM768PrivateKey.from_seed_bytes(expanded[:_MLKEM_SEED_BYTES])
-        x25519 = X25519PrivateKey.from_private_bytes(expanded[_MLKEM_SEED_BYTES:])
+    def __init__(self, seed: bytes | None = None) -> None:
+        if seed is None:
+            mlkem, x25519 = MLKEM768PrivateKey.generate(), X25519PrivateKey.generate()
+        else:
+            mlkem, x25519 = _expand(seed)
         self._key: MLKEM768X25519PrivateKey | None = MLKEM768X25519PrivateKey(mlkem, x25519)
         self.public_key: Final = KemPublicKey(
             mlkem.public_key().public_bytes_raw() + x25519.public_key().public_bytes_raw()
         )
 
     @classmethod
-    def generate(cls, *, random_bytes: Callable[[int], bytes] = secrets.token_bytes) -> Self:
-        """Return a fresh private key."""
-        return cls(random_bytes(SEED_BYTES))
+    def generate(cls, *, random_bytes: Callable[[int], bytes] | None = None) -> Self:
+        """Return a fresh private key; with ``random_bytes``, one of a seed from there (tests)."""
+        return cls(None if random_bytes is None else random_bytes(SEED_BYTES))
 
     def open(self, sealed: bytes, *, info: bytes) -> bytes:
         """Return the plaintext of ``sealed`` (enc, ciphertext, tag).
@@ -113,5 +114,15 @@ class KemPrivateKey:
             raise SealError("the sealed secret does not open under this key and context") from error
 
     def destroy(self) -> None:
-        """Drop the key; OpenSSL clears it when the last reference goes. Copies Python made meanwhile may remain."""
+        """Drop the key; OpenSSL clears it when the last reference goes."""
         self._key = None
+
+
+def _expand(seed: bytes) -> tuple[MLKEM768PrivateKey, X25519PrivateKey]:
+    if len(seed) != SEED_BYTES:
+        raise MalformedRequestError(f"KEM seed: expected {SEED_BYTES} bytes")
+    expanded = hashlib.shake_256(seed).digest(_MLKEM_SEED_BYTES + _X25519_BYTES)
+    return (
+        MLKEM768PrivateKey.from_seed_bytes(expanded[:_MLKEM_SEED_BYTES]),
+        X25519PrivateKey.from_private_bytes(expanded[_MLKEM_SEED_BYTES:]),
+    )

@@ -1,4 +1,8 @@
-"""Key schedule of one request: everything derives from its 32-byte secret (docs/protocol.md section 5)."""
+"""Key schedule of one request: everything derives from its 32-byte secret (docs/protocol.md section 5).
+
+Secrets stand in byte arrays that are overwritten when they are no longer needed: :meth:`KeySchedule.wipe` here, key
+material by whoever made it into a cipher. How far that goes in Python: docs/threat-model.md, "What is not stopped".
+"""
 
 import hashlib
 from typing import Final
@@ -29,27 +33,42 @@ class KeySchedule:
     def __init__(self, secret: bytes, *, transcript_hash: bytes) -> None:
         if len(secret) != SECRET_BYTES:
             raise SealError(f"a request secret is {SECRET_BYTES} bytes")
-        self._secret = secret
+        self._secret = bytearray(secret)
         self._transcript_hash = transcript_hash
 
-    def client_to_server(self) -> bytes:
-        """Return key and nonce base (44 bytes) of the request's chunks."""
-        return _hkdf(self._secret, self._transcript_hash, b"c2s", KEY_MATERIAL_BYTES)
+    def client_to_server(self) -> bytearray:
+        """Return key and nonce base (44 bytes) of the request's chunks.
 
-    def server_to_client(self, *, request_digest: bytes, worker_random: bytes) -> bytes:
+        Raises:
+            SealError: the secret was wiped.
+        """
+        return self._derive(self._transcript_hash, b"c2s", KEY_MATERIAL_BYTES)
+
+    def server_to_client(self, *, request_digest: bytes, worker_random: bytes) -> bytearray:
         """Return key and nonce base (44 bytes) of the response's chunks.
 
         Args:
             request_digest: SHA-256 over ``lp`` of every request chunk on the wire, in order.
             worker_random: the 32 bytes that open the response.
+
+        Raises:
+            SealError: the secret was wiped.
         """
         salt = hashlib.sha256(self._transcript_hash + request_digest + worker_random).digest()
-        return _hkdf(self._secret, salt, b"s2c", KEY_MATERIAL_BYTES)
+        return self._derive(salt, b"s2c", KEY_MATERIAL_BYTES)
 
-    def commitment(self) -> bytes:
-        """Return the HMAC-SHA256 key (32 bytes) of the receipt's commitments."""
-        return _hkdf(self._secret, self._transcript_hash, b"commit", _COMMIT_KEY_BYTES)
+    def commitment(self) -> bytearray:
+        """Return the HMAC-SHA256 key (32 bytes) of the receipt's commitments; errors as :meth:`client_to_server`."""
+        return self._derive(self._transcript_hash, b"commit", _COMMIT_KEY_BYTES)
 
+    def wipe(self) -> None:
+        """Overwrite the secret: nothing further derives from it."""
+        self._secret[:] = bytes(len(self._secret))
+        self._secret.clear()
 
-def _hkdf(secret: bytes, salt: bytes, info: bytes, length: int) -> bytes:
-    return HKDF(algorithm=SHA256(), length=length, salt=salt, info=info).derive(secret)
+    def _derive(self, salt: bytes, info: bytes, length: int) -> bytearray:
+        if not self._secret:
+            raise SealError("the request's secret was wiped")
+        derived = bytearray(length)
+        HKDF(algorithm=SHA256(), length=length, salt=salt, info=info).derive_into(self._secret, derived)
+        return derived

@@ -4,7 +4,6 @@ The process that holds them never forks: a fork would copy them into a child tha
 """
 
 import datetime as dt
-import secrets
 from collections.abc import Callable
 from typing import Final
 
@@ -66,7 +65,7 @@ class WorkerKeys:
         authority: str,
         now_s: int,
         life_s: int = MAX_KEYSET_LIFE_S,
-        random_bytes: Callable[[int], bytes] = secrets.token_bytes,
+        random_bytes: Callable[[int], bytes] | None = None,
     ) -> "WorkerKeys":
         """Return fresh keys.
 
@@ -74,7 +73,8 @@ class WorkerKeys:
             authority: DNS name in the TLS certificate, by which clients and the ingress name this worker.
             now_s: Unix seconds.
             life_s: seconds until the keys end, at most 24 hours.
-            random_bytes: source of the KEM seeds and the receipt key; the TLS key comes from OpenSSL's.
+            random_bytes: None for keys that OpenSSL makes and Python never holds a byte of; else the source of the KEM
+                seeds and the receipt key (tests).
 
         Raises:
             ConfigError: ``life_s`` is not within 1 s and 24 h.
@@ -85,7 +85,9 @@ class WorkerKeys:
         return cls(
             request_kem=KemPrivateKey.generate(random_bytes=random_bytes),
             weights_kem=KemPrivateKey.generate(random_bytes=random_bytes),
-            receipt=Ed25519PrivateKey.from_private_bytes(random_bytes(32)),
+            receipt=Ed25519PrivateKey.generate()
+            if random_bytes is None
+            else Ed25519PrivateKey.from_private_bytes(random_bytes(32)),
             tls=tls,
             tls_certificate=_certificate(tls, authority=authority, now_s=now_s, not_after_s=now_s + life_s),
             not_after_s=now_s + life_s,
@@ -122,6 +124,8 @@ class WorkerKeys:
     def tls_private_key(self) -> bytes:
         """Return the TLS key as PKCS #8 PEM for the worker's own TLS server; it must not leave the process.
 
+        The one private key that Python holds as bytes: gRPC takes no other form.
+
         Raises:
             StaleKeyError: the keys were destroyed.
         """
@@ -130,7 +134,7 @@ class WorkerKeys:
         return self._tls.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 
     def destroy(self) -> None:
-        """Drop every private key. OpenSSL clears its memory; copies that Python or a TLS server made may remain."""
+        """Drop every private key; OpenSSL clears its memory. Of the TLS key, copies that its server made may remain."""
         self._request_kem.destroy()
         self._weights_kem.destroy()
         self._receipt = None

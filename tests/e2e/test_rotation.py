@@ -1,0 +1,198 @@
+"""A session that goes on while everything under it is exchanged: keys, tickets, issuer, control plane, worker.
+
+What the caller sees is an answer or a typed error that says what to do again. Keys live 20 s and tickets 10 s here, so
+that both are renewed within the test.
+"""
+
+import asyncio
+import os
+import signal
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from bulkhead.client import AsyncBulkhead, AsyncSession
+from bulkhead.client.config import load_profile
+from bulkhead.errors import AuditLeaseError, BulkheadError, TicketRevokedError
+from bulkhead.protocol.receipts import Receipt
+from scripts.local_platform import LocalPlatform
+from tests.conftest import start_platform, stop_platform
+from tests.simulator import live
+from tests.simulator.relay import RecordingRelay
+
+pytestmark = [pytest.mark.e2e, pytest.mark.alone, pytest.mark.timeout(240)]
+
+LEASE_S = 4
+TICKET_S = 10
+CONTROL = f"""
+heartbeat_timeout_s = 2
+agent_grace_s = 20
+lease_s = {LEASE_S}
+lease_interval_s = 0.5
+receipts_interval_s = 1
+
+[sessions]
+ticket_s = {TICKET_S}
+"""
+AGENT = """
+[worker]
+key_life_s = 20
+"""
+# What may be said of a request that a fault met: each says what to do again, and none is an answer.
+TRY_AGAIN = {"AUDIT_LEASE_EXPIRED", "UNAVAILABLE", "CONNECTION_FAILED", "SHUTTING_DOWN", "STREAM_TRUNCATED"}
+OPEN_AGAIN = {"WORKER_LOST", "SESSION_CLOSED"}
+
+
+@pytest.fixture(scope="module")
+def relay() -> Iterator[RecordingRelay]:
+    with RecordingRelay() as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def turning(tiny_model: Path, relay: RecordingRelay) -> Iterator[LocalPlatform]:
+    """A platform of one tray whose agent reaches the control plane through a relay, with everything short-lived."""
+    platform = start_platform(tiny_model, control=CONTROL, agent=AGENT, trays=1, internal=relay)
+    yield platform
+    stop_platform(platform)
+
+
+class Caller:
+    """Somebody who asks all the time; what came of it is kept."""
+
+    def __init__(self, session: AsyncSession) -> None:
+        self.session = session
+        self.receipts: list[Receipt] = []
+        self.errors: list[BulkheadError] = []
+
+    async def ask_for_ever(self) -> None:
+        """Stream answer after answer, whatever happens to one."""
+        while True:
+            generation = self.session.generate("Tell me of rotating things.", max_tokens=12)
+            try:
+                async for _ in generation:
+                    pass
+            except BulkheadError as error:
+                live.check_text(error.message)
+                self.errors.append(error)
+                await asyncio.sleep(0.1)
+            else:
+                self.receipts.append(generation.receipt)
+
+    @property
+    def codes(self) -> Counter[str]:
+        """Codes of the errors so far."""
+        return Counter(error.code for error in self.errors)
+
+    async def until(self, holds: Callable[[], object], what: str, *, timeout_s: float = 40.0) -> None:
+        """Wait until something holds of what came."""
+        deadline = time.monotonic() + timeout_s
+        while not holds():
+            assert time.monotonic() < deadline, f"waited in vain until {what}: {self.codes}"
+            await asyncio.sleep(0.05)
+
+    async def answered(self, what: str) -> None:
+        """Wait for answers to requests that were sent from now on."""
+        wanted = len(self.receipts) + 2
+        await self.until(lambda: len(self.receipts) >= wanted, f"it is answered {what}")
+
+
+@asynccontextmanager
+async def calling(client: AsyncBulkhead) -> AsyncIterator[Caller]:
+    """A caller with a session, asking in the background."""
+    async with client.open_session() as session:
+        caller = Caller(session)
+        asking = asyncio.create_task(caller.ask_for_ever())
+        try:
+            yield caller
+        finally:
+            asking.cancel()
+            await asyncio.gather(asking, return_exceptions=True)
+
+
+async def admin(platform: LocalPlatform, *arguments: str) -> dict[str, str]:
+    """Run ``bulkhead-admin`` beside the event loop."""
+    return await asyncio.to_thread(platform.admin, *arguments)  # type: ignore[no-any-return]
+
+
+async def test_a_session_streams_through_every_rotation(turning: LocalPlatform) -> None:
+    """Keys, tickets, issuer and control plane change under one session; then its worker dies, and it says so."""
+    (first,) = await admin(turning, "issuer", "list")  # type: ignore[misc]
+    added = await admin(turning, "issuer", "add")
+    profile = load_profile("acme", path=turning.client_config)
+    assert profile.ticket_issuer is not None
+    both = replace(profile, ticket_issuer=profile.ticket_issuer.also([added["fingerprint"]]))
+    async with AsyncBulkhead(profile=both) as client, calling(client) as caller:
+        await caller.answered("at first")
+        started = caller.session.link.grant
+        await admin(turning, "issuer", "activate", added["issuer_id"])
+        activated_s = time.monotonic()
+
+        def issuer() -> str:
+            return caller.session.link.received.ticket_issuer.hex()
+
+        await caller.until(lambda: issuer() == added["public_key"], "the new issuer signs")
+        await caller.until(lambda: len({r.keyset_digest for r in caller.receipts}) >= 2, "keys were renewed")
+        await caller.until(lambda: time.monotonic() - activated_s > TICKET_S + 1, "old tickets have expired")
+        assert len({receipt.ticket_id for receipt in caller.receipts}) >= 3
+        assert caller.errors == []  # so far nobody noticed
+        await admin(turning, "issuer", "retire", first["issuer_id"])
+        await caller.answered("after the old issuer is gone")
+        assert caller.errors == []
+
+        await asyncio.to_thread(turning.processes.kill, "control-plane")
+        await asyncio.to_thread(turning.start_control_plane)
+        await asyncio.to_thread(turning.wait_for_agents)
+        await caller.answered("after the control plane's restart")
+        assert caller.codes.keys() <= TRY_AGAIN, caller.codes
+        grant = caller.session.link.grant
+        assert (grant.claims.session, grant.claims.partition) == (started.claims.session, started.claims.partition)
+        numbers = [receipt.number for receipt in caller.receipts]
+        assert numbers == sorted(numbers)
+
+        before = len(caller.errors)
+        (worker,) = live.workers(turning)
+        os.kill(worker, signal.SIGKILL)
+        await caller.until(lambda: caller.codes.keys() & OPEN_AGAIN, "the caller is told to open another session")
+        met = {error.code for error in caller.errors[before:]}
+        assert met <= TRY_AGAIN | OPEN_AGAIN, met
+        async with client.open_session() as another:
+            assert (await another.generate_text("hello", max_tokens=2)).usage.completion_tokens == 2
+
+
+async def test_a_revocation_that_cannot_arrive_holds_within_the_lease(
+    turning: LocalPlatform, relay: RecordingRelay
+) -> None:
+    """With the tray cut off a revoked key's session ends with its lease; when the tray is back it is TICKET_REVOKED."""
+    made = await admin(turning, "principal", "create", "leaver", "--tenant", "acme", "--role", "developer")
+    out = turning.root / "client" / "leaver.key"
+    key = await admin(turning, "key", "create", made["principal_id"], "--out", str(out))
+    profile = load_profile("acme", path=turning.client_config)
+    fingerprints = [item["fingerprint"] for item in await admin(turning, "issuer", "list")]  # type: ignore[union-attr]
+    assert profile.ticket_issuer is not None
+    profile = replace(profile, api_key=out.read_text().strip(), ticket_issuer=profile.ticket_issuer.also(fingerprints))
+    async with AsyncBulkhead(profile=profile, retry=live.ONCE) as client, calling(client) as caller:
+        await caller.answered("before")
+        relay.cut()
+        try:
+            await admin(turning, "key", "revoke", key["credential_id"])
+            cut_s = time.monotonic()
+            await caller.until(lambda: "AUDIT_LEASE_EXPIRED" in caller.codes, "the lease ends", timeout_s=LEASE_S + 3)
+            assert time.monotonic() - cut_s < LEASE_S + 2
+            error = next(error for error in caller.errors if isinstance(error, AuditLeaseError))
+            assert "no new requests" in error.message
+        finally:
+            relay.mend()
+        await caller.until(
+            lambda: any(isinstance(error, TicketRevokedError) for error in caller.errors),
+            "the revocation arrives",
+            timeout_s=10,
+        )
+        served = len(caller.receipts)
+        await asyncio.sleep(1)
+        assert len(caller.receipts) == served
