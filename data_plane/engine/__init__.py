@@ -6,6 +6,7 @@ Importing this package imports neither torch nor transformers; :func:`open_engin
 import asyncio
 
 from data_plane.engine.config import EngineConfig
+from data_plane.engine.params import Structure, StructureKind
 from data_plane.engine.port import (
     ChatMessage,
     Embedding,
@@ -17,8 +18,10 @@ from data_plane.engine.port import (
     EngineState,
     FinishReason,
     ModelDescription,
+    SamplingDefaults,
     SamplingParams,
     TokenDelta,
+    TokenLogprob,
     Usage,
 )
 
@@ -34,8 +37,12 @@ __all__ = [
     "EngineState",
     "FinishReason",
     "ModelDescription",
+    "SamplingDefaults",
     "SamplingParams",
+    "Structure",
+    "StructureKind",
     "TokenDelta",
+    "TokenLogprob",
     "Usage",
     "open_engine",
 ]

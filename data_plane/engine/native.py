@@ -2,12 +2,11 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import Self, TypeVar
+from collections.abc import AsyncGenerator
+from dataclasses import replace
+from typing import Self
 
 from bulkhead.errors import (
-    ContextLengthError,
     InternalError,
     InvalidRequestError,
     QueueFullError,
@@ -15,6 +14,8 @@ from bulkhead.errors import (
     UnsupportedError,
 )
 from data_plane.engine.config import EngineConfig
+from data_plane.engine.intake import Intake
+from data_plane.engine.job import Job
 from data_plane.engine.port import (
     ChatMessage,
     Embedding,
@@ -27,14 +28,12 @@ from data_plane.engine.port import (
     TokenDelta,
 )
 from data_plane.engine.runner import ModelRunner
-from data_plane.engine.sequence import Sequence
-from data_plane.engine.stepper import Job, Stepper
+from data_plane.engine.stepper import Stepper
 from data_plane.engine.stream import DeltaStream
 from data_plane.engine.tokenizer import Tokenizer
 
 __all__ = ["NativeEngine"]
 
-_Result = TypeVar("_Result")
 _FAILURE = "the engine failed and has stopped; its log has the details"
 
 
@@ -45,14 +44,13 @@ class NativeEngine:
         self, *, config: EngineConfig, runner: ModelRunner, tokenizer: Tokenizer, loop: asyncio.AbstractEventLoop
     ) -> None:
         self._description = runner.description
-        self._tokenizer = tokenizer
-        self._loop = loop
         self._limit = config.max_running + config.max_waiting
+        self._answers = 0  # in flight, which is what memory and places are for
         self._kv_blocks = runner.pool.total
         self._state = EngineState.SERVING
         self._streams: dict[str, DeltaStream] = {}  # by request id
         self._ended = asyncio.Event()
-        self._text = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine-text")
+        self._intake = Intake(tokenizer=tokenizer, model=self._description, end_tokens=runner.spec.end_tokens)
         self._stepper = Stepper(runner=runner, threads=config.threads, loop=loop, on_failure=self._failed)
         self._stepper.start()
 
@@ -69,27 +67,31 @@ class NativeEngine:
 
     async def generate(self, request: EngineRequest) -> AsyncGenerator[TokenDelta, None]:
         """See :meth:`data_plane.engine.port.Engine.generate`."""
-        stream = self._admit(request.request_id)
-        job: Job | None = None
+        answers = request.sampling.n
+        stream = self._admit(request.request_id, answers)
+        jobs: list[Job] = []
         try:
-            prompt = await self._prompt(request)
+            jobs = await self._intake.jobs(request, stream)
             self._check_serving()
-            job = Job(
-                sequence=self._sequence(request, prompt),
-                params=request.sampling,
-                decode=self._tokenizer.decode,
-                stream=stream,
-            )
-            self._stepper.submit(job)
-            while True:
+            for job in jobs:
+                self._stepper.submit(job)
+            if request.sampling.echo:
+                for job in jobs:
+                    yield TokenDelta(text=job.prompt_text(), token_ids=(), index=job.index)
+            completed, open_answers = 0, answers
+            while open_answers:
                 delta = await stream.take()
+                if delta.usage is not None:
+                    open_answers -= 1
+                    completed += delta.usage.completion_tokens
+                    whole = replace(delta.usage, completion_tokens=completed)
+                    delta = replace(delta, usage=None if open_answers else whole)
                 yield delta
-                if delta.finish_reason is not None:
-                    return
         finally:
-            if job is not None:
+            for job in jobs:
                 self._stepper.cancel(job)
             del self._streams[request.request_id]
+            self._answers -= answers
             self._ended.set()
 
     async def embed(self, request: EmbedRequest) -> Embedding:
@@ -100,11 +102,11 @@ class NativeEngine:
 
     async def tokenize(self, text: str) -> tuple[int, ...]:
         """See :meth:`data_plane.engine.port.Engine.tokenize`."""
-        return tuple(await self._off_loop(lambda: self._tokenizer.encode(text)))
+        return tuple(await self._intake.encode(text))
 
     async def count_tokens(self, messages: tuple[ChatMessage, ...]) -> int:
         """See :meth:`data_plane.engine.port.Engine.count_tokens`."""
-        return len(await self._off_loop(lambda: self._tokenizer.encode_chat(messages)))
+        return len(await self._intake.encode_chat(messages))
 
     def describe(self) -> ModelDescription:
         """See :meth:`data_plane.engine.port.Engine.describe`."""
@@ -145,7 +147,7 @@ class NativeEngine:
         for stream in self._streams.values():
             stream.put(ShuttingDownError("the engine is closing"))
         await asyncio.to_thread(self._stepper.stop)
-        self._text.shutdown(wait=False, cancel_futures=True)
+        self._intake.close()
 
     def _failed(self) -> None:
         if self._state is not EngineState.CLOSED:
@@ -159,46 +161,13 @@ class NativeEngine:
         if self._state is not EngineState.SERVING:
             raise ShuttingDownError("the engine takes no new requests")
 
-    def _admit(self, request_id: str) -> DeltaStream:
-        """Take a place for the request before any work is done for it."""
+    def _admit(self, request_id: str, answers: int) -> DeltaStream:
+        """Take places for the answers to a request before any work is done for it."""
         self._check_serving()
         if request_id in self._streams:
             raise InvalidRequestError("a request of that id is in flight")
-        if len(self._streams) >= self._limit:
-            raise QueueFullError(f"{self._limit} requests are in flight, and more are not queued: try again later")
+        if self._answers + answers > self._limit:
+            raise QueueFullError(f"{self._answers} answers are in flight of at most {self._limit}: try again later")
+        self._answers += answers
         stream = self._streams[request_id] = DeltaStream()
         return stream
-
-    async def _prompt(self, request: EngineRequest) -> list[int]:
-        if request.messages:
-            return await self._off_loop(lambda: self._tokenizer.encode_chat(request.messages))
-        if not all(0 <= token < self._description.vocabulary for token in request.prompt_token_ids):
-            raise InvalidRequestError(f"a prompt token id is not between 0 and {self._description.vocabulary - 1}")
-        return list(request.prompt_token_ids)
-
-    def _sequence(self, request: EngineRequest, prompt: list[int]) -> Sequence:
-        context, wanted = self._description.context_tokens, request.sampling.max_tokens
-        if not prompt:
-            raise InvalidRequestError("the prompt has no tokens")
-        if len(prompt) + (wanted or 1) > context:
-            asked = f" and max_tokens of {wanted}" if wanted else ""
-            raise ContextLengthError(
-                f"a prompt of {len(prompt)} tokens{asked} does not fit the context of {context} tokens",
-                details={
-                    "prompt_tokens": str(len(prompt)),
-                    "max_tokens": str(wanted or ""),
-                    "context_tokens": str(context),
-                },
-            )
-        return Sequence(
-            request_id=request.request_id,
-            tokens=prompt,
-            prompt_tokens=len(prompt),
-            max_tokens=wanted or context - len(prompt),
-            scope=request.scope,
-        )
-
-    async def _off_loop(self, call: Callable[[], _Result]) -> _Result:
-        if self._state is EngineState.CLOSED:
-            raise ShuttingDownError("the engine is closed")
-        return await self._loop.run_in_executor(self._text, call)

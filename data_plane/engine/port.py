@@ -4,8 +4,8 @@ A worker serves one tenant through one :class:`Engine`. Nothing here needs torch
 this module; the native implementation is opened with :func:`data_plane.engine.open_engine`.
 
 Life of a request: :meth:`Engine.generate` gives an asynchronous generator. Nothing is queued before its first item is
-asked for; invalid input is raised there. Every request ends exactly once: with one delta whose ``finish_reason`` is
-set, with an error, or by the caller going away (``aclose`` on the generator, or cancellation of the awaiting task),
+asked for; invalid input is raised there. Every request ends exactly once: with the delta that has its ``usage``, with
+an error, or by the caller going away (``aclose`` on the generator, or cancellation of the awaiting task),
 upon which the engine frees the memory of the request before its next step.
 """
 
@@ -15,6 +15,7 @@ from enum import StrEnum
 from typing import Final, Protocol
 
 from bulkhead.errors import InvalidRequestError
+from data_plane.engine.params import SamplingDefaults, SamplingParams
 
 __all__ = [
     "ChatMessage",
@@ -27,16 +28,15 @@ __all__ = [
     "EngineState",
     "FinishReason",
     "ModelDescription",
+    "SamplingDefaults",
     "SamplingParams",
     "TokenDelta",
+    "TokenLogprob",
     "Usage",
 ]
 
 MAX_MESSAGES: Final = 1024  # a longer conversation does not fit any supported context with its role markers
-MAX_STOP_STRINGS: Final = 16  # each is searched after each token
-MAX_STOP_CHARS: Final = 256  # text is held back up to this length, so it bounds the added latency
-MAX_SEED: Final = 2**63 - 1
-MAX_TEMPERATURE: Final = 100.0  # beyond it the distribution is uniform within fp32
+MAX_PROMPT_CHARS: Final = 1 << 24  # four bytes for each token of the longest context
 MAX_SCOPE_BYTES: Final = 64
 
 
@@ -73,77 +73,37 @@ class ChatMessage:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SamplingParams:
-    """How tokens are chosen; checked at construction.
-
-    The order of application is temperature, top-k, top-p. ``temperature`` 0 is greedy and ignores the others.
-
-    Attributes:
-        max_tokens: most tokens to produce; None for as many as the context leaves.
-        temperature: divides the logits; 0 takes the most likely token.
-        top_p: smallest set of most likely tokens whose probability reaches this; in (0, 1].
-        top_k: only the k most likely tokens; 0 for all.
-        seed: makes sampling repeatable, whatever else runs beside it; None draws a fresh seed.
-        stop: texts that end the answer; they are not part of it.
-        ignore_eos: keep going past the model's end-of-turn token (benchmarks).
-
-    Raises:
-        InvalidRequestError: a value outside its range.
-    """
-
-    max_tokens: int | None = None
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
-    seed: int | None = None
-    stop: tuple[str, ...] = ()
-    ignore_eos: bool = False
-
-    def __post_init__(self) -> None:
-        if self.max_tokens is not None and self.max_tokens < 1:
-            raise InvalidRequestError(f"max_tokens is at least 1, not {self.max_tokens}")
-        if not 0.0 <= self.temperature <= MAX_TEMPERATURE:
-            raise InvalidRequestError(f"temperature is between 0 and {MAX_TEMPERATURE:g}")
-        if not 0.0 < self.top_p <= 1.0:
-            raise InvalidRequestError("top_p is above 0 and at most 1")
-        if self.top_k < 0:
-            raise InvalidRequestError("top_k is 0 (all tokens) or a positive count")
-        if self.seed is not None and not 0 <= self.seed <= MAX_SEED:
-            raise InvalidRequestError("seed is between 0 and 2^63 - 1")
-        if len(self.stop) > MAX_STOP_STRINGS:
-            raise InvalidRequestError(f"at most {MAX_STOP_STRINGS} stop strings")
-        if any(not text or len(text) > MAX_STOP_CHARS for text in self.stop):
-            raise InvalidRequestError(f"a stop string has 1 to {MAX_STOP_CHARS} characters")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class EngineRequest:
     """One prompt and how to continue it.
 
-    Exactly one of ``messages`` (rendered with the model's chat template) and ``prompt_token_ids`` (taken as they are)
-    is given.
+    Exactly one of ``messages`` (rendered with the model's chat template), ``prompt`` (text, with the special tokens
+    that the tokenizer puts around it) and ``prompt_token_ids`` (taken as they are) is given.
 
     Attributes:
         request_id: names the request in metrics and errors; unique among the requests in flight of this engine.
         messages: the conversation, oldest turn first.
+        prompt: the prompt as text, without a chat template.
         prompt_token_ids: the prompt as the model's own token numbers.
         sampling: how tokens are chosen.
         scope: secret that bounds reuse of cached prompt prefixes: state is shared only between requests of equal
             scope. Empty shares with nobody.
 
     Raises:
-        InvalidRequestError: neither or both prompts, too many messages, or a field above its limit.
+        InvalidRequestError: no or several prompts, too many messages, or a field above its limit.
     """
 
     request_id: str
     messages: tuple[ChatMessage, ...] = ()
+    prompt: str = ""
     prompt_token_ids: tuple[int, ...] = ()
     sampling: SamplingParams = field(default_factory=SamplingParams)
     scope: bytes = field(default=b"", repr=False)
 
     def __post_init__(self) -> None:
-        if bool(self.messages) == bool(self.prompt_token_ids):
-            raise InvalidRequestError("a request has either messages or prompt token ids, and not an empty prompt")
+        if sum(map(bool, (self.messages, self.prompt, self.prompt_token_ids))) != 1:
+            raise InvalidRequestError("a request has either messages, a prompt or token ids, and not an empty prompt")
+        if len(self.prompt) > MAX_PROMPT_CHARS:
+            raise InvalidRequestError(f"a prompt has at most {MAX_PROMPT_CHARS} characters")
         if len(self.messages) > MAX_MESSAGES:
             raise InvalidRequestError(f"at most {MAX_MESSAGES} messages in a conversation")
         if len(self.scope) > MAX_SCOPE_BYTES:
@@ -160,19 +120,44 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TokenLogprob:
+    """Natural logarithms of the model's own probabilities at one place, before penalties, bias and temperature.
+
+    Attributes:
+        token_id: the token that stands there.
+        text: it alone as text; a replacement character where it is part of a character.
+        logprob: of that token.
+        rank: 1 for the likeliest.
+        top: the likeliest tokens, each (id, text, logarithm), likeliest first.
+    """
+
+    token_id: int
+    text: str
+    logprob: float
+    rank: int
+    top: tuple[tuple[int, str, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TokenDelta:
     """What came since the previous delta; tokens that arrived while the caller was busy are joined into one.
 
     Attributes:
+        index: which answer it belongs to, below ``n``.
         text: complete characters only; may be empty while a character or a possible stop string is incomplete.
         token_ids: the tokens produced, whose text may come with a later delta.
-        finish_reason: set on the last delta and only there.
-        usage: set with ``finish_reason``.
+        logprobs: of ``token_ids``, if asked for.
+        finish_reason: set on the last delta of each answer and only there.
+        stop_reason: with ``stop``, the stop string or stop token that ended the answer; None for the end of turn.
+        usage: of the whole request, set on its very last delta.
     """
 
     text: str
     token_ids: tuple[int, ...]
+    index: int = 0
+    logprobs: tuple[TokenLogprob, ...] = ()
     finish_reason: FinishReason | None = None
+    stop_reason: str | int | None = None
     usage: Usage | None = None
 
 
@@ -209,6 +194,7 @@ class ModelDescription:
         vocabulary: rows of the output head.
         compute: number format of the arithmetic, e.g. ``fp32``.
         weights: number format in which weights are held, e.g. ``fp32`` or ``bf16``.
+        defaults: what holds where a request does not say.
     """
 
     name: str
@@ -218,6 +204,7 @@ class ModelDescription:
     vocabulary: int
     compute: str
     weights: str
+    defaults: SamplingDefaults = field(default_factory=SamplingDefaults)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

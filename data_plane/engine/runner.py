@@ -11,9 +11,10 @@ from data_plane.engine.blocks import BlockPool
 from data_plane.engine.cache import KvCache, bytes_per_block
 from data_plane.engine.config import EngineConfig
 from data_plane.engine.decoder import Decoder
+from data_plane.engine.generation import read_defaults
 from data_plane.engine.memory import overwriting_what_is_freed
 from data_plane.engine.port import ModelDescription
-from data_plane.engine.sampling import Sampler, choose
+from data_plane.engine.sampling import Choice, Sampler, choose
 from data_plane.engine.scheduler import Chunk, Scheduler
 from data_plane.engine.spec import DecoderSpec, read_spec
 from data_plane.engine.weights import open_weights
@@ -57,10 +58,11 @@ class ModelRunner:
             vocabulary=self.spec.vocabulary,
             compute="fp32",
             weights=config.weights,
+            defaults=read_defaults(source),
         )
 
-    def step(self, chunks: Sequences[Chunk], samplers: Sequences[Sampler]) -> list[int | None]:
-        """Compute ``chunks``; return the next token of each that samples, None for the others.
+    def step(self, chunks: Sequences[Chunk], samplers: Sequences[Sampler]) -> list[Choice | None]:
+        """Compute ``chunks``; return the choice of each that samples, None for the others.
 
         ``samplers`` are those of the chunks, in the same order. Runs under ``torch.inference_mode``.
 
@@ -72,8 +74,8 @@ class ModelRunner:
             return [None] * len(chunks)
         by_chunk = dict(zip(map(id, chunks), samplers, strict=True))
         chosen = choose(logits, [by_chunk[id(chunk)] for chunk in sampled])
-        tokens = dict(zip(map(id, sampled), chosen, strict=True))
-        return [tokens.get(id(chunk)) for chunk in chunks]
+        choices = dict(zip(map(id, sampled), chosen, strict=True))
+        return [choices.get(id(chunk)) for chunk in chunks]
 
     def logits(self, chunks: Sequences[Chunk]) -> tuple[torch.Tensor, list[Chunk]]:
         """Compute ``chunks``; return logits [rows, vocabulary], and the chunks that they belong to in order."""

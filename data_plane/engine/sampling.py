@@ -3,27 +3,81 @@
 import random
 import secrets
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
-from bulkhead.errors import InternalError
-from data_plane.engine.port import SamplingParams
+from bulkhead.errors import BulkheadError, InternalError, InvalidRequestError
+from data_plane.engine.edits import Edit
+from data_plane.engine.params import SamplingParams
 
-__all__ = ["Sampler", "choose"]
+__all__ = ["Choice", "RawLogprobs", "Sampler", "choose", "logprobs_of"]
 
 NUCLEUS_GUESS = 1024  # top-p is usually decided among so few tokens; else the whole vocabulary is sorted
 
 
-class Sampler:
-    """One request's choices: parameters and a random stream that nothing else draws from."""
+@dataclass(frozen=True, slots=True)
+class RawLogprobs:
+    """Natural logarithms of the model's own probabilities: of one token, and of the likeliest (ids, values)."""
 
-    def __init__(self, params: SamplingParams) -> None:
+    token: int
+    logprob: float
+    rank: int
+    top_ids: tuple[int, ...]
+    top_logprobs: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What came out of one row: a token, with log probabilities if asked for; or why its request ends."""
+
+    token: int
+    logprobs: RawLogprobs | None = None
+    error: BulkheadError | None = None
+
+
+class Sampler:
+    """One request's choices: parameters, edits with their memory, and a random stream that nothing else draws from.
+
+    Args:
+        params: what is asked for.
+        edits: in order; a grammar is the last.
+    """
+
+    def __init__(self, params: SamplingParams, edits: Sequence[Edit] = ()) -> None:
         self.params = params
+        self.edits = tuple(edits)
         seed = secrets.randbits(63) if params.seed is None else params.seed
         self._stream = random.Random(seed)  # noqa: S311 - repeatable sampling, not a secret
 
+    @property
+    def greedy(self) -> bool:
+        """Whether the likeliest token of the model is taken as it is: such tokens can be guessed and checked."""
+        return self.params.temperature == 0.0 and not self.edits and self.params.logprobs is None
+
+    def choose(self, row: torch.Tensor) -> Choice:
+        """Return the choice from one row of logits [vocabulary] (fp32), which it changes, and remember it."""
+        raw = row.clone() if self.params.logprobs is not None and self.edits else row
+        try:
+            for edit in self.edits:
+                edit.apply(row)
+            token = self._pick(row)
+            for edit in self.edits:
+                edit.accept(token)
+        except BulkheadError as error:
+            return Choice(token=-1, error=error)
+        if self.params.logprobs is None:
+            return Choice(token)
+        return Choice(token, logprobs_of(raw[None], [token], count=self.params.logprobs)[0])
+
+    def _pick(self, row: torch.Tensor) -> int:
+        highest, greedy = row.max(dim=-1)
+        if not bool(highest.isfinite()):
+            raise InvalidRequestError("no token is left to choose from: what the request forbids leaves none")
+        return self.draw(row) if self.params.temperature > 0.0 else int(greedy)
+
     def draw(self, logits: torch.Tensor) -> int:
-        """Return a token drawn from one row of logits [vocabulary] (fp32): temperature, then top-k, then top-p.
+        """Return a token drawn from one row of logits [vocabulary] (fp32): temperature, min-p, top-k, top-p.
 
         Consumes one number of the stream per call, whatever the parameters.
         """
@@ -31,8 +85,13 @@ class Sampler:
         point = self._stream.random()
         scaled = logits.double() / params.temperature
         tokens: torch.Tensor | None = None
+        if params.min_p > 0.0:
+            # In logarithms: a probability of at least min_p times the highest, whatever their sum is.
+            tokens = (scaled >= scaled.max() + torch.tensor(params.min_p, dtype=torch.float64).log()).nonzero()[:, 0]
+            scaled = scaled[tokens]
         if 0 < params.top_k < len(scaled):
-            scaled, tokens = scaled.topk(params.top_k)
+            scaled, kept = scaled.topk(params.top_k)
+            tokens = kept if tokens is None else tokens[kept]
         weights = torch.softmax(scaled, dim=-1)
         if params.top_p < 1.0:
             weights, kept = _nucleus(weights, params.top_p)
@@ -54,17 +113,27 @@ def _nucleus(weights: torch.Tensor, top_p: float) -> tuple[torch.Tensor, torch.T
     return ordered[:count], places[:count]
 
 
-def choose(logits: torch.Tensor, samplers: Sequence[Sampler]) -> list[int]:
-    """Return one token for each row of ``logits`` [rows, vocabulary].
+def choose(logits: torch.Tensor, samplers: Sequence[Sampler]) -> list[Choice]:
+    """Return one choice for each row of ``logits`` [rows, vocabulary]; rows of requests that edit are changed.
 
     Raises:
         InternalError: logits that are not numbers: damaged weights, or arithmetic that overflowed.
     """
-    highest, greedy = logits.max(dim=-1)
+    highest, likeliest = logits.max(dim=-1)
     if not bool(highest.isfinite().all()):
         raise InternalError("the model produced logits that are not finite")
-    tokens: list[int] = greedy.tolist()
-    for row, sampler in enumerate(samplers):
-        if sampler.params.temperature > 0.0:
-            tokens[row] = sampler.draw(logits[row])
-    return tokens
+    greedy: list[int] = likeliest.tolist()
+    return [
+        Choice(token) if sampler.greedy else sampler.choose(logits[row])
+        for row, (token, sampler) in enumerate(zip(greedy, samplers, strict=True))
+    ]
+
+
+def logprobs_of(logits: torch.Tensor, tokens: Sequence[int], *, count: int) -> list[RawLogprobs]:
+    """Return the log probability of one token a row, its rank from 1, and the ``count`` likeliest of the row."""
+    values = torch.log_softmax(logits.float(), dim=-1)
+    chosen = values.gather(1, torch.tensor(tokens)[:, None])
+    ranks = (values > chosen).sum(-1) + 1
+    top = values.topk(count, dim=-1)
+    rows = zip(tokens, chosen[:, 0].tolist(), ranks.tolist(), top.indices.tolist(), top.values.tolist(), strict=True)
+    return [RawLogprobs(token, own, rank, tuple(ids), tuple(tops)) for token, own, rank, ids, tops in rows]

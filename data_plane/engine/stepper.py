@@ -10,61 +10,27 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from collections.abc import Sequence as Sequences
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 import torch
 
 from bulkhead.errors import BulkheadError, InternalError
-from data_plane.engine.port import EngineCounters, FinishReason, SamplingParams, TokenDelta, Usage
+from data_plane.engine.job import Job
+from data_plane.engine.port import EngineCounters, TokenDelta
 from data_plane.engine.runner import ModelRunner
-from data_plane.engine.sampling import Sampler
-from data_plane.engine.sequence import Sequence as TokenSequence
+from data_plane.engine.sampling import Choice
+from data_plane.engine.sequence import Sequence
 from data_plane.engine.stream import DeltaStream
-from data_plane.engine.text import TextStream
 
-__all__ = ["Job", "Stepper"]
+__all__ = ["Stepper"]
 
 _LOG = logging.getLogger(__name__)
 JOIN_TIMEOUT_S: Final = 60.0  # far above one step, on the slowest machine
 
 Emission: TypeAlias = tuple[DeltaStream, "TokenDelta | BulkheadError"]
-
-
-class Job:
-    """One request inside the engine."""
-
-    def __init__(
-        self,
-        *,
-        sequence: TokenSequence,
-        params: SamplingParams,
-        decode: Callable[[Sequence[int]], str],
-        stream: DeltaStream,
-    ) -> None:
-        self.sequence = sequence
-        self.sampler = Sampler(params)
-        self.text = TextStream(decode=decode, stops=params.stop)
-        self.stream = stream
-
-    def take(self, token: int, end_tokens: frozenset[int]) -> TokenDelta:
-        """Return the delta that ``token``, just appended to the sequence, gives rise to."""
-        params, sequence = self.sampler.params, self.sequence
-        ended = token in end_tokens and not params.ignore_eos
-        text, stopped = ("", False) if ended else self.text.push(token)
-        full = sequence.completion_tokens >= sequence.max_tokens
-        if (ended or full) and not stopped:
-            rest, stopped = self.text.flush()
-            text += rest
-        if not (ended or full or stopped):
-            return TokenDelta(text=text, token_ids=(token,))
-        return TokenDelta(
-            text=text,
-            token_ids=(token,),
-            finish_reason=FinishReason.STOP if ended or stopped else FinishReason.LENGTH,
-            usage=Usage(prompt_tokens=sequence.prompt_tokens, completion_tokens=sequence.completion_tokens),
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,12 +130,12 @@ class Stepper:
     def _step(self) -> None:
         scheduler, started = self._runner.scheduler, time.monotonic()
         chunks = scheduler.schedule()
-        tokens = self._runner.step(chunks, [self._jobs[id(chunk.sequence)].sampler for chunk in chunks])
+        choices = self._runner.step(chunks, [self._jobs[id(chunk.sequence)].sampler for chunk in chunks])
         emissions: list[Emission] = []
-        for chunk, token in zip(chunks, tokens, strict=True):
-            scheduler.computed(chunk, token)
-            if token is not None:
-                emissions.append(self._take(chunk.sequence, token))
+        for chunk, choice in zip(chunks, choices, strict=True):
+            scheduler.computed(chunk, None if choice is None else choice.token)
+            if choice is not None:
+                emissions.append(self._take(chunk.sequence, choice))
         self._count(
             steps=1,
             computed_tokens=sum(chunk.count for chunk in chunks),
@@ -179,13 +145,13 @@ class Stepper:
         )
         self._post(lambda: _deliver(emissions))
 
-    def _take(self, sequence: TokenSequence, token: int) -> Emission:
+    def _take(self, sequence: Sequence, choice: Choice) -> Emission:
         job = self._jobs[id(sequence)]
-        delta = job.take(token, self._runner.spec.end_tokens)
-        if delta.finish_reason is not None:
+        item = job.take(choice)
+        if isinstance(item, BulkheadError) or item.finish_reason is not None:
             self._runner.scheduler.end(sequence)
             del self._jobs[id(sequence)]
-        return job.stream, delta
+        return job.stream, item
 
     def _count(
         self,
@@ -218,6 +184,6 @@ class Stepper:
             self._inbox.put(_Stop())
 
 
-def _deliver(emissions: Sequence[Emission]) -> None:
+def _deliver(emissions: Sequences[Emission]) -> None:
     for stream, item in emissions:
         stream.put(item)

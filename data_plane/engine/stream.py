@@ -1,6 +1,7 @@
 """The event loop's end of one request's output."""
 
 import asyncio
+from dataclasses import replace
 
 from bulkhead.errors import BulkheadError
 from data_plane.engine.port import TokenDelta
@@ -30,7 +31,7 @@ class DeltaStream:
         self._changed.set()
 
     async def take(self) -> TokenDelta:
-        """Return what came since the last call, waiting if that is nothing.
+        """Return what came for one answer since it was last taken, waiting if nothing came for any.
 
         Raises:
             BulkheadError: the one that ended the stream, after the deltas before it were taken.
@@ -40,11 +41,12 @@ class DeltaStream:
                 raise self._error
             self._changed.clear()
             await self._changed.wait()
-        deltas, self._deltas = self._deltas, []
-        last = deltas[-1]
-        return TokenDelta(
+        index = self._deltas[0].index
+        deltas = [delta for delta in self._deltas if delta.index == index]
+        self._deltas = [delta for delta in self._deltas if delta.index != index]
+        return replace(
+            deltas[-1],
             text="".join(delta.text for delta in deltas),
             token_ids=tuple(token for delta in deltas for token in delta.token_ids),
-            finish_reason=last.finish_reason,
-            usage=last.usage,
+            logprobs=tuple(entry for delta in deltas for entry in delta.logprobs),
         )

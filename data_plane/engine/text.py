@@ -41,24 +41,32 @@ class Detokeniser:
 
 
 class StopFinder:
-    """Finds the first stop string in a text that comes in pieces, holding back what may be the start of one."""
+    """Finds the first stop string in a text that comes in pieces, holding back what may be the start of one.
 
-    def __init__(self, stops: Sequence[str]) -> None:
+    Args:
+        stops: what ends the text; of two that begin at the same place the first in this order counts.
+        keep: the stop string that was found is part of the text.
+    """
+
+    def __init__(self, stops: Sequence[str], *, keep: bool = False) -> None:
         self._stops = tuple(stops)
+        self._keep = keep
         self._held = ""
 
-    def push(self, text: str) -> tuple[str, bool]:
-        """Return the text that is certain to lie before any stop string, and whether one was found."""
+    def push(self, text: str) -> tuple[str, str | None]:
+        """Return the text that is certain to lie before any stop string, and which one was found."""
         if not self._stops:
-            return text, False
+            return text, None
         self._held += text
-        found = [place for stop in self._stops if (place := self._held.find(stop)) >= 0]
+        found = [(place, order) for order, stop in enumerate(self._stops) if (place := self._held.find(stop)) >= 0]
         if found:
-            safe, self._held = self._held[: min(found)], ""
-            return safe, True
+            place, order = min(found)
+            stop = self._stops[order]
+            safe, self._held = self._held[: place + len(stop) * self._keep], ""
+            return safe, stop
         keep = max(self._overlap(stop) for stop in self._stops)
         safe, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
-        return safe, False
+        return safe, None
 
     def flush(self) -> str:
         """Return what was held back."""
@@ -74,15 +82,21 @@ class StopFinder:
 class TextStream:
     """The text of one answer: detokenised, cut at stop strings."""
 
-    def __init__(self, *, decode: Callable[[Sequence[int]], str], stops: Sequence[str]) -> None:
+    def __init__(
+        self, *, decode: Callable[[Sequence[int]], str], stops: Sequence[str], keep_stop: bool = False
+    ) -> None:
         self._detokeniser = Detokeniser(decode)
-        self._finder = StopFinder(stops)
+        self._finder = StopFinder(stops, keep=keep_stop)
 
-    def push(self, token: int) -> tuple[str, bool]:
-        """Return the text that ``token`` sets free and whether a stop string was completed by it."""
-        return self._finder.push(self._detokeniser.push(token))
+    def push(self, token: int, *, look: bool = True) -> tuple[str, str | None]:
+        """Return the text that ``token`` sets free and the stop string that it completes.
 
-    def flush(self) -> tuple[str, bool]:
-        """Return the rest of the text and whether it completes a stop string; after the last token."""
+        Without ``look`` the token's text ends nothing, and no stop string begins in it.
+        """
+        text = self._detokeniser.push(token)
+        return self._finder.push(text) if look else (self._finder.flush() + text, None)
+
+    def flush(self) -> tuple[str, str | None]:
+        """Return the rest of the text and the stop string that it completes; after the last token."""
         text, stopped = self._finder.push(self._detokeniser.flush())
-        return (text, True) if stopped else (text + self._finder.flush(), False)
+        return (text, stopped) if stopped is not None else (text + self._finder.flush(), None)

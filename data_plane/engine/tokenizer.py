@@ -43,8 +43,10 @@ class Tokenizer:
         # character or more, the others spell the text itself.
         self._max_bytes = context_tokens * max(len(name.encode()) for name in entries)
 
-    def encode(self, text: str) -> list[int]:
-        """Return the ids of ``text``; special tokens are recognised where the text spells them, and none are added.
+    def encode(self, text: str, *, special: bool = False) -> list[int]:
+        """Return the ids of ``text``; special tokens are recognised where the text spells them.
+
+        None are added, except with ``special`` those that the tokenizer puts around a text.
 
         Raises:
             InvalidRequestError: a lone surrogate, so not Unicode text.
@@ -59,7 +61,7 @@ class Tokenizer:
                 f"a prompt of {size} bytes is longer than the context of {self._context_tokens} tokens",
                 details={"prompt_bytes": str(size), "context_tokens": str(self._context_tokens)},
             )
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=special).ids
         return ids
 
     def encode_chat(self, messages: Sequence[ChatMessage]) -> list[int]:
@@ -77,9 +79,19 @@ class Tokenizer:
             )
         return self.encode(self._template.render(messages))
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """Return the text of ``ids`` without special tokens."""
-        text: str = self._tokenizer.decode(ids, skip_special_tokens=True)
+    def decode(self, ids: Sequence[int], *, special: bool = False) -> str:
+        """Return the text of ``ids``, without special tokens unless asked for."""
+        text: str = self._tokenizer.decode(ids, skip_special_tokens=not special)
+        return text
+
+    def spellings(self, word: str) -> list[list[int]]:
+        """Return the token sequences that spell ``word`` at the start of a text and after a space, as vLLM does."""
+        alone, spaced = self.encode(word), self.encode(f" {word.lstrip()}")
+        return [ids for ids in (alone, spaced) if ids]
+
+    def definition(self) -> str:
+        """Return tokenizer.json as it is used here."""
+        text: str = self._tokenizer.to_str()
         return text
 
 

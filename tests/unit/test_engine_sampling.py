@@ -10,10 +10,13 @@ from data_plane.engine.sampling import Sampler, choose
 DRAWS = 4000
 
 
-def exact(logits: list[float], *, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> list[float]:
+def exact(
+    logits: list[float], *, temperature: float = 1.0, min_p: float = 0.0, top_k: int = 0, top_p: float = 1.0
+) -> list[float]:
     """Return the distribution that the parameters define, in plain Python."""
     weights = [math.exp(value / temperature) for value in logits]
     order = sorted(range(len(logits)), key=lambda i: -weights[i])
+    order = [i for i in order if weights[i] >= min_p * max(weights)]
     kept = order[: top_k or len(order)]
     total = sum(weights[i] for i in kept)
     nucleus: list[int] = []
@@ -37,6 +40,10 @@ def exact(logits: list[float], *, temperature: float = 1.0, top_k: int = 0, top_
         {"temperature": 1.5, "top_k": 5, "top_p": 0.8},
         {"temperature": 1.0, "top_k": 1},
         {"temperature": 1.0, "top_p": 1e-9},
+        {"temperature": 1.0, "min_p": 0.2},
+        {"temperature": 2.0, "min_p": 0.5, "top_k": 3},
+        {"temperature": 1.0, "min_p": 0.1, "top_p": 0.8},
+        {"temperature": 1.0, "min_p": 1.0},
     ],
 )
 def test_sampled_frequencies_follow_the_exact_distribution(options: dict[str, float]) -> None:
@@ -64,7 +71,7 @@ def test_a_nucleus_wider_than_the_guess_is_found() -> None:
 def test_greedy_takes_the_most_likely_token_of_each_row() -> None:
     """Temperature 0 is the argmax, row by row."""
     logits = torch.tensor([[0.0, 3.0, 1.0], [9.0, 3.0, 1.0]])
-    assert choose(logits, [Sampler(SamplingParams())] * 2) == [1, 0]
+    assert [choice.token for choice in choose(logits, [Sampler(SamplingParams())] * 2)] == [1, 0]
 
 
 def test_a_seed_fixes_the_draws_whatever_other_rows_draw() -> None:
@@ -109,6 +116,26 @@ def test_logits_that_are_not_numbers_are_an_error(bad: float) -> None:
         {"stop": ("",)},
         {"stop": ("x" * 257,)},
         {"stop": ("x",) * 17},
+        {"min_p": -0.1},
+        {"min_p": 1.1},
+        {"repetition_penalty": 0.0},
+        {"repetition_penalty": float("nan")},
+        {"presence_penalty": 2.1},
+        {"frequency_penalty": -2.1},
+        {"logit_bias": ((1, 100.5),)},
+        {"logit_bias": ((1, float("nan")),)},
+        {"logit_bias": tuple((token, 0.0) for token in range(1025))},
+        {"bad_words": ("",)},
+        {"bad_words": ("x",) * 129},
+        {"stop_token_ids": tuple(range(129))},
+        {"n": 0},
+        {"n": 17},
+        {"logprobs": -1},
+        {"logprobs": 21},
+        {"min_tokens": -1},
+        {"min_tokens": 5, "max_tokens": 4},
+        {"truncate_prompt_tokens": 0},
+        {"truncate_prompt_tokens": -2},
     ],
 )
 def test_parameters_outside_their_range_are_refused(options: dict[str, object]) -> None:
@@ -120,7 +147,13 @@ def test_parameters_outside_their_range_are_refused(options: dict[str, object]) 
 def test_a_request_has_exactly_one_prompt() -> None:
     """No prompt, two prompts, too many turns and odd roles are refused."""
     turn = ChatMessage(role="user", content="x")
-    for options in ({}, {"messages": (turn,), "prompt_token_ids": (1,)}, {"messages": (turn,) * 1025}):
+    for options in (
+        {},
+        {"messages": (turn,), "prompt_token_ids": (1,)},
+        {"messages": (turn,), "prompt": "x"},
+        {"prompt": "x", "prompt_token_ids": (1,)},
+        {"messages": (turn,) * 1025},
+    ):
         with pytest.raises(InvalidRequestError):
             EngineRequest(request_id="r", **options)
     for role in ("", "a b", "x" * 33, "<|im_start|>"):

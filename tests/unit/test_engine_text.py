@@ -69,7 +69,7 @@ def test_a_stop_string_is_never_shown_in_whatever_pieces_it_comes(
     finder = StopFinder(stops)
     results = [finder.push(text) for text in given]
     assert [text for text, _ in results] == expected
-    assert [stopped for _, stopped in results] == [False] * (len(given) - 1) + [True]
+    assert [stopped is not None for _, stopped in results] == [False] * (len(given) - 1) + [True]
 
 
 def test_held_back_text_comes_out_at_the_end(tokenizer: tokenizers.Tokenizer) -> None:
@@ -77,12 +77,25 @@ def test_held_back_text_comes_out_at_the_end(tokenizer: tokenizers.Tokenizer) ->
     stream = TextStream(decode=tokenizer.decode, stops=("END",))
     shown = [stream.push(token) for token in tokenizer.encode("so EN").ids]
     assert "".join(text for text, _ in shown) == "so "
-    assert stream.flush() == ("EN", False)
+    assert stream.flush() == ("EN", None)
 
 
 def test_a_stop_string_completed_by_the_flush_is_found() -> None:
     """A stop string that ends with replaced bytes is found when the last of them are decoded."""
     stream = TextStream(decode=lambda ids: "x" * (len(ids) - 1) + "\ufffd" if ids else "", stops=("\ufffd",))
-    assert stream.push(1) == ("", False)
-    assert stream.push(2) == ("", False)
-    assert stream.flush() == ("x", True)
+    assert stream.push(1) == ("", None)
+    assert stream.push(2) == ("", None)
+    assert stream.flush() == ("x", "\ufffd")
+
+
+def test_a_stop_string_can_stay_in_the_text() -> None:
+    """include_stop_str_in_output ends the text behind the stop string; of two the one that begins first counts."""
+    finder = StopFinder(("cd", "bcde"), keep=True)
+    assert finder.push("abcdef") == ("abcde", "bcde")
+
+
+def test_text_before_the_least_length_ends_nothing(tokenizer: tokenizers.Tokenizer) -> None:
+    """Without looking, a stop string passes and none begins in what passed."""
+    stream = TextStream(decode=lambda ids: "".join("EN" if token == 1 else "D!" for token in ids), stops=("END",))
+    assert stream.push(1, look=False) == ("EN", None)
+    assert stream.push(2) == ("D!", None)

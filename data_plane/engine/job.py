@@ -1,0 +1,99 @@
+"""One answer inside the engine: from the tokens chosen for it to the deltas that its caller gets.
+
+An answer ends at the first of these, looked at after each token: a token that ends it (the model's end of turn, or one
+that the request names), a stop string, its most tokens. Until it has its least tokens, the first two do not count.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from bulkhead.errors import BulkheadError
+from data_plane.engine.port import FinishReason, TokenDelta, TokenLogprob, Usage
+from data_plane.engine.sampling import Choice, RawLogprobs, Sampler
+from data_plane.engine.sequence import Sequence as TokenSequence
+from data_plane.engine.stream import DeltaStream
+from data_plane.engine.text import TextStream
+
+__all__ = ["Job"]
+
+_NONE: Final[frozenset[int]] = frozenset()
+
+
+class Job:
+    """One answer.
+
+    Args:
+        sequence: prompt and answer as tokens.
+        sampler: chooses the answer's tokens.
+        decode: from token ids to text.
+        stream: where deltas go.
+        end_tokens: the model's end-of-turn tokens.
+        index: which of a request's answers this is.
+    """
+
+    def __init__(
+        self,
+        *,
+        sequence: TokenSequence,
+        sampler: Sampler,
+        decode: Callable[[Sequence[int]], str],
+        stream: DeltaStream,
+        end_tokens: frozenset[int],
+        index: int = 0,
+    ) -> None:
+        params = sampler.params
+        self.sequence = sequence
+        self.sampler = sampler
+        self.stream = stream
+        self.index = index
+        self._decode = decode
+        self._eos = _NONE if params.ignore_eos else end_tokens
+        self._stop_tokens = frozenset(params.stop_token_ids)
+        self._text = TextStream(decode=decode, stops=params.stop, keep_stop=params.include_stop_str_in_output)
+
+    def prompt_text(self) -> str:
+        """Return the prompt as text; before the first token was taken."""
+        return self._decode(self.sequence.tokens[: self.sequence.prompt_tokens])
+
+    def take(self, choice: Choice) -> TokenDelta | BulkheadError:
+        """Return the delta that ``choice``, whose token was just appended to the sequence, gives rise to."""
+        if choice.error is not None:
+            return choice.error
+        params, sequence, token = self.sampler.params, self.sequence, choice.token
+        late = sequence.completion_tokens >= params.min_tokens
+        ended = late and (token in self._eos or token in self._stop_tokens)
+        full = sequence.completion_tokens >= sequence.max_tokens
+        stopped: str | None = None
+        text = ""
+        if not ended or params.include_stop_str_in_output:
+            text, stopped = self._text.push(token, look=late)
+        if (ended or full) and stopped is None:
+            rest, stopped = self._text.flush()
+            text += rest
+        logprobs = () if choice.logprobs is None else (self._named(choice.logprobs),)
+        if not (ended or full or stopped is not None):
+            return TokenDelta(text=text, token_ids=(token,), index=self.index, logprobs=logprobs)
+        return TokenDelta(
+            text=text,
+            token_ids=(token,),
+            index=self.index,
+            logprobs=logprobs,
+            finish_reason=FinishReason.STOP if ended or stopped is not None else FinishReason.LENGTH,
+            stop_reason=stopped if stopped is not None else token if ended and token in self._stop_tokens else None,
+            usage=Usage(
+                prompt_tokens=sequence.prompt_tokens,
+                completion_tokens=sequence.completion_tokens,
+            ),
+        )
+
+    def _named(self, raw: RawLogprobs) -> TokenLogprob:
+        return TokenLogprob(
+            token_id=raw.token,
+            text=self._decode([raw.token]),
+            logprob=raw.logprob,
+            rank=raw.rank,
+            top=tuple(
+                (token, self._decode([token]), value)
+                for token, value in zip(raw.top_ids, raw.top_logprobs, strict=True)
+            ),
+        )
