@@ -16,6 +16,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from bulkhead.attestation import EvidenceIssuer, EvidenceKind
 from bulkhead.errors import ConfigError
 from data_plane.config import AgentConfig, InventoryConfig
+from data_plane.evidence.issuing import EvidencePort, HardwareEvidence, SignedEvidence
+from data_plane.evidence.nvml import GpuQuotes
+from data_plane.evidence.tsm import TsmQuotes
 from data_plane.ingress import Ingress
 from data_plane.partitions import HostBackend, SimulatedRackBackend
 from data_plane.ports import PartitionBackend
@@ -90,13 +93,13 @@ class AgentProcess:
         check_config(config)
         make_private_directory(config.state_directory)
         run = RunDirectory(config.run_directory, shared=config.sandbox.user is not Step.OFF)
-        issuer = _issuer(config, simulated=self._backend.inventory().simulated)
+        evidence = _evidence(config, simulated=self._backend.inventory().simulated)
         spool = Spool(path=config.state_directory / SPOOL_FILE, new_id=lambda: secrets.token_hex(16))
         await spool.open()
         self._spool = spool
         lease = AgentLease(wall_s=self._wall_s, monotonic_s=time.monotonic)
         issuers = TicketIssuers()
-        self._agent = agent = self._make_agent(issuer, spool, lease, run, issuers)
+        self._agent = agent = self._make_agent(evidence, spool, lease, run, issuers)
         await agent.recover()
         try:
             await self._ingress.start()
@@ -108,7 +111,7 @@ class AgentProcess:
             spool=spool,
             lease=lease,
             issuers=issuers,
-            greeting=lambda: self._greeting(agent, spool, issuer),
+            greeting=lambda: self._greeting(agent, spool, evidence),
             credentials=self._credentials,
             heartbeat_s=config.heartbeat_s,
             wall_s=self._wall_s,
@@ -137,14 +140,14 @@ class AgentProcess:
             await self._spool.aclose()
 
     def _make_agent(
-        self, issuer: EvidenceIssuer, spool: Spool, lease: AgentLease, run: RunDirectory, issuers: TicketIssuers
+        self, evidence: EvidencePort, spool: Spool, lease: AgentLease, run: RunDirectory, issuers: TicketIssuers
     ) -> Agent:
         config = self._config
         return Agent(
             facts=AgentFacts(agent_id=config.agent_id, software=f"bulkhead-platform {version('bulkhead-platform')}"),
             backend=self._backend,
             scrubber=Scrubber(backend=self._backend, run=run, spool=spool, wall_s=self._wall_s),
-            issuer=issuer,
+            evidence=evidence,
             starter=WorkerStarter(
                 worker=config.worker,
                 sandbox=config.sandbox,
@@ -167,7 +170,7 @@ class AgentProcess:
             wall_s=self._wall_s,
         )
 
-    def _greeting(self, agent: Agent, spool: Spool, issuer: EvidenceIssuer) -> Greeting:
+    def _greeting(self, agent: Agent, spool: Spool, evidence: EvidencePort) -> Greeting:
         inventory = self._backend.inventory()
         return Greeting(
             agent_id=self._config.agent_id,
@@ -176,8 +179,8 @@ class AgentProcess:
             last_event_seq=spool.last_seq,
             inventory=inventory,
             ingress_address=self._ingress_address(),
-            evidence_kind=_kind(simulated=inventory.simulated).value,
-            evidence_public_key=issuer.public_key,
+            evidence_kind=evidence.kind.value,
+            evidence_public_key=evidence.public_key,
             partitions=agent.statuses(),
         )
 
@@ -198,14 +201,20 @@ def _kind(*, simulated: bool) -> EvidenceKind:
     return EvidenceKind.SIMULATED if simulated else EvidenceKind.OPERATOR
 
 
-def _issuer(config: AgentConfig, *, simulated: bool) -> EvidenceIssuer:
+def _evidence(config: AgentConfig, *, simulated: bool) -> EvidencePort:
     if not config.evidence_key.exists():
         make_private_directory(config.evidence_key.parent)
         pem = Ed25519PrivateKey.generate().private_bytes(
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         )
         write_file(config.evidence_key, pem, replace=False)
-    return EvidenceIssuer(kind=_kind(simulated=simulated), key=_load_evidence_key(config))
+    key = _load_evidence_key(config)
+    if config.evidence == "hardware":
+        if simulated:
+            raise ConfigError("evidence: a simulated rack has no hardware that could vouch for it")
+        return HardwareEvidence(processor=TsmQuotes(), gpus=GpuQuotes(), public_key=key.public_key().public_bytes_raw())
+    kind = _kind(simulated=simulated)
+    return SignedEvidence(EvidenceIssuer(kind=kind, key=key), kind=kind)
 
 
 def _load_evidence_key(config: AgentConfig) -> Ed25519PrivateKey:

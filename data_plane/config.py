@@ -163,7 +163,10 @@ class AgentConfig:
         state_directory: spool and cordoned places; durable and private.
         run_directory: sockets and pid files of workers; a short path, for Unix sockets take 107 bytes.
         model_directory: models, one directory each, readable to workers.
-        evidence_key: Ed25519 private key (PEM) that signs evidence; made if it does not exist.
+        evidence_key: Ed25519 private key (PEM) by which the control plane knows the agent's evidence; made if it does
+            not exist.
+        evidence: ``key`` signs evidence with it; ``hardware`` has the processor (configfs-tsm) and the GPUs (NVML)
+            quote, in a confidential guest.
         drain_s: time that running requests get when the agent stops.
         heartbeat_s: pause between heartbeats, and between lease grants to workers.
     """
@@ -180,6 +183,7 @@ class AgentConfig:
     worker: WorkerConfig = field(default_factory=WorkerConfig)
     sandbox: SandboxConfig = field(default_factory=SandboxConfig)
     log: LogConfig = field(default_factory=LogConfig)
+    evidence: Literal["key", "hardware"] = "key"
     drain_s: float = 20.0
     heartbeat_s: float = 1.0
 

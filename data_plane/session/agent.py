@@ -19,7 +19,7 @@ from typing import Any, Final
 
 import structlog
 
-from bulkhead.attestation import AttestationRequest, EvidenceIssuer
+from bulkhead.attestation import AttestationRequest
 from bulkhead.attestation.tiers import Tier
 from bulkhead.errors import (
     BulkheadError,
@@ -33,6 +33,7 @@ from bulkhead.errors import (
 )
 from bulkhead.ids import TENANT, check_id
 from bulkhead.sealing.keyset import Keyset
+from data_plane.evidence.issuing import EvidencePort
 from data_plane.ingress import Ingress
 from data_plane.ports import PartitionBackend, PartitionSpec, PartitionState
 from data_plane.session.commands import (
@@ -65,6 +66,7 @@ MAX_EVIDENCE: Final = 16_384  # opens and renewals within the life of evidence; 
 SILENCE_S: Final = 30.0  # a worker reports every second
 MAX_PARTITIONS: Final = 256  # the control plane refuses a greeting with more
 _MS: Final = 1000
+_ATTESTABLE: Final = frozenset({PartitionState.ATTESTING, PartitionState.READY})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +84,7 @@ class Agent:
         facts: names the agent in evidence.
         backend: divides the tray.
         scrubber: gives places back.
-        issuer: signs evidence.
+        evidence: vouches for workers.
         starter: starts workers.
         ports: of partitions.
         spool: takes events.
@@ -98,7 +100,7 @@ class Agent:
         facts: AgentFacts,
         backend: PartitionBackend,
         scrubber: Scrubber,
-        issuer: EvidenceIssuer,
+        evidence: EvidencePort,
         starter: WorkerStarter,
         ports: PartitionPorts,
         spool: Spool,
@@ -110,7 +112,7 @@ class Agent:
         self._facts = facts
         self._backend = backend
         self._scrubber = scrubber
-        self._issuer = issuer
+        self._evidence = evidence
         self._starter = starter
         self._ports = ports
         self._spool = spool
@@ -257,7 +259,7 @@ class Agent:
         partition = self._partitions.get(command.partition_id)
         if partition is None or partition.ready is None:
             raise WorkerLostError("the partition has no worker here")
-        if partition.state not in {PartitionState.ATTESTING, PartitionState.READY}:
+        if partition.state not in _ATTESTABLE:
             raise ConflictError(f"the partition is {partition.state.value}")
         if len(partition.evidence) >= MAX_EVIDENCE:
             raise ExhaustedError(f"the partition has {MAX_EVIDENCE} pieces of evidence that hold still")
@@ -266,8 +268,8 @@ class Agent:
         if not_after_s <= self._wall_s():
             raise EvidenceExpiredError("the worker's keys have ended: place the session anew")
         self._follow_issuers(partition)
-        (evidence,) = self._issuer.issue(
-            [AttestationRequest(nonce=order.nonce, context=order.session_context)],
+        issued = await self._evidence.issue(
+            AttestationRequest(nonce=order.nonce, context=order.session_context),
             keyset=ready.keyset,
             descriptor=describe_partition(
                 partition,
@@ -278,10 +280,12 @@ class Agent:
             ),
             not_after_s=not_after_s,
         )
-        partition.evidence[evidence_digest(evidence)] = not_after_s
+        if self._partitions.get(command.partition_id) is not partition or partition.state not in _ATTESTABLE:
+            raise WorkerLostError("the partition ended while its evidence was made")
+        partition.evidence[evidence_digest(issued.evidence)] = issued.not_after_s
         partition.state = PartitionState.READY
         await partition.grant(self._grant(partition))  # before anybody can hold a ticket on this evidence
-        return Attested(evidence=evidence, keyset=ready.keyset, certificate=ready.certificate)
+        return Attested(evidence=issued.evidence, keyset=ready.keyset, certificate=ready.certificate)
 
     def _grant(self, partition: Partition) -> LeaseGrant:
         now_s = self._wall_s()

@@ -29,7 +29,7 @@ from bulkhead.attestation import (
     TrustPolicy,
 )
 from bulkhead.attestation.collateral import CollateralEntry, CollateralItem, CollateralPolicy
-from bulkhead.attestation.collateral.amd import vcek_item
+from bulkhead.attestation.collateral.amd import crl_item, vcek_item
 from bulkhead.attestation.collateral.cache import CollateralCache, Fetcher
 from bulkhead.attestation.collateral.intel import tdx_items
 from bulkhead.attestation.collateral.nvidia import ocsp_item, rim_item
@@ -180,6 +180,8 @@ class HardwareWorld:
         if any(self.machine.full_hwid) and self.machine.product is SnpProduct.TURIN:
             item = vcek_item(read_snp_report(self.machine.report()), self.machine.product)
             pieces.append((item, self.machine.leaf().public_bytes(Encoding.DER), b""))
+            crl = snp_machine.crl("ARK-Turin").public_bytes(Encoding.DER)
+            pieces.append((crl_item(self.machine.product, self.machine.signing_key), crl, b""))
         return pieces
 
     def cache(
