@@ -1,8 +1,8 @@
 """configfs-tsm as the kernel keeps it (drivers/virt/coco/guest/report.c), on a real directory.
 
-Attributes are real files, so that the collector's own reading and writing is tested; what configfs does beyond files is
-here: mkdir fills an entry, each write counts in ``generation``, reading ``outblob`` or ``auxblob`` has the firmware make
-a report if something was written since, rmdir removes an entry with its attributes.
+Attributes are real files, so that the collector's own reading and writing is tested; what configfs does beyond files
+is here: mkdir fills an entry, each write counts in ``generation``, reading ``outblob`` or ``auxblob`` has the firmware
+make a report if something was written since, rmdir removes an entry with its attributes.
 """
 
 import errno

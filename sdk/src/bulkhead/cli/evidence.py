@@ -7,6 +7,7 @@ import click
 
 from bulkhead.cli.asking import Wanted, kind_of, opened, session_options
 from bulkhead.cli.console import emit, example, json_option, run, time_text
+from bulkhead.cli.evidence_collateral import collateral
 from bulkhead.cli.evidence_policy import policy
 from bulkhead.cli.evidence_verify import claims, verify
 from bulkhead.cli.settings import settings_of
@@ -84,6 +85,7 @@ def _facts(session: "AsyncSession") -> dict[str, Any]:
 evidence.add_command(claims)
 evidence.add_command(verify)
 evidence.add_command(policy)
+evidence.add_command(collateral)
 
 
 _RESTS_ON = {
