@@ -9,6 +9,7 @@ from bulkhead.transparency.checkpoint import Checkpoint
 from bulkhead.transparency.export import ExportWriter
 from bulkhead.transparency.leaf import LeafFields, parse_leaf
 from bulkhead.transparency.merkle import Frontier, leaf_hash
+from bulkhead.transparency.rounds import RoundPath
 
 __all__ = ["check_leaf", "export_log"]
 
@@ -24,6 +25,7 @@ def export_log(
     size: int,
     note: str,
     before: Frontier = Frontier(),  # noqa: B008 - immutable
+    path: RoundPath | None = None,
     progress: Progress | None = None,
 ) -> int:
     """Write the records of a log after ``before`` up to ``size``, kept checkpoints among them; return their number.
@@ -37,6 +39,7 @@ def export_log(
         vkey: its public key.
         size: the checkpoint's size.
         note: the signed checkpoint of that size.
+        path: into a round of the platform's log that commits to a size of this log, or None.
         before: the frontier of what is left out at the beginning, proven to be this log's.
         progress: told how far it is.
 
@@ -47,6 +50,7 @@ def export_log(
     origin = info.origin
     writer.begin_log(origin=origin, tenant=info.tenant, vkey=vkey, before=before)
     frontier = before
+    round_size = None if path is None else Checkpoint.parse(path.checkpoint_text).size
     while frontier.size < size:
         start = frontier.size
         stop = min(start + _CHUNK, size)
@@ -57,6 +61,8 @@ def export_log(
             writer.record(index, stored.leaf, stored.leaf_hash)
             if index + 1 in notes and index + 1 < size:
                 writer.checkpoint(notes[index + 1])
+            if path is not None and index + 1 == round_size:
+                writer.round(path)
         if len(leaves) != stop - start:
             raise RecordError(f"{origin}: record {start + len(leaves)} is missing from the database")
         frontier = frontier.extend(stored.leaf_hash for stored in leaves)

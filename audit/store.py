@@ -149,7 +149,7 @@ class AuditReader(Protocol):
         ...
 
     def checkpoints(self, log_id: int, start: int, stop: int) -> tuple[tuple[int, str], ...]:
-        """Return the kept checkpoints with ``start <= size < stop`` as (size, note), in order."""
+        """Return the kept checkpoints with ``start <= size < stop`` as (size, note with cosignatures), in order."""
         ...
 
     def last_round(self) -> int | None:

@@ -150,6 +150,7 @@ def profiles_toml(
 tenant = "{tenant["tenant_id"]}"
 role = "{account.role}"
 log_vkey = "{tenant["log_vkey"]}"
+platform_vkey = "{made["platform_log_vkey"]}"
 ticket_issuer = "{made["ticket_issuer"]}"
 # The rack is simulated: only development mode accepts its evidence, and says so every time.
 development_mode = true

@@ -30,7 +30,7 @@ from bulkhead.errors import (
     InvalidRequestError,
     MalformedRequestError,
 )
-from bulkhead.ids import REQUEST, check_id, new_id
+from bulkhead.ids import REQUEST, REQUEST_ID_METADATA, check_id, new_id
 from service.errors_rpc import abort_with
 from service.logging import bind_call
 
@@ -144,7 +144,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
     @contextlib.asynccontextmanager
     async def _boundary(self, method: str, request: Any, context: Context) -> AsyncIterator[None]:
-        request_id = _request_id(request)
+        request_id = _request_id(request, context)
         _REQUEST_ID.set(request_id)
         bind_call(request_id=request_id, method=method)
         try:
@@ -201,9 +201,16 @@ async def _decoded_stream(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
         yield _decoded(request)
 
 
-def _request_id(request: Any) -> str:
-    """Return the caller's request id when it has the form of one, else a fresh id for this call's log lines."""
+def _request_id(request: Any, context: Context) -> str:
+    """Return the caller's request id, else a fresh one for this call's log lines.
+
+    The caller's stands in the request, or, for methods whose request has none, in the metadata; another form than that
+    of an id is ignored.
+    """
     given = getattr(request, "request_id", None)
+    if not isinstance(given, str) or not given:
+        metadata = context.invocation_metadata() or ()
+        given = next((value for key, value in metadata if key == REQUEST_ID_METADATA), None)
     if isinstance(given, str) and given:
         with contextlib.suppress(InvalidRequestError):
             return check_id(given, REQUEST)

@@ -322,7 +322,8 @@ class AuditLog:
             AuditUnavailableError: the database cannot be read.
         """
         await self._catch_up()
-        parts = [(self._known.info(log_id), self._known.head(log_id)) for log_id in log_ids]
+        known = self._known
+        parts = [(known.info(log_id), known.head(log_id), await self.round_path(log_id)) for log_id in log_ids]
         return await asyncio.to_thread(self._serving.export, parts, stream, progress, first=first)
 
     def health(self) -> AuditHealth:

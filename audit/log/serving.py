@@ -20,6 +20,7 @@ from bulkhead.transparency.merkle import (
     verify_inclusion,
 )
 from bulkhead.transparency.receipt import AuditReceipt
+from bulkhead.transparency.rounds import RoundPath
 
 __all__ = ["Serving"]
 
@@ -131,18 +132,25 @@ class Serving:
         return found
 
     def export(
-        self, parts: Sequence[tuple[LogInfo, Head]], stream: BinaryIO, progress: Progress | None, *, first: int = 0
+        self,
+        parts: Sequence[tuple[LogInfo, Head, RoundPath | None]],
+        stream: BinaryIO,
+        progress: Progress | None,
+        *,
+        first: int = 0,
     ) -> int:
         """Write logs from leaf ``first`` up to the given heads as one export; return how many records it holds.
+
+        With each goes its path into a round of the platform's log, where there is one.
 
         Raises:
             RecordError: a stored record does not hold; names it.
             AuditUnavailableError: the database cannot be read.
         """
         writer = ExportWriter(stream)
-        total = sum(head.size for _, head in parts)
+        total = sum(head.size for _, head, _ in parts)
         done = written = 0
-        for info, head in parts:
+        for info, head, path in parts:
             written += export_log(
                 self._store,
                 writer,
@@ -150,6 +158,7 @@ class Serving:
                 vkey=self._keys.signer(info.origin).vkey,
                 size=head.size,
                 note=self.note(info, head.frontier),
+                path=path,
                 before=self.earlier(info, head.frontier, min(first, head.size)),
                 progress=None if progress is None else _shifted(progress, done, total),
             )

@@ -142,16 +142,17 @@ class SqlAuditReader:
             return None if row is None else as_bytes(row.hashes)
 
     def checkpoints(self, log_id: int, start: int, stop: int) -> tuple[tuple[int, str], ...]:
-        """Return kept checkpoints in order; at most 4,096 at a time."""
+        """Return kept checkpoints, with their cosignatures, in order; at most 4,096 at a time."""
         table = audit_checkpoint.c
         wanted = (
-            select(table.size, table.note)
+            select(table.size, table.note, table.cosigs)
             .where(table.log_id == log_id, table.size >= start, table.size < stop)
             .order_by(table.size)
             .limit(MAX_ROWS)
         )
         with self.reading() as connection:
-            return tuple((as_int(row.size), as_text(row.note)) for row in connection.execute(wanted))
+            found = connection.execute(wanted)
+            return tuple((as_int(row.size), as_text(row.note) + as_text(row.cosigs)) for row in found)
 
     def last_round(self) -> int | None:
         """Return the last round's number."""

@@ -372,7 +372,7 @@ class Adversary(RuleBasedStateMachine):
                 record: Record = Delta(text=text, tokens=1)
                 chunk = served.machine.send(record)
             case "end":
-                record = End(finish_reason="stop", usage=Usage(prompt_tokens=1, completion_tokens=len(served.out)))
+                record = End(finish_reason="stop", usage=Usage(prompt_tokens=1, completion_tokens=len(served.records)))
                 chunk = served.machine.end(record)
             case _:
                 error = QueueFullError(text)

@@ -116,7 +116,9 @@ class MemoryAuditStore:
 
     def checkpoints(self, log_id: int, start: int, stop: int) -> tuple[tuple[int, str], ...]:
         return tuple(
-            (size, note) for (log, size), note in sorted(self._notes.items()) if log == log_id and start <= size < stop
+            (size, note + self._cosigs.get((log, size), ""))
+            for (log, size), note in sorted(self._notes.items())
+            if log == log_id and start <= size < stop
         )
 
     def last_round(self) -> int | None:

@@ -9,6 +9,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from bulkhead.attestation import EvidenceKind, Tier, TrustPolicy, appraise
 from bulkhead.attestation.statement import batch_leaf, batch_root, gpu_nonce, root_from_path, statement
 from bulkhead.encoding import lp, lp_join
+from bulkhead.errors import SealError, TicketError
 from bulkhead.protocol.context import session_context
 from bulkhead.protocol.envelope import Envelope
 from bulkhead.protocol.payloads import parse_generate_request, parse_record
@@ -17,6 +18,7 @@ from bulkhead.protocol.tickets import TicketVerifier
 from bulkhead.sealing import ChunkOpener, ChunkSealer, Direction, KemPrivateKey, Keyset, PaddingMode
 from bulkhead.sealing.padding import pad, unpad
 from bulkhead.sealing.schedule import KeySchedule
+from bulkhead.transparency.receipt import AuditReceipt, verify_receipt
 
 HERE = Path(__file__).parent / "protocol"
 
@@ -178,3 +180,45 @@ class TestExchange:
         assert verified.request_commitment == hmac.digest(commitment, case["payload"].encode(), "sha256")
         said = b"".join(lp(record) for record in records)
         assert verified.response_commitment == hmac.digest(commitment, said, "sha256")
+
+    def test_decision_and_receipt_fetch(self, case, claims):
+        """The decision's audit receipt holds under the log's key, and the session key signs a receipt's fetch."""
+        decision = case["decision"]
+        receipt = AuditReceipt(
+            decision["leaf"].encode(), decision["index"], tuple(map(raw, decision["proof"])), decision["checkpoint"]
+        )
+        verified = verify_receipt(receipt, vkey=case["log_vkey"], origin=case["log_vkey"].partition("+")[0])
+        assert verified.leaf_hash == raw(case["decision_leaf_hash"]) == claims.decision_leaf_hash
+        assert verified.fields.cause.request_id == case["open_request_id"]
+        message = b"bulkhead/v1 fetch receipt" + lp_join(
+            case["tenant"].encode(), case["session"].encode(), b"req_01h455vb4pex5vsknk084sn02q"
+        )
+        Ed25519PublicKey.from_public_bytes(raw(case["cnf"])).verify(raw(case["receipt_fetch_signature"]), message)
+
+
+def test_refusals_are_of_every_kind():
+    """The vectors hold what the Go client must refuse, and more than one code of it."""
+    made = load("refusals")
+    assert set(made) == {"chunks", "plaintexts", "envelopes", "tickets", "evidence", "decisions", "responses"}
+    assert all(len(cases) >= 7 for cases in made.values())
+
+
+@pytest.mark.parametrize("case", load("refusals")["chunks"], ids=lambda case: case["name"])
+def test_refused_chunks(case):
+    """Every chunk but the last opens, and the last is refused with its code."""
+    opener = ChunkOpener(raw(case["key_material"]), Direction.SERVER_TO_CLIENT)
+    *good, bad = case["chunks"]
+    for chunk in good:
+        opener.open(raw(chunk))
+    with pytest.raises(SealError) as caught:
+        opener.open(raw(bad))
+    assert caught.value.code == case["code"]
+
+
+@pytest.mark.parametrize("refused", load("refusals")["tickets"], ids=lambda refused: refused["name"])
+def test_refused_tickets(case, refused):
+    """Tickets of the vectors are refused with their codes."""
+    verifier = TicketVerifier(issuer_keys=[raw(case["ticket_issuer"])])
+    with pytest.raises(TicketError) as caught:
+        verifier.verify(refused["ticket"], now_s=refused["now_s"], audience=case["authority"])
+    assert caught.value.code == refused["code"]

@@ -22,6 +22,7 @@ __all__ = [
     "PRINCIPAL",
     "RECORD",
     "REQUEST",
+    "REQUEST_ID_METADATA",
     "SESSION",
     "SUBJECT",
     "TENANT",
@@ -38,6 +39,7 @@ SUBJECT: Final = "subj"  # random pseudonym in audit records (docs/audit.md); th
 CREDENTIAL: Final = "cred"
 SESSION: Final = "sess"
 REQUEST: Final = "req"
+REQUEST_ID_METADATA: Final = "bulkhead-request-id"  # gRPC metadata, for calls whose request has no field for its id
 TICKET: Final = "tick"
 PARTITION: Final = "part"
 AGENT: Final = "agent"

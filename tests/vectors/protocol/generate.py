@@ -27,7 +27,8 @@ from bulkhead.protocol.payloads import (  # noqa: E402
 from bulkhead.sealing import ChunkSealer, Direction, KemPrivateKey, PaddingMode, WorkerKeys  # noqa: E402
 from bulkhead.sealing.padding import pad  # noqa: E402
 from bulkhead.sealing.schedule import KeySchedule  # noqa: E402
-from tests.simulator.sealed_world import MODEL_DIGEST, NOW_S, POLICY_DIGEST, World  # noqa: E402
+from tests.simulator.sealed_world import MODEL, MODEL_DIGEST, NOW_S, POLICY_DIGEST, World  # noqa: E402
+from tests.vectors.protocol.refusals import refusals  # noqa: E402
 
 
 def hpke():
@@ -52,9 +53,9 @@ def hpke():
 def chunks():
     """Chunk streams in both directions and both paddings."""
     cases = []
-    records = [b"", b"first", b"x" * 300]
     for direction in Direction:
         for mode in PaddingMode:
+            records = [b"", b"x" * 300] if mode is PaddingMode.STRICT else [b"", b"first", b"x" * 300]
             material = bytes(range(44))
             sealer = ChunkSealer(material, direction)
             sealed = [
@@ -130,55 +131,87 @@ def statements():
     }
 
 
-def exchange():
-    """One whole session: evidence, ticket, request, response and receipt, with the secrets that open them."""
-    world = World(padding=PaddingMode.DEFAULT)
-    world.keys, seed = _known_keys(world)
-    offer = world.offer()
-    grant = verify_grant(offer, expectation=world.expectation(), anchors=world.anchors(), now_s=NOW_S)
-    request = GenerateRequest(messages=(Message(role="user", content="What is the capital of France?"),), max_tokens=8)
-    payload = encode_generate_request(request)
-    sent = world.client(grant).begin(Method.GENERATE, payload, now_s=NOW_S, request_id="req_01h455vb4pex5vsknk084sn02q")
-    served = world.make_server().open(sent.envelope, now_s=NOW_S)
-    for chunk in sent.chunks:
-        served.receive(chunk)
-    records = [
-        Delta(text="The capital of France is", tokens=5),
-        Delta(text=" Paris.", tokens=2),
-        End(finish_reason="stop", usage=Usage(prompt_tokens=14, completion_tokens=7)),
-    ]
-    response = [served.send(records[0]), served.send(records[1]), served.end(records[2])]
-    receipt = served.make_receipt(ts_us=NOW_S * 10**6)
-    response.append(served.finish())
+REQUEST_ID = "req_01h455vb4pex5vsknk084sn02q"
+
+
+class Session:
+    """One whole session, with everything that made it."""
+
+    def __init__(self):
+        self.world = World(padding=PaddingMode.DEFAULT)
+        self.world.keys, self.seed = _known_keys(self.world)
+        self.offer = self.world.offer()
+        self.grant = verify_grant(
+            self.offer, expectation=self.world.expectation(), anchors=self.world.anchors(), now_s=NOW_S
+        )
+        message = Message(role="user", content="What is the capital of France?")
+        self.payload = encode_generate_request(GenerateRequest(messages=(message,), max_tokens=8, temperature=0.5))
+        self.client = self.world.client(self.grant)
+        self.sent = self.client.begin(Method.GENERATE, self.payload, now_s=NOW_S, request_id=REQUEST_ID)
+        self.served = self.world.make_server().open(self.sent.envelope, now_s=NOW_S)
+        for chunk in self.sent.chunks:
+            self.served.receive(chunk)
+        self.records = [
+            Delta(text="The capital of France is", tokens=5),
+            Delta(text=" Paris.", tokens=2),
+            End(finish_reason="stop", usage=Usage(prompt_tokens=14, completion_tokens=7)),
+        ]
+        served, (first, second, end) = self.served, self.records
+        self.response = [served.send(first), served.send(second), served.end(end)]
+        self.receipt = served.make_receipt(ts_us=NOW_S * 10**6)
+        self.response.append(served.finish())
+
+
+def exchange(session):
+    """One whole session: decision, evidence, ticket, request, response and receipt, with the secrets that open it."""
+    world, grant, offer, sent = session.world, session.grant, session.offer, session.sent
     envelope = Envelope.parse(sent.envelope)
     info = RequestInfo(
         scope=grant.claims.scope, request_id=sent.request_id, sequence=envelope.sequence, method=Method.GENERATE
     )
     return {
         "now_s": NOW_S,
+        "tenant": world.tenant,
+        "session": world.session,
+        "partition": world.partition,
+        "open_request_id": world.open_request,
+        "model": MODEL,
+        "minimum_tier": "process",
         "nonce": world.nonce.hex(),
+        "session_key_seed": world.session_key.private_bytes_raw().hex(),
+        "cnf": world.cnf.hex(),
+        "log_vkey": world.log.vkey,
         "operator_key": world.evidence_issuer.public_key.hex(),
         "ticket_issuer": world.issuer.public_key.hex(),
+        "model_digest": MODEL_DIGEST.hex(),
         "policy_digest": POLICY_DIGEST.hex(),
-        "request_kem_seed": seed.hex(),
+        "decision": {
+            "leaf": offer.decision.leaf.decode(),
+            "index": offer.decision.index,
+            "proof": [node.hex() for node in offer.decision.proof],
+            "checkpoint": offer.decision.checkpoint,
+        },
+        "decision_leaf_hash": grant.decision.leaf_hash.hex(),
+        "request_kem_seed": session.seed.hex(),
         "keyset": grant.keyset.encoded.decode(),
         "key_id": grant.keyset.key_id.hex(),
+        "worker_certificate": offer.worker_certificate.hex(),
         "evidence": offer.evidence.decode(),
         "evidence_digest": grant.worker.evidence_digest.hex(),
-        "decision_leaf_hash": grant.decision.leaf_hash.hex(),
         "authority": world.authority,
         "ticket": grant.ticket,
         "info": info.encoded.hex(),
         "transcript_hash": info.transcript_hash(envelope.sealed_secret).hex(),
         "secret": world.keys.open_request(envelope.sealed_secret, info=info.encoded).hex(),
         "envelope": sent.envelope.hex(),
-        "payload": payload.decode(),
+        "payload": session.payload.decode(),
         "request_chunks": [chunk.hex() for chunk in sent.chunks],
-        "worker_random": served.worker_random.hex(),
-        "records": [encode_record(record).decode() for record in records],
-        "response_chunks": [chunk.hex() for chunk in response],
-        "receipt": receipt.encode().decode(),
-        "receipt_digest": receipt.digest.hex(),
+        "worker_random": session.served.worker_random.hex(),
+        "records": [encode_record(record).decode() for record in session.records],
+        "response_chunks": [chunk.hex() for chunk in session.response],
+        "receipt": session.receipt.encode().decode(),
+        "receipt_digest": session.receipt.digest.hex(),
+        "receipt_fetch_signature": session.client.sign_receipt_fetch(sent.request_id).hex(),
     }
 
 
@@ -196,12 +229,14 @@ def _known_keys(world):
 
 def main():
     """Write every file."""
+    session = Session()
     for name, made in (
         ("hpke", hpke()),
         ("chunks", chunks()),
         ("schedule", schedule()),
         ("statement", statements()),
-        ("exchange", exchange()),
+        ("exchange", exchange(session)),
+        ("refusals", refusals(session)),
     ):
         path = HERE / f"{name}.json"
         path.write_text(json.dumps(made, indent=1, ensure_ascii=False) + "\n")

@@ -2,13 +2,16 @@
 
 import datetime as dt
 import re
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from bulkhead.cli.audit_proofs import write_proof
+from bulkhead.cli.audit_tiles import serve_tiles
+from bulkhead.cli.audit_verify import verify
 from bulkhead.cli.console import emit, emit_rows, example, json_option, note
+from bulkhead.cli.monitor import monitor
 from bulkhead.cli.receipts import prove_receipt
 from bulkhead.cli.record_text import US_PER_S, proof_text, record_text, what, when, where, who, why
 from bulkhead.cli.settings import Settings, on_channel, settings_of
@@ -17,7 +20,6 @@ from bulkhead.errors import ConfigError, InvalidRequestError
 if TYPE_CHECKING:
     from bulkhead.client.audit import AuditRecord, RecordFilter
     from bulkhead.client.transport import Channel
-    from bulkhead.transparency.export import VerifiedExport
 
 __all__ = ["audit"]
 
@@ -30,6 +32,11 @@ _log_key_option = click.option("--log-key", help="Verifier key (vkey) of the log
 @click.group()
 def audit() -> None:
     """The audit log: who did what, why and where, and the proof of it."""
+
+
+audit.add_command(monitor)
+audit.add_command(verify)
+audit.add_command(serve_tiles)
 
 
 @audit.command(
@@ -85,7 +92,11 @@ def show(ctx: click.Context, record: str, *, tenant: str, as_json: bool) -> None
 
 @audit.command(
     "prove",
-    epilog=example("bulkhead audit prove rec_01h…", "bulkhead audit prove --receipt answer.json --save"),
+    epilog=example(
+        "bulkhead audit prove rec_01h…",
+        "bulkhead audit prove rec_01h… --format tlog-proof --out rec.tlog-proof",
+        "bulkhead audit prove --receipt answer.json --save",
+    ),
 )
 @click.argument("record", required=False)
 @click.option(
@@ -95,6 +106,23 @@ def show(ctx: click.Context, record: str, *, tenant: str, as_json: bool) -> None
     help="A saved receipt, in place of RECORD: verifies it, and that the log holds it.",
 )
 @click.option("--save", is_flag=True, help="With --receipt: keep the proof in the file.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(("text", "tlog-proof")),
+    default="text",
+    show_default=True,
+    help="tlog-proof: write the proof as a C2SP tlog-proof file, which verifies offline.",
+)
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="With tlog-proof: the file to write.")
+@click.option(
+    "--wait",
+    "wait_s",
+    type=click.IntRange(0),
+    default=15,
+    show_default=True,
+    help="With tlog-proof: seconds to wait until a round of the platform's log holds the record.",
+)
 @_tenant_option
 @_log_key_option
 @json_option
@@ -106,6 +134,9 @@ def prove(
     record: str | None,
     receipt_file: Path | None,
     save: bool,
+    form: str,
+    out: Path | None,
+    wait_s: int,
     tenant: str,
     log_key: str | None,
     as_json: bool,
@@ -119,6 +150,9 @@ def prove(
         prove_receipt(ctx, receipt_file, save=save, as_json=as_json)
         return
     key, vkey = _key(record or ""), log_key or _pinned(settings_of(ctx))
+    if form == "tlog-proof":
+        write_proof(ctx, key, vkey=vkey, tenant=tenant, out=out, wait_s=wait_s, as_json=as_json)
+        return
     proven = on_channel(ctx, lambda channel: AuditLog(channel).prove(key, vkey=vkey, tenant_id=tenant))
     emit(
         {
@@ -147,53 +181,6 @@ def export(ctx: click.Context, file: Path, *, tenant: str, as_json: bool) -> Non
         {"file": str(file), "bytes": size},
         as_json=as_json,
         text=f"wrote {size} bytes to {file}; verify with: bulkhead audit verify {file}",
-    )
-
-
-@audit.command(
-    "verify",
-    epilog=example(
-        "bulkhead audit verify log.jsonl",
-        "bulkhead audit verify log.jsonl --log-key audit.example/t/4f2a/0+1b2c3d4e+AbCd…",
-    ),
-)
-@click.argument("file", metavar="EXPORT", type=click.Path(path_type=Path, exists=True, dir_okay=False))
-@click.option("--log-key", "log_keys", multiple=True, help="Pinned verifier key (vkey); repeatable. Default: log_vkey.")
-@click.option(
-    "--checkpoint",
-    "checkpoints",
-    multiple=True,
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="A checkpoint (signed note) kept from earlier that must be part of the same history; repeatable.",
-)
-@json_option
-@click.pass_context
-def verify(
-    ctx: click.Context, file: Path, *, log_keys: tuple[str, ...], checkpoints: tuple[Path, ...], as_json: bool
-) -> None:
-    """Verify every record of EXPORT offline, trusting the log key alone. No server is asked."""
-    vkeys = log_keys or (_pinned(settings_of(ctx)),)
-    verified = _verify(file, vkeys, checkpoints, progress=sys.stderr.isatty() and not as_json)
-    logs = [
-        {
-            "origin": log.origin,
-            "tenant": log.tenant,
-            "first": log.first,
-            "records": log.records,
-            "checkpoints": log.checkpoints,
-            "root": log.checkpoint.root,
-        }
-        for log in verified.logs
-    ]
-    lines = [
-        f"{log.origin}: {log.records} records from {log.first}, {log.checkpoints} checkpoints,"
-        f" root {log.checkpoint.root.hex()}"
-        for log in verified.logs
-    ]
-    emit(
-        {"verified": True, "records": verified.records, "logs": logs},
-        as_json=as_json,
-        text="\n".join([*lines, f"verified: {verified.records} records, none altered, missing or added"]),
     )
 
 
@@ -266,23 +253,6 @@ async def _export(channel: "Channel", file: Path, tenant: str) -> int:
     finally:
         partial.unlink(missing_ok=True)
     return size
-
-
-def _verify(file: Path, vkeys: tuple[str, ...], checkpoints: tuple[Path, ...], *, progress: bool) -> "VerifiedExport":
-    from bulkhead.transparency.export import verify_export
-
-    def tell(count: int) -> None:
-        click.echo(f"\r{count} records", nl=False, err=True)
-
-    try:
-        seen = [path.read_text("utf-8") for path in checkpoints]
-        with file.open("rb") as stream:
-            return verify_export(stream, vkeys=vkeys, seen=seen, progress=tell if progress else None)
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidRequestError(f"cannot read {file} or a checkpoint: {type(error).__name__}") from error
-    finally:
-        if progress:
-            click.echo(err=True)
 
 
 def _pinned(settings: Settings) -> str:

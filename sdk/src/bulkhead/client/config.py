@@ -14,6 +14,10 @@
     tenant = "tenant_01h…"                  # own tenant id; needed to open sessions
     role = "developer"                      # developer, officer or admin; for early errors only
     log_vkey = "audit.example/t/…+…"        # verifier key of the tenant's audit log
+    platform_vkey = "audit.example/platform/1+…" # verifier key of the platform's log: rounds are checked against it
+    witnesses = ["witness.example/w1+…"]    # verifier keys of the platform log's witnesses that are believed
+    witness_quorum = 1                      # how many of them must have cosigned
+    request_journal = "acme.journal"        # every request id is noted there before it is sent; see `audit monitor`
     ticket_issuer = "base64url"             # Ed25519 public key, or ticket_issuer_fingerprint = "SHA-256, hexadecimal";
                                             # a list of several while the operator changes to another issuer
     trust_policy_file = "trust.toml"        # or the table [profile.acme.trust]; docs/trust-policy.md
@@ -117,6 +121,10 @@ class Profile:
         tenant_id: own tenant; None for admins and platform officers.
         role: `developer`, `officer` or `admin`.
         log_vkey: C2SP verifier key of the tenant's audit log; None where nothing is to be verified (admins).
+        platform_vkey: C2SP verifier key of the platform's log, or None.
+        witnesses: verifier keys of the platform log's witnesses that are believed.
+        witness_quorum: how many of them must have cosigned.
+        request_journal: file of :class:`bulkhead.client.journal.RequestJournal`, or None.
         ticket_issuer: None where no session is opened.
         trust: which evidence is accepted; without a table only hardware evidence of tier `confidential`.
         development_mode: whether simulated evidence is accepted.
@@ -136,6 +144,10 @@ class Profile:
     tenant_id: str | None = None
     role: str = "developer"
     log_vkey: str | None = None
+    platform_vkey: str | None = None
+    witnesses: tuple[str, ...] = ()
+    witness_quorum: int = 0
+    request_journal: Path | None = None
     ticket_issuer: TicketIssuerPin | None = None
     trust: TrustPolicy = field(default_factory=TrustPolicy)
     development_mode: bool = False
@@ -212,6 +224,10 @@ def _profile(name: str, table: "_Table", where: Path) -> Profile:
         tenant_id=_tenant_id(table),
         role=table.choice("role", ROLES, default="developer"),
         log_vkey=table.optional_text("log_vkey"),
+        platform_vkey=table.optional_text("platform_vkey"),
+        witnesses=table.texts("witnesses"),
+        witness_quorum=table.count("witness_quorum"),
+        request_journal=_journal(table, folder),
         ticket_issuer=_ticket_issuer(table),
         trust=_trust(table, folder),
         development_mode=table.flag("development_mode"),
@@ -220,7 +236,14 @@ def _profile(name: str, table: "_Table", where: Path) -> Profile:
         collateral_directory=_directory(table, folder),
     )
     table.end()
+    if profile.witness_quorum > len(profile.witnesses):
+        raise table.wrong("witness_quorum", "is above the number of witnesses")
     return profile
+
+
+def _journal(table: "_Table", folder: Path) -> Path | None:
+    name = table.optional_text("request_journal")
+    return None if name is None else folder / name
 
 
 def _tenant_id(table: "_Table") -> str | None:
@@ -367,6 +390,12 @@ class _Table:
             return self.texts(key)
         value = self.optional_text(key)
         return () if value is None else (value,)
+
+    def count(self, key: str) -> int:
+        value = self._left.pop(key, 0)
+        if type(value) is not int or value < 0:
+            raise self.wrong(key, "expected a number from 0")
+        return value
 
     def choice(self, key: str, allowed: tuple[str, ...], *, default: str) -> str:
         value = self._left.pop(key, default)

@@ -1,6 +1,7 @@
 """From a profile to a connection."""
 
 from bulkhead.client.config import Profile
+from bulkhead.client.journal import RequestJournal
 from bulkhead.client.status import Peer
 from bulkhead.client.transport import Channel, RetryPolicy
 
@@ -22,4 +23,5 @@ def control_plane_channel(profile: Profile, *, retry: RetryPolicy | None = None)
         client_key_pem=profile.client_key_pem,
         api_key=profile.api_key,
         retry=retry,
+        journal=None if profile.request_journal is None else RequestJournal(profile.request_journal),
     )

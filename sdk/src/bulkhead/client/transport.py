@@ -8,7 +8,9 @@ Rules that hold for every call made here:
 * a call is repeated only if the caller calls it idempotent, and only after UNAVAILABLE or a CANCELLED that the server
   side sent; at most :attr:`RetryPolicy.attempts` times, with full jitter, inside the same deadline;
 * a stream has an idle limit between messages as well as a total deadline: a peer that goes silent is an error;
-* an exception of grpc never leaves: :mod:`bulkhead.client.status` maps it.
+* an exception of grpc never leaves: :mod:`bulkhead.client.status` maps it;
+* every call of the control plane carries a request id of this client's making, in the request or else in the metadata
+  ``bulkhead-request-id``; repetitions carry the same. The journal, where there is one, has it before it is sent.
 """
 
 import asyncio
@@ -16,16 +18,17 @@ import itertools
 import random
 import re
 import time
-from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Final, Self, TypeVar, cast
+from typing import Final, Self, TypeAlias, TypeVar, cast
 
 import grpc
 import grpc.aio
 from google.protobuf.message import Message
 
+from bulkhead.client.journal import RequestJournal
 from bulkhead.client.status import Peer, error_from_rpc
 from bulkhead.errors import (
     BulkheadError,
@@ -36,6 +39,7 @@ from bulkhead.errors import (
     MessageTooLargeError,
     SessionClosedError,
 )
+from bulkhead.ids import REQUEST, REQUEST_ID_METADATA, new_id
 
 __all__ = [
     "MAX_DEADLINE_S",
@@ -56,6 +60,7 @@ _ADDRESS: Final = re.compile(
     r"(?:\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9](?:[A-Za-z0-9.-]{0,252}[A-Za-z0-9])?):([0-9]{1,5})"
 )
 
+_Metadata: TypeAlias = tuple[tuple[str, str], ...]
 _RETRIED_STATUS: Final = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED})
 _FINAL_CODES: Final = frozenset({"WORKER_LOST", "AUDIT_LEASE_EXPIRED", "LOG_FORK"})
 """Codes under UNAVAILABLE that repeating the same call cannot heal."""
@@ -74,6 +79,14 @@ class RetryPolicy:
     attempts: int = 3
     base_s: float = 0.1
     cap_s: float = 1.0
+
+
+@dataclass(slots=True)
+class _Call:
+    """A call's metadata, and whether a message of its answer has come."""
+
+    metadata: _Metadata
+    heard: bool = False
 
 
 def check_address(address: str, what: str) -> str:
@@ -102,6 +115,7 @@ class Channel:
         streams_in_flight: how many streams run at once; further ones wait inside their deadline.
         api_key: sent as ``authorization: Bearer`` with every call; never logged.
         retry: see :class:`RetryPolicy`.
+        journal: notes every call to the control plane.
         clock: monotonic seconds.
         jitter: even draw from [0, 1).
     """
@@ -118,6 +132,7 @@ class Channel:
         api_key: str | None = None,
         streams_in_flight: int = MAX_OPENS_IN_FLIGHT,
         retry: RetryPolicy | None = None,
+        journal: RequestJournal | None = None,
         clock: Callable[[], float] = time.monotonic,
         jitter: Callable[[], float] = random.random,
     ) -> None:
@@ -143,6 +158,7 @@ class Channel:
         """For generated stubs; calls go through :meth:`unary` and :meth:`stream`."""
         self._peer = peer
         self._metadata: tuple[tuple[str, str], ...] = (("authorization", f"Bearer {api_key}"),) if api_key else ()
+        self._journal = journal
         self._retry = retry if retry is not None else RetryPolicy()
         self._clock = clock
         self._jitter = jitter
@@ -174,11 +190,12 @@ class Channel:
             raise InvalidRequestError(f"a unary deadline is above 0 and at most {MAX_DEADLINE_S:.0f} s")
         self._check(request)
         until = self._clock() + deadline_s
-        try:
-            async with asyncio.timeout(deadline_s), self._unary_gate:
-                return await self._attempts(method, request, idempotent=idempotent, until=until)
-        except TimeoutError as error:
-            raise DeadlineError(f"{self._peer.value}: no answer within {deadline_s:g} s") from error
+        with self._noted(request) as call:
+            try:
+                async with asyncio.timeout(deadline_s), self._unary_gate:
+                    return await self._attempts(method, request, call.metadata, idempotent=idempotent, until=until)
+            except TimeoutError as error:
+                raise DeadlineError(f"{self._peer.value}: no answer within {deadline_s:g} s") from error
 
     async def stream(
         self,
@@ -205,31 +222,36 @@ class Channel:
         """
         self._check(request)
         until = self._clock() + deadline_s
-        try:
-            async with asyncio.timeout(deadline_s):
-                await self._stream_gate.acquire()
-        except TimeoutError as error:
-            raise DeadlineError(f"{self._peer.value}: too many calls in flight for {deadline_s:g} s") from error
-        try:
-            for attempt in itertools.count(1):
-                try:
-                    async with aclosing(self._messages(method, request, until=until, idle_s=idle_s)) as messages:
-                        async for message in messages:
-                            yield message
-                except BulkheadError as error:
-                    if not idempotent or attempt >= self._retry.attempts or not _may_repeat(error):
-                        raise
-                else:
-                    return
-                await self._pause(attempt)
-        finally:
-            self._stream_gate.release()
+        with self._noted(request) as call:
+            try:
+                async with asyncio.timeout(deadline_s):
+                    await self._stream_gate.acquire()
+            except TimeoutError as error:
+                raise DeadlineError(f"{self._peer.value}: too many calls in flight for {deadline_s:g} s") from error
+            try:
+                for attempt in itertools.count(1):
+                    try:
+                        messages = self._messages(method, request, call.metadata, until=until, idle_s=idle_s)
+                        async with aclosing(messages):
+                            async for message in messages:
+                                call.heard = True
+                                yield message
+                    except BulkheadError as error:
+                        if not idempotent or attempt >= self._retry.attempts or not _may_repeat(error):
+                            raise
+                    else:
+                        return
+                    await self._pause(attempt)
+            finally:
+                self._stream_gate.release()
 
     async def close(self) -> None:
         """End every call and the connection. Repeating it does nothing."""
         if not self._closed:
             self._closed = True
             await self.raw.close()
+            if self._journal is not None:
+                self._journal.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -243,6 +265,7 @@ class Channel:
         self,
         method: "grpc.aio.UnaryUnaryMultiCallable[Request, Response]",
         request: Request,
+        metadata: _Metadata,
         *,
         idempotent: bool,
         until: float,
@@ -250,7 +273,7 @@ class Channel:
         attempt = 0
         while True:
             try:
-                return await method(request, timeout=self._left(until), metadata=self._metadata)
+                return await method(request, timeout=self._left(until), metadata=metadata)
             except grpc.aio.AioRpcError as error:
                 attempt += 1
                 ours = error_from_rpc(error, self._peer)
@@ -272,11 +295,12 @@ class Channel:
         self,
         method: "grpc.aio.UnaryStreamMultiCallable[Request, Response]",
         request: Request,
+        metadata: _Metadata,
         *,
         until: float,
         idle_s: float,
     ) -> AsyncGenerator[Response, None]:
-        call = method(request, timeout=self._left(until), metadata=self._metadata)
+        call = method(request, timeout=self._left(until), metadata=metadata)
         try:
             while True:
                 async with asyncio.timeout(idle_s):
@@ -293,6 +317,30 @@ class Channel:
             raise
         finally:
             call.cancel()
+
+    @contextmanager
+    def _noted(self, request: Message) -> "Iterator[_Call]":
+        """Give the call's metadata; its request id is in the journal before, and how it ended after."""
+        if self._peer is not Peer.CONTROL_PLANE:
+            yield _Call(self._metadata)
+            return
+        given: str = getattr(request, "request_id", "")
+        request_id = given or new_id(REQUEST)
+        call = _Call(self._metadata if given else (*self._metadata, (REQUEST_ID_METADATA, request_id)))
+        if self._journal is None:
+            yield call
+            return
+        self._journal.sent(request_id, type(request).__name__.removesuffix("Request"))
+        try:
+            yield call
+        except BulkheadError as error:
+            self._journal.answered(request_id, error.code)
+            raise
+        except GeneratorExit:
+            if call.heard:  # the reader of a stream had what it wanted
+                self._journal.answered(request_id, "")
+            raise
+        self._journal.answered(request_id, "")
 
     def _check(self, request: Message) -> None:
         self._raise_if_closed()

@@ -6,6 +6,7 @@
     {"type":"log","origin":…,"tenant":…|null,"vkey":…,"first":0,"frontier":[]}
     {"type":"record","index":0,"hash":…,"leaf":"…"}          leaf: the exact bytes, as a JSON string
     {"type":"checkpoint","note":…}                           of exactly the records before it
+    {"type":"round","slot":…,"salt":…,"path":[…],"proof":…}  a round of the platform's log over them (a tenant's log)
     {"type":"log-end","note":…}                              the checkpoint of all of the log's records here
     {"type":"end","logs":1,"records":…}
 
@@ -15,11 +16,11 @@ Hashes are standard base64. The format is described in docs/audit.md section 6.
 """
 
 import json
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import BinaryIO, Final
 
-from bulkhead.encoding import Json, b64decode, b64encode
+from bulkhead.encoding import Json, b64decode
 from bulkhead.errors import (
     CheckpointError,
     ConsistencyError,
@@ -28,55 +29,17 @@ from bulkhead.errors import (
     ProofError,
     RecordError,
 )
-from bulkhead.transparency.checkpoint import Checkpoint, open_checkpoint
+from bulkhead.transparency.checkpoint import Checkpoint
+from bulkhead.transparency.cosignature import Witness
+from bulkhead.transparency.export_trust import ExportTrust
+from bulkhead.transparency.export_writer import FORMAT, VERSION, ExportWriter
 from bulkhead.transparency.leaf import LeafFields, parse_leaf
 from bulkhead.transparency.merkle import HASH_BYTES, MAX_TREE_SIZE, Frontier, leaf_hash
-from bulkhead.transparency.note import NoteVerifier
 
 __all__ = ["FORMAT", "ExportWriter", "VerifiedExport", "VerifiedLog", "verify_export"]
 
-FORMAT: Final = "bulkhead-audit-export"
-_VERSION: Final = 1
 _MAX_LINE_BYTES: Final = 256 * 1024  # a 16 KiB leaf of control characters, escaped, is 96 KiB
 _PROGRESS_EVERY: Final = 1_000  # records
-
-
-class ExportWriter:
-    """Writes the format: :meth:`begin_log`, records and checkpoints, :meth:`end_log` for each log, then :meth:`end`."""
-
-    def __init__(self, stream: BinaryIO) -> None:
-        self._stream = stream
-        self._logs = 0
-        self._records = 0
-        self._line({"type": FORMAT, "version": _VERSION})
-
-    def begin_log(self, *, origin: str, tenant: str | None, vkey: str, before: Frontier = Frontier()) -> None:  # noqa: B008 - immutable
-        """Begin a log with the leaf after ``before``."""
-        self._logs += 1
-        nodes = [b64encode(node) for node in before.nodes]
-        self._line(
-            {"type": "log", "origin": origin, "tenant": tenant, "vkey": vkey, "first": before.size, "frontier": nodes}
-        )
-
-    def record(self, index: int, leaf: bytes, digest: bytes) -> None:
-        """Write a record: its place, exact bytes and leaf hash as stored."""
-        self._records += 1
-        self._line({"type": "record", "index": index, "hash": b64encode(digest), "leaf": leaf.decode("utf-8")})
-
-    def checkpoint(self, note: str) -> None:
-        """Write a signed checkpoint of exactly the records written so far."""
-        self._line({"type": "checkpoint", "note": note})
-
-    def end_log(self, note: str) -> None:
-        """End the log with the checkpoint of all its records here."""
-        self._line({"type": "log-end", "note": note})
-
-    def end(self) -> None:
-        """End the export; without this line it counts as truncated."""
-        self._line({"type": "end", "logs": self._logs, "records": self._records})
-
-    def _line(self, value: Mapping[str, Json]) -> None:
-        self._stream.write(json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8") + b"\n")
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +55,7 @@ class VerifiedLog:
         before: the frontier of the leaves before ``first``, as the export gives it: they lead to the same root.
         after: the frontier of all leaves.
         note: the checkpoint as signed.
+        witnessed: how many of the log's records a quorum of pinned witnesses has seen, those before ``first`` included.
     """
 
     origin: str
@@ -102,6 +66,7 @@ class VerifiedLog:
     before: Frontier = field(default_factory=Frontier, repr=False)
     after: Frontier = field(default_factory=Frontier, repr=False)
     note: str = field(default="", repr=False)
+    witnessed: int = 0
 
     @property
     def records(self) -> int:
@@ -128,6 +93,8 @@ def verify_export(
     seen: Collection[str] = (),
     progress: Callable[[int], None] | None = None,
     on_record: Callable[[LeafFields], None] | None = None,
+    witnesses: Collection[Witness] = (),
+    quorum: int = 0,
 ) -> VerifiedExport:
     """Verify an export, in bounded memory, trusting only ``vkeys``.
 
@@ -135,6 +102,8 @@ def verify_export(
     2. Each record's leaf has the hash beside it, is a well-formed record of the log's tenant, and is next in order.
     3. Each checkpoint is signed by the log's pinned key and its root is that of the records up to it.
     4. Each checkpoint in ``seen`` agrees with the log.
+    5. With a ``quorum``: that many pinned witnesses cosigned a checkpoint of each log (of the platform's log over a
+       round that commits to it, for a tenant's); ``witnessed`` says up to which record.
 
     Who the tenant is, and that the last checkpoint is recent enough, stays with the caller.
 
@@ -143,6 +112,8 @@ def verify_export(
         vkeys: pinned log keys; the key's name is the log's origin.
         seen: signed checkpoints from earlier (receipts, exports) that must be part of the same history.
         progress: called with the number of records verified so far.
+        witnesses: pinned witnesses of the platform's log; its key must be among ``vkeys`` for a tenant's log.
+        quorum: how many of them must have cosigned.
         on_record: called with each record in order; what it got counts only once this function has returned.
 
     Raises:
@@ -152,15 +123,9 @@ def verify_export(
         CheckpointError: a checkpoint is not signed by a pinned key.
         ProofError: the export is malformed or truncated; the message names the line.
     """
-    keys = {NoteVerifier.from_vkey(vkey).name: vkey for vkey in vkeys}
-    return _Verifier(stream, keys, [_open_seen(note, keys) for note in seen], progress, on_record).run()
-
-
-def _open_seen(note: str, keys: Mapping[str, str]) -> Checkpoint:
-    origin = note.split("\n", 1)[0]
-    if origin not in keys:
-        raise CheckpointError(f"no key is pinned for the log {origin!r} of an earlier checkpoint")
-    return open_checkpoint(note, vkey=keys[origin], origin=origin)
+    trust = ExportTrust.of(vkeys, witnesses, quorum)
+    earlier = [trust.open(note, note.partition("\n")[0]) for note in seen]
+    return _Verifier(stream, trust, earlier, progress, on_record).run()
 
 
 @dataclass(slots=True)
@@ -169,12 +134,13 @@ class _Open:
 
     origin: str
     tenant: str | None
-    vkey: str
     first: int
     frontier: Frontier
     covered: int  # size of the last checkpoint that held
     seen: dict[int, Checkpoint]
     before: Frontier
+    slot: int | None = None
+    witnessed: int = 0
     checkpoints: int = 0
     pending: list[bytes] = field(default_factory=list)  # leaf hashes not yet in `frontier`
 
@@ -191,13 +157,13 @@ class _Verifier:
     def __init__(
         self,
         stream: BinaryIO,
-        keys: Mapping[str, str],
+        trust: ExportTrust,
         seen: Sequence[Checkpoint],
         progress: Callable[[int], None] | None,
         on_record: Callable[[LeafFields], None] | None,
     ) -> None:
         self._stream = stream
-        self._keys = keys
+        self._trust = trust
         self._seen = seen
         self._progress = progress
         self._on_record = on_record
@@ -207,8 +173,8 @@ class _Verifier:
 
     def run(self) -> VerifiedExport:
         header = self._next()
-        if header != {"type": FORMAT, "version": _VERSION}:
-            raise ProofError(f"not a {FORMAT} of version {_VERSION}")
+        if header != {"type": FORMAT, "version": VERSION}:
+            raise ProofError(f"not a {FORMAT} of version {VERSION}")
         log: _Open | None = None
         while True:
             value = self._next()
@@ -219,6 +185,8 @@ class _Verifier:
                     self._record(log, value)
                 case "checkpoint" if log is not None:
                     self._checkpoint(log, value)
+                case "round" if log is not None:
+                    self._round(log, value)
                 case "log-end" if log is not None:
                     self._done.append(self._end_log(log, value))
                     log = None
@@ -255,12 +223,10 @@ class _Verifier:
             raise self._malformed("not the beginning of a log")
         if any(done.origin == origin for done in self._done):
             raise self._malformed(f"a second log {origin}")
-        vkey = self._keys.get(origin)
-        if vkey is None:
-            raise CheckpointError(f"no key is pinned for the log {origin!r}")
+        self._trust.key(origin)
         frontier = Frontier.decode(first, b"".join(self._hash(node) for node in nodes))
         seen = {checkpoint.size: checkpoint for checkpoint in self._seen if checkpoint.origin == origin}
-        log = _Open(origin, tenant, vkey, first, frontier, first, seen, before=frontier)
+        log = _Open(origin, tenant, first, frontier, first, seen, before=frontier)
         if seen and min(seen) < first:
             raise ProofError(f"the export of {origin} begins after an earlier checkpoint: it cannot be compared")
         self._compare_seen(log)
@@ -296,6 +262,8 @@ class _Verifier:
             raise self._bad(log, index, fields.record_id, "the record is of another tenant")
         if index == 0 and (fields.action != "log.opened" or fields.data.get("origin") != log.origin):
             raise self._bad(log, index, fields.record_id, "the first record does not open this log")
+        if index == 0 and isinstance(slot := fields.data.get("slot"), int):
+            log.slot = slot
         if self._on_record is not None:
             self._on_record(fields)
 
@@ -309,7 +277,8 @@ class _Verifier:
         if not isinstance(note, str):
             raise self._malformed("not a checkpoint")
         try:
-            checkpoint = open_checkpoint(note, vkey=log.vkey, origin=log.origin)
+            checkpoint = self._trust.open(note, log.origin)
+            cosigned = self._trust.cosigned(note, log.origin)
         except CheckpointError as error:
             raise CheckpointError(f"{log.origin}, checkpoint after record {log.size - 1}: {error.message}") from error
         if checkpoint.size != log.size:
@@ -319,7 +288,20 @@ class _Verifier:
             )
         self._compare(log, checkpoint, "the checkpoint")
         log.checkpoints += 1
+        if cosigned:
+            log.witnessed = log.size
         return checkpoint
+
+    def _round(self, log: _Open, value: dict[str, Json]) -> None:
+        log.flush()
+        tree = Checkpoint(log.origin, log.size, log.frontier.root())
+        try:
+            cosigned = self._trust.cosigned_round(value, tree, log.slot)
+        except ProofError as error:
+            message = f"{log.origin}, round after record {log.size - 1}: {error.message}"
+            raise type(error)(message, details=error.details) from error
+        if cosigned:
+            log.witnessed = log.size
 
     def _compare(self, log: _Open, checkpoint: Checkpoint, what: str) -> None:
         log.flush()
@@ -340,6 +322,10 @@ class _Verifier:
                 "an old export, or a rewind",
                 details={"origin": log.origin},
             )
+        if self._trust.quorum and not log.witnessed:
+            raise CheckpointError(
+                f"{log.origin}: no checkpoint in the export is cosigned by {self._trust.quorum} pinned witnesses"
+            )
         return VerifiedLog(
             log.origin,
             log.tenant,
@@ -349,6 +335,7 @@ class _Verifier:
             before=log.before,
             after=log.frontier,
             note=str(value.get("note")),
+            witnessed=log.witnessed,
         )
 
     def _end(self, value: dict[str, Json]) -> VerifiedExport:

@@ -21,7 +21,16 @@ from bulkhead.transparency.note import MAX_NOTE_BYTES, NoteVerifier, split_note
 from bulkhead.transparency.receipt import AuditReceipt, VerifiedLeaf, verify_receipt
 from bulkhead.transparency.rounds import RoundPath, VerifiedRound, verify_round_path
 
-__all__ = ["ProvenRecord", "RecordProof", "TlogProof", "read_record_proof", "verify_record_proof", "write_record_proof"]
+__all__ = [
+    "ProvenRecord",
+    "RecordProof",
+    "TlogProof",
+    "read_record_proof",
+    "read_round_member",
+    "round_member",
+    "verify_record_proof",
+    "write_record_proof",
+]
 
 _HEADER: Final = "c2sp.org/tlog-proof@v1"
 _MAX_EXTRA_BYTES: Final = 4 * MAX_NOTE_BYTES
@@ -111,12 +120,7 @@ def write_record_proof(receipt: AuditReceipt, path: RoundPath | None = None) -> 
     if path is not None:
         if not receipt.checkpoint.startswith(f"{path.checkpoint_text}\n"):
             raise ConsistencyError("the round commits to another tree than the one that the record is proven in")
-        extra["round"] = {
-            "slot": path.slot,
-            "salt": b64encode(path.salt),
-            "path": [b64encode(node) for node in path.path],
-            "proof": write_record_proof(path.receipt),
-        }
+        extra["round"] = round_member(path)
     return TlogProof(receipt.index, receipt.proof, receipt.checkpoint, canonical_json(extra)).encode()
 
 
@@ -130,22 +134,38 @@ def read_record_proof(text: str) -> RecordProof:
     receipt = AuditReceipt(leaf, outer.index, outer.proof, outer.checkpoint)
     if member is None:
         return RecordProof(receipt, None)
+    return RecordProof(receipt, read_round_member(member, split_note(outer.checkpoint)[0]))
+
+
+def round_member(path: RoundPath) -> dict[str, Json]:
+    """Return a path into a round as JSON, without the checkpoint that it is about."""
+    return {
+        "slot": path.slot,
+        "salt": b64encode(path.salt),
+        "path": [b64encode(node) for node in path.path],
+        "proof": write_record_proof(path.receipt),
+    }
+
+
+def read_round_member(member: Json, checkpoint_text: str) -> RoundPath:
+    """Read what :func:`round_member` wrote, for a tenant's checkpoint.
+
+    Raises:
+        ProofError: it is malformed.
+    """
     match member:
         case {"slot": int(slot), "salt": str(salt), "path": list(path), "proof": str(proof), **rest} if not rest:
-            inner, round_leaf, nested = _read(proof)
+            inner, leaf, nested = _read(proof)
         case _:
-            raise ProofError("the tlog-proof's round is malformed")
+            raise ProofError("the path into a round is malformed")
     if nested is not None or len(path) > MAX_PROOF_HASHES or not all(isinstance(node, str) for node in path):
-        raise ProofError("the tlog-proof's round is malformed")
-    return RecordProof(
-        receipt,
-        RoundPath(
-            slot=slot,
-            salt=_base64(salt, "salt"),
-            checkpoint_text=f"{outer.checkpoint.partition(chr(10) * 2)[0]}\n",
-            path=tuple(_base64(str(node), "hash") for node in path),
-            receipt=AuditReceipt(round_leaf, inner.index, inner.proof, inner.checkpoint),
-        ),
+        raise ProofError("the path into a round is malformed")
+    return RoundPath(
+        slot=slot,
+        salt=_base64(salt, "salt"),
+        checkpoint_text=checkpoint_text,
+        path=tuple(_base64(str(node), "hash") for node in path),
+        receipt=AuditReceipt(leaf, inner.index, inner.proof, inner.checkpoint),
     )
 
 

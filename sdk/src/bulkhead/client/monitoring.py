@@ -1,0 +1,332 @@
+"""Follows a tenant's own log over the network; what counts as wrong: :mod:`bulkhead.transparency.monitor`.
+
+One check: the journals are read; the log's checkpoint is compared with what was remembered; new records are fetched as
+an export, every one of them verified, and held against the journals; the log's path into the platform's newest round is
+verified, its cosignatures included; receipts and proofs that somebody kept, and checkpoints that other monitors left,
+must be of the same history. Only then is what was learnt written down.
+"""
+
+import hashlib
+import tempfile
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO, Final, Protocol, cast
+
+from bulkhead.client.gossip import Gossip
+from bulkhead.client.journal import JournalReader
+from bulkhead.client.monitor_state import MonitorState, read_state, write_state
+from bulkhead.errors import (
+    ConfigError,
+    ConsistencyError,
+    InvalidRequestError,
+    NotFoundError,
+    ProofError,
+    ReceiptError,
+    UnavailableError,
+)
+from bulkhead.protocol.receipts import Receipt, read_receipt
+from bulkhead.protocol.saved import LoggedReceipt, PublicPins, SavedReceipt, verify_logged
+from bulkhead.transparency.checkpoint import Checkpoint, open_checkpoint
+from bulkhead.transparency.cosignature import open_cosigned
+from bulkhead.transparency.export import VerifiedLog, verify_export
+from bulkhead.transparency.merkle import verify_consistency
+from bulkhead.transparency.monitor import Alarm, JournalEntries, Records, alarm_of
+from bulkhead.transparency.note import NoteVerifier
+from bulkhead.transparency.receipt import AuditReceipt, verify_receipt
+from bulkhead.transparency.rounds import RoundPath, verify_round_path
+from bulkhead.transparency.tlog_proof import verify_record_proof
+
+__all__ = ["Check", "LogSource", "Monitor", "MonitorOptions"]
+
+_US_PER_S: Final = 1_000_000
+
+
+class LogSource(Protocol):
+    """The log as a server shows it; :class:`bulkhead.client.audit.AuditLog` is one. Nothing it returns is trusted."""
+
+    async def checkpoint(self) -> tuple[str, str]:
+        """Return checkpoint and vkey of now."""
+        ...
+
+    async def consistency(self, old_size: int, new_size: int) -> tuple[tuple[bytes, ...], str]:
+        """Return a consistency proof and the later size's checkpoint."""
+        ...
+
+    async def round_path(self) -> RoundPath:
+        """Return the path into the platform's newest published round."""
+        ...
+
+    def export(self, *, first: int) -> AsyncGenerator[bytes, None]:
+        """Yield an export from a record on."""
+        ...
+
+    async def receipt_proof(self, receipt: Receipt, digest: bytes) -> LoggedReceipt:
+        """Return where the log holds a usage receipt."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MonitorOptions:
+    """What a monitor trusts and is given.
+
+    Attributes:
+        vkey: pinned key of the tenant's log.
+        state: file in which the monitor remembers.
+        pins: platform key and witnesses; without a platform key rounds are not looked at.
+        journals: request journals of all of the tenant's clients; without one, records are not held against requests.
+        kept: saved receipts and tlog-proof files.
+        gossip: directory shared with other monitors of the same log, or None.
+        grace_s: how long a journal or receipt of another machine may take to get here and into the log.
+        max_round_age_s: a newest round that is older is a gap: the platform makes one every ten minutes at least.
+    """
+
+    vkey: str
+    state: Path
+    pins: PublicPins = field(default_factory=PublicPins)
+    journals: tuple[Path, ...] = ()
+    kept: tuple[Path, ...] = ()
+    gossip: Path | None = None
+    grace_s: int = 60
+    max_round_age_s: int = 900
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """What a check found.
+
+    Attributes:
+        size: records verified so far.
+        new: how many of them in this check.
+        round: number of the newest round that was verified, 0 for none.
+        witnesses: who cosigned the platform's checkpoint over it.
+        alarms: everything that was raised and not acknowledged.
+        notes: what could not be checked now, and why.
+    """
+
+    size: int
+    new: int
+    round: int
+    witnesses: tuple[str, ...]
+    alarms: tuple[Alarm, ...]
+    notes: tuple[str, ...]
+
+
+class Monitor:
+    """Checks one log again and again.
+
+    Args:
+        source: the log as the server shows it.
+        options: see :class:`MonitorOptions`.
+        now_us: wall clock, microseconds since the epoch.
+
+    Raises:
+        ConfigError: the state file is damaged or of another log.
+    """
+
+    def __init__(self, source: LogSource, options: MonitorOptions, *, now_us: Callable[[], int]) -> None:
+        self._source = source
+        self._options = options
+        self._now_us = now_us
+        self._origin = NoteVerifier.from_vkey(options.vkey).name
+        self._state = read_state(options.state, self._origin)
+        self._journals = JournalReader(options.journals, self._state.offsets)
+        self._gossip = None if options.gossip is None else Gossip(options.gossip, vkey=options.vkey)
+        self._notes: list[str] = []
+        self._witnesses: tuple[str, ...] = ()
+
+    @property
+    def state(self) -> MonitorState:
+        """What is remembered."""
+        return self._state
+
+    def acknowledge(self) -> None:
+        """Forget the alarms that were raised; what still holds is raised again."""
+        self._state.followed.alarms.clear()
+        write_state(self._options.state, self._origin, self._state)
+
+    async def check(self) -> Check:
+        """Check once.
+
+        Raises:
+            ConfigError: a journal or the state file cannot be used.
+            BulkheadError: the server cannot be asked.
+        """
+        self._notes.clear()
+        followed = self._state.followed
+        before = followed.size
+        followed.since_us = followed.since_us or self._now_us()
+        entries = self._journals.read()  # first: what is answered by now has its record in any later checkpoint
+        try:
+            await self._follow(entries)
+        except (ConsistencyError, ProofError) as error:
+            followed.alarm(alarm_of(error, "the log"))
+        else:
+            await self._check_round()
+            await self._check_kept()
+            await self._check_gossip()
+            if self._options.journals:
+                grace_us = self._options.grace_s * _US_PER_S
+                followed.overdue(entries, now_us=self._now_us(), grace_us=grace_us)
+            self._state.offsets = dict(self._journals.offsets)
+        write_state(self._options.state, self._origin, self._state)
+        return Check(
+            size=followed.size,
+            new=followed.size - before,
+            round=followed.round,
+            witnesses=self._witnesses,
+            alarms=tuple(followed.alarms.values()),
+            notes=tuple(self._notes),
+        )
+
+    async def _follow(self, entries: JournalEntries) -> None:
+        """Compare the checkpoint of now, and take over new records."""
+        followed = self._state.followed
+        note, _ = await self._source.checkpoint()
+        if not followed.check_head(open_checkpoint(note, vkey=self._options.vkey, origin=self._origin)):
+            return
+        records = Records(next_index=followed.size)
+        with tempfile.TemporaryFile() as file:
+            async for chunk in self._source.export(first=followed.size):
+                file.write(chunk)
+            file.seek(0)
+            log = self._verified(cast("BinaryIO", file), note, records)
+        followed.extend(log, records)
+        if self._options.journals:
+            followed.take(records, entries)
+
+    def _verified(self, file: BinaryIO, note: str, records: Records) -> VerifiedLog:
+        logs = verify_export(file, vkeys=[self._options.vkey], seen=[note], on_record=records.add).logs
+        if len(logs) != 1:
+            raise ProofError("the export does not hold exactly the own log")
+        return logs[0]
+
+    async def _agree(self, other: Checkpoint, what: str) -> None:
+        """Check that a verified checkpoint is of the history that was followed.
+
+        Raises:
+            ConsistencyError: it is not.
+        """
+        followed = self._state.followed
+        mine = (followed.size, followed.frontier.root())
+        (old_size, old_root), (new_size, new_root) = sorted(((other.size, other.root), mine), key=lambda item: item[0])
+        if old_size == 0:
+            return
+        try:
+            proof = () if old_size == new_size else (await self._source.consistency(old_size, new_size))[0]
+        except (InvalidRequestError, NotFoundError) as error:
+            raise ConsistencyError(
+                f"{what} is of size {other.size}, which the log denies having had (it shows {followed.size} records)"
+            ) from error
+        try:
+            verify_consistency(old_size=old_size, old_root=old_root, new_size=new_size, new_root=new_root, proof=proof)
+        except ConsistencyError as error:
+            raise ConsistencyError(f"{what} is of another history of the log: {error.message}") from error
+
+    async def _check_round(self) -> None:
+        """Verify the path into the platform's newest round, and how old it is."""
+        pins, followed = self._options.pins, self._state.followed
+        if pins.platform_vkey is None or followed.slot is None:
+            return
+        try:
+            path = await self._source.round_path()
+            await self._verify_round(path, pins, pins.platform_vkey)
+        except UnavailableError as error:
+            self._notes.append(f"no round: {error.message}")
+        except (ConsistencyError, ProofError) as error:
+            followed.alarm(alarm_of(error, "the platform's round"))
+            return
+        seen_us = followed.round_ts_us or followed.since_us
+        age_s = (self._now_us() - seen_us) // _US_PER_S
+        if age_s > self._options.max_round_age_s:
+            what = f"round {followed.round}" if followed.round else "no round at all"
+            followed.alarm(Alarm("gap", f"the platform shows {what} since {age_s} s: rounds leave this log out", what))
+
+    async def _verify_round(self, path: RoundPath, pins: PublicPins, platform_vkey: str) -> None:
+        followed = self._state.followed
+        platform = NoteVerifier.from_vkey(platform_vkey).name
+        verified = verify_round_path(
+            path,
+            slot=followed.slot or 0,
+            origin=self._origin,
+            platform_vkey=platform_vkey,
+            platform_origin=platform,
+        )
+        cosigned = open_cosigned(
+            path.receipt.checkpoint,
+            vkey=platform_vkey,
+            origin=platform,
+            witnesses=pins.witnesses,
+            quorum=pins.quorum,
+        )
+        await self._agree(verified.checkpoint, f"the tree that round {verified.round} commits to")
+        followed.check_round(verified, cosigned.checkpoint)
+        self._witnesses = tuple(name for name, _ in cosigned.witnesses)
+
+    async def _check_kept(self) -> None:
+        """Hold the log against receipts and proofs that somebody kept."""
+        for path, data in _read_all(self._options.kept):
+            digest = hashlib.sha256(data).hexdigest()[:32]
+            if digest in self._state.settled:
+                continue
+            try:
+                settled = await self._check_one(path, data)
+            except (ConsistencyError, ProofError, ReceiptError) as error:
+                self._state.followed.alarm(alarm_of(error, path.name))
+                settled = False
+            if settled:
+                self._state.settled.add(digest)
+
+    async def _check_one(self, path: Path, data: bytes) -> bool:
+        """Check a kept file; return whether it need not be looked at again."""
+        vkey = self._options.vkey
+        if data.startswith(b"c2sp.org/tlog-proof"):
+            leaf = verify_record_proof(data.decode("utf-8", "replace"), vkey=vkey).leaf
+            await self._agree(Checkpoint(self._origin, leaf.size, leaf.root), f"{path.name}: the proof's tree")
+            return True
+        saved = SavedReceipt.parse(data)
+        await self._agree_receipt(saved.offer.decision, f"{path.name}: the decision's tree")
+        receipt = read_receipt(saved.signed.receipt)
+        try:
+            logged = saved.logged or await self._source.receipt_proof(receipt, saved.signed.digest)
+        except NotFoundError:
+            age_us = self._now_us() - receipt.ts_us
+            if age_us > self._options.grace_s * _US_PER_S:
+                message = f"{path.name}: the log does not hold the receipt {receipt.number} of {receipt.session}"
+                self._state.followed.alarm(Alarm("gap", message, path.name))
+            return False
+        proven = verify_logged(logged, receipt, saved.signed.digest, log_vkey=vkey)
+        await self._agree(
+            Checkpoint(self._origin, proven.leaf.size, proven.leaf.root), f"{path.name}: the receipt's tree"
+        )
+        return True
+
+    async def _agree_receipt(self, receipt: AuditReceipt, what: str) -> None:
+        leaf = verify_receipt(receipt, vkey=self._options.vkey, origin=self._origin)
+        await self._agree(Checkpoint(self._origin, leaf.size, leaf.root), what)
+
+    async def _check_gossip(self) -> None:
+        """Leave the checkpoint for other monitors, and hold theirs against what was followed."""
+        gossip = self._gossip
+        if gossip is None or not self._state.followed.size:
+            return
+        for name, other in gossip.others(self._state.followed.note):
+            try:
+                await self._agree(other, f"the checkpoint of {name}")
+            except ConsistencyError as error:
+                self._state.followed.alarm(alarm_of(error, f"{name} {other.size} {other.root.hex()}"))
+        gossip.leave(self._state.followed.note)
+
+
+def _read_all(paths: Iterable[Path]) -> Iterator[tuple[Path, bytes]]:
+    """Yield files, those of directories included, with their bytes.
+
+    Raises:
+        ConfigError: one cannot be read.
+    """
+    for path in paths:
+        try:
+            for file in sorted(item for item in path.iterdir() if item.is_file()) if path.is_dir() else [path]:
+                yield file, file.read_bytes()
+        except OSError as error:
+            raise ConfigError(f"{path} cannot be read: {error.strerror}") from error

@@ -1,0 +1,69 @@
+"""A tenant's own look at its log on real processes: journalled requests, rounds, proofs as files, others' tools."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from bulkhead.client import Bulkhead
+from scripts.local_platform import LocalPlatform
+from tests.simulator import live
+from tests.simulator.go_tools import run_fsck
+
+pytestmark = pytest.mark.e2e
+
+
+def journalled(platform: LocalPlatform, directory: Path) -> LocalPlatform:
+    """Return the platform as seen with profiles that journal their requests."""
+    folder = directory / "config"
+    shutil.copytree(platform.client_config.parent, folder)
+    config = folder / platform.client_config.name
+    text = config.read_text()
+    for profile in ("acme", "officer"):
+        text = text.replace(f"[profile.{profile}]\n", f'[profile.{profile}]\nrequest_journal = "{profile}.journal"\n')
+    config.write_text(text)
+    return type("Seen", (), {"client_config": config, "root": platform.root})()
+
+
+def test_the_monitor_on_a_running_platform(platform: LocalPlatform, tmp_path: Path) -> None:
+    """Journals and log agree, both ways; the log is in the platform's rounds; proof, export, tiles verify offline."""
+    seen = journalled(platform, tmp_path)
+    folder = seen.client_config.parent
+
+    with Bulkhead.from_profile("acme", path=seen.client_config) as client, client.open_session() as session:
+        assert session.worker.descriptor.partition
+    sent = [json.loads(line) for line in (folder / "acme.journal").read_text().splitlines()]
+    opens = [entry["id"] for entry in sent if entry["event"] == "sent" and entry["call"] == "OpenSession"]
+    assert {"v": 1, "event": "answered", "id": opens[0], "code": ""} in sent
+
+    monitor = (
+        "bulkhead", "audit", "monitor", "--state", str(tmp_path / "state"), "--grace", "100000", "--json",
+        "--journal", str(folder / "acme.journal"), "--journal", str(folder / "officer.journal"),
+    )  # fmt: skip
+    for _ in range(3):  # the second sees the first's own read, which its journal holds
+        done = live.cli(seen, "officer", *monitor)
+        check = json.loads(done.stdout)
+        assert (done.returncode, check["alarms"], check["notes"]) == (0, [], []), done.stderr
+    assert check["round"] > 0
+
+    (folder / "acme.journal").write_text("")
+    lost = live.cli(seen, "officer", *monitor[:4], str(tmp_path / "fresh"), "--grace", "0", "--json", *monitor[8:])
+    assert lost.returncode == 1
+    strangers = [alarm["message"] for alarm in json.loads(lost.stdout)["alarms"] if alarm["kind"] == "stranger"]
+    assert any(opens[0] in message for message in strangers)
+
+    proof, export, tiles = tmp_path / "rec.tlog-proof", tmp_path / "log.jsonl", tmp_path / "tiles"
+    wrote = live.cli(
+        seen, "officer", "bulkhead", "audit", "prove", "1", "--format", "tlog-proof", "--out", str(proof), "--json"
+    )
+    assert json.loads(wrote.stdout)["round"] > 0
+    for command in (
+        ("prove", "1"), ("verify", str(proof)), ("export", str(export)), ("verify", str(export)),
+        ("serve-tiles", str(export), "--out", str(tiles)), ("verify", str(tiles)),
+    ):  # fmt: skip
+        done = live.cli(seen, "officer", "bulkhead", "audit", *command, "--json")
+        assert done.returncode == 0, done.stderr
+    vkey = next(line for line in seen.client_config.read_text().splitlines() if line.startswith("log_vkey"))
+    (tmp_path / "vkey").write_text(vkey.partition('"')[2].rstrip('"'))
+    assert "Successfully fsck'd log" in run_fsck(tiles.as_uri(), tmp_path / "vkey")
