@@ -11,11 +11,13 @@ import contextlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from typing import Final
 
 import grpc
 import structlog
 
+from audit.model import Page, RecordFilter
 from audit.records import Action, PlatformReason, platform_event
 from bulkhead.errors import BulkheadError, ConfigError
 from control_plane.assembly import Admissions, Offered, admissions
@@ -83,6 +85,7 @@ class App:
         runtime = build_runtime(resources)
         await runtime.load()
         self._stack.push_async_callback(runtime.close)
+        await self._record_configuration(resources)
         await self._record(resources, Action.PLATFORM_START, PlatformReason.STARTUP)
         self._stack.push_async_callback(self._record_stop, resources)
         for name, work in runtime.background():
@@ -180,8 +183,20 @@ class App:
         except BulkheadError as error:
             log.warning("stop.unrecorded", code=error.code)
 
+    async def _record_configuration(self, resources: Resources) -> None:
+        """Record the configuration if it is another than the one recorded last."""
+        audit = resources.journal.audit
+        query = RecordFilter(log_id=audit.platform_log.log_id, action=Action.PLATFORM_CONFIGURED.value)
+        last = (await audit.records(query, Page(limit=1))).records
+        if not last or last[0].fields.data.get("configuration") != self._config.digest():
+            await self._record(resources, Action.PLATFORM_CONFIGURED, PlatformReason.STARTUP)
+
     async def _record(self, resources: Resources, action: Action, reason: PlatformReason) -> None:
-        details = {"policy": resources.supervisor.active.digest}
+        details = {
+            "policy": resources.supervisor.active.digest,
+            "configuration": self._config.digest(),
+            "version": version("bulkhead-platform"),
+        }
         journal = resources.journal
         await journal.write(platform_event(journal.stamp(), action=action, reason=reason, details=details))
 

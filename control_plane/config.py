@@ -8,6 +8,9 @@ A secret is never a value in the file: keys lie in the state directory, mode 060
 password is the content of a file.
 """
 
+import dataclasses
+import hashlib
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal
@@ -231,6 +234,11 @@ class ControlPlaneConfig:
         if self.state.url_file is None:
             return f"sqlite:///{self.state_directory.absolute() / 'state.db'}"
         return _read_url(self.state.url_file, "state.url_file")
+
+    def digest(self) -> str:
+        """Return the SHA-256 (hexadecimal) of every value; secrets are files of which this has the paths."""
+        values = json.dumps(dataclasses.asdict(self), default=str, sort_keys=True)
+        return hashlib.sha256(values.encode("utf-8")).hexdigest()
 
     def audit_config(self) -> AuditConfig:
         """Return the audit log's configuration.

@@ -87,6 +87,10 @@ class Action(enum.StrEnum):
     PLATFORM_CONFIGURED = "platform.configured"
     LOG_OPENED = "log.opened"
     LOG_SEALED = "log.sealed"
+    LOG_PRUNED = "log.pruned"
+    SUBJECT_ERASED = "subject.erased"
+    HOLD_PLACED = "retention.hold_placed"
+    HOLD_LIFTED = "retention.hold_lifted"
     LOG_ROUND = "log.round"
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from audit.records.schema import DATA_MEMBERS
 from bulkhead.client import Bulkhead
 from scripts.local_platform import LocalPlatform
 from tests.simulator import live
@@ -64,6 +65,10 @@ def test_the_monitor_on_a_running_platform(platform: LocalPlatform, tmp_path: Pa
     ):  # fmt: skip
         done = live.cli(seen, "officer", "bulkhead", "audit", *command, "--json")
         assert done.returncode == 0, done.stderr
+    for line in export.read_text().splitlines():
+        record = json.loads(line)
+        if record["type"] == "record":  # what a running platform writes is what the schema publishes
+            assert json.loads(record["leaf"]).get("data", {}).keys() <= DATA_MEMBERS.keys(), record["leaf"]
     vkey = next(line for line in seen.client_config.read_text().splitlines() if line.startswith("log_vkey"))
     (tmp_path / "vkey").write_text(vkey.partition('"')[2].rstrip('"'))
     assert "Successfully fsck'd log" in run_fsck(tiles.as_uri(), tmp_path / "vkey")

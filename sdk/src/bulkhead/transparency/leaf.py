@@ -17,15 +17,30 @@ from bulkhead.encoding import MAX_SAFE_INTEGER, Json, parse_canonical
 from bulkhead.errors import InvalidRequestError, MalformedRequestError, RecordError
 from bulkhead.ids import RECORD, check_id
 
-__all__ = ["MAX_LEAF_BYTES", "SCHEMA_VERSION", "Cause", "LeafFields", "Resource", "parse_leaf", "read_fields"]
+__all__ = [
+    "ACTION_PATTERN",
+    "HEX_DIGEST_PATTERN",
+    "MAX_LEAF_BYTES",
+    "MAX_REASONS",
+    "MAX_ROLES",
+    "MAX_TEXT",
+    "SCHEMA_VERSION",
+    "Cause",
+    "LeafFields",
+    "Resource",
+    "parse_leaf",
+    "read_fields",
+]
 
 SCHEMA_VERSION: Final = 1
 MAX_LEAF_BYTES: Final = 16 * 1024  # a tile bundle's entry length is 16 bits; a quarter of it keeps bundles readable
 MAX_TEXT: Final = 256  # identifiers, codes and names; longer text belongs into `data`
 MAX_REASONS: Final = 64  # one per rule that fired; a policy with more should summarise
 MAX_ROLES: Final = 16
-_ACTION: Final = re.compile(r"[a-z][a-z_]{0,31}(?:\.[a-z][a-z_]{0,31}){0,3}")
-_HEX_DIGEST: Final = re.compile(r"[0-9a-f]{64}")
+ACTION_PATTERN: Final = r"[a-z][a-z_]{0,31}(?:\.[a-z][a-z_]{0,31}){0,3}"
+HEX_DIGEST_PATTERN: Final = r"[0-9a-f]{64}"
+_ACTION: Final = re.compile(ACTION_PATTERN)
+_HEX_DIGEST: Final = re.compile(HEX_DIGEST_PATTERN)
 _DECISIONS: Final = frozenset({"allow", "deny", "error"})
 _CAUSES: Final = frozenset({"tenant", "platform"})
 
