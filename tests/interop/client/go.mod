@@ -1,0 +1,3 @@
+module bulkhead-interop
+
+go 1.26
