@@ -23,6 +23,7 @@ from control_plane.authz.opa_tool import find_opa
 from control_plane.authz.sources import read_sources
 from control_plane.bootstrap import Bootstrap
 from control_plane.config import ControlPlaneConfig
+from control_plane.issuance import IssuedIdentity, record_issued
 from control_plane.keys import KeyRing
 from service.config import load_config
 from service.files import PUBLIC, make_private_directory, write_file
@@ -33,6 +34,7 @@ from service.tls import Identity, parse_certificate, spiffe_uri
 __all__ = ["main"]
 
 S_PER_DAY: Final = 86_400
+US_PER_S: Final = 1_000_000
 STOP_TIMEOUT_S: Final = 30.0  # beyond the drain: closing databases and the policy engine
 SWITCH_INTERVAL_S: Final = 0.0005  # database threads give the interpreter back to the loop, which every call needs
 DEFAULT_ADMINS: Final = ("admin", "second-admin")
@@ -147,10 +149,13 @@ def _issue(config: ControlPlaneConfig, out: Path, stem: str, uri: str) -> int:
         raise ConfigError("this platform was never initialised: run `python -m control_plane init --config FILE`")
     authority = KeyRing.load_or_create(config).authority
     identity: Identity = authority.issue_client(uri=uri)
+    parsed = parse_certificate(identity.certificate_pem)
+    expires_s = int(parsed.not_after.timestamp())
+    issued = IssuedIdentity(uri=uri, fingerprint=parsed.fingerprint, expires_us=expires_s * US_PER_S)
+    record_issued(config, issued)
     make_private_directory(out)
     identity.save(out / f"{stem}.pem", out / f"{stem}.key")
     write_file(out / "ca.pem", authority.certificate_pem, mode=PUBLIC)
-    parsed = parse_certificate(identity.certificate_pem)
     _show(
         {
             "uri": uri,
@@ -158,7 +163,7 @@ def _issue(config: ControlPlaneConfig, out: Path, stem: str, uri: str) -> int:
             "private_key": str(out / f"{stem}.key"),
             "authority": str(out / "ca.pem"),
             "fingerprint": parsed.fingerprint,
-            "expires_unix_s": int(parsed.not_after.timestamp()),
+            "expires_unix_s": expires_s,
         }
     )
     return EXIT_DONE

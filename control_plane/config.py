@@ -216,6 +216,11 @@ class ControlPlaneConfig:
             raise ConfigError("limits.max_call_s: at least sessions.open_timeout_s")
 
     @property
+    def issuances_directory(self) -> Path:
+        """Where the command line asks the server to record what it issues."""
+        return self.state_directory / "issuances"
+
+    @property
     def keys_directory(self) -> Path:
         """Authority, server identity, ticket issuer and bundle signing key."""
         return self.state_directory / "keys"

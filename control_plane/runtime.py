@@ -13,6 +13,7 @@ from control_plane.assembly import (
     tenancy_services,
 )
 from control_plane.core import Core
+from control_plane.issuance import IssuanceRecorder
 from control_plane.resources import Resources
 from control_plane.rpc.audit import AuditServicer
 from control_plane.rpc.fleet import FleetServicer
@@ -23,6 +24,7 @@ from control_plane.services.fleet_admin import FleetAdmin, FleetQuery
 from control_plane.services.issuers import IssuerAdmin, Issuers
 from control_plane.services.sessions import SessionService
 from service.bulkhead_fleet.v1 import fleet_pb2_grpc as agents_pb2_grpc
+from service.files import make_private_directory
 
 __all__ = ["Runtime", "build_runtime"]
 
@@ -72,7 +74,11 @@ class Runtime:
 
     def background(self) -> tuple[tuple[str, Coroutine[Any, Any, None]], ...]:
         """Return the work that must run as long as the process serves."""
-        return self.core.background()
+        recorder = IssuanceRecorder(
+            directory=make_private_directory(self._resources.config.issuances_directory),
+            journal=self._resources.journal,
+        )
+        return (*self.core.background(), ("issuances", recorder.run()))
 
     def public_services(self) -> tuple[Offered, ...]:
         """Return what the ports of tenants, officers and admins offer."""

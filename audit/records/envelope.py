@@ -108,6 +108,7 @@ class PlatformReason(enum.StrEnum):
     ADMIN = "admin"  # an administrator's or platform officer's request; the record names credential and request
     AGENT = "agent"  # a node agent's report
     AUTHENTICATION = "authentication"  # a caller who could not be tied to a tenant
+    COMMAND = "command"  # a command on the control plane's own host
     LEASE = "lease"  # a lease, ticket or key ran out
     PLACEMENT = "placement"  # the scheduler's own move
     RECONCILER = "reconciler"  # closes what a crash left open

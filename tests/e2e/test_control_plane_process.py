@@ -164,6 +164,7 @@ async def test_the_internal_port_lists_the_agents_service_only(control_plane: Co
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["uri"] == "spiffe://bulkhead.internal/agent/rack1-tray01"
     identity = Identity.load(out / "agent.pem", out / "agent.key")
+    assert list(control_plane.root.rglob("issuances/*")) == []
     async with control_plane.channel("internal", identity) as channel:
         assert await _services(channel) == ("bulkhead_fleet.v1.FleetService", *COMMON)
     with pytest.raises(grpc.aio.AioRpcError) as caught:

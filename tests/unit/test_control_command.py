@@ -1,3 +1,4 @@
+import asyncio
 import json
 import logging
 from collections.abc import Iterator
@@ -6,7 +7,14 @@ from pathlib import Path
 import pytest
 import structlog
 
+from audit.log import AuditLog
+from bulkhead.transparency import LeafFields, parse_leaf
+from control_plane import issuance
 from control_plane.command import main
+from control_plane.config import ControlPlaneConfig
+from control_plane.issuance import IssuanceRecorder
+from control_plane.services.journal import Journal
+from service.config import load_config
 
 
 @pytest.fixture(autouse=True)
@@ -126,3 +134,65 @@ def test_help_shows_examples(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--help"])
     assert "control_plane init --config" in capsys.readouterr().out
+
+
+def _issued(tmp_path: Path) -> list[LeafFields]:
+    """Return what the platform's log says of issued identities."""
+
+    async def read() -> list[LeafFields]:
+        config = load_config(ControlPlaneConfig, tmp_path / "control.toml")
+        log = await AuditLog.open(config.audit_config())
+        try:
+            origin = log.platform_log.log_id
+            leaves = [parse_leaf((await log.receipt(origin, at)).leaf) for at in range(log.size(origin))]
+            return [leaf for leaf in leaves if leaf.action == "identity.issued"]
+        finally:
+            await log.close()
+
+    return asyncio.run(read())
+
+
+def test_issued_identities_are_recorded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """An agent's and a client's certificate stand in the platform's log with URI, fingerprint and end."""
+    config = str(_config(tmp_path))
+    assert main(["init", "--config", config]) == 0
+    capsys.readouterr()
+    assert main(["issue-agent", "--config", config, "--agent-id", "tray01", "--out", str(tmp_path / "a")]) == 0
+    agent = json.loads(capsys.readouterr().out)
+    name = ["--name", "acme-batch", "--out", str(tmp_path / "c")]
+    assert main(["issue-client-certificate", "--config", config, *name]) == 0
+    client = json.loads(capsys.readouterr().out)
+    found = _issued(tmp_path)
+    assert [leaf.resource.id for leaf in found if leaf.resource] == [agent["uri"], client["uri"]]
+    assert [leaf.data["fingerprint"] for leaf in found] == [agent["fingerprint"], client["fingerprint"]]
+    assert {leaf.cause.reason for leaf in found} == {"command"}
+
+
+def test_while_the_log_is_in_use_its_writer_records(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside a running server the command waits for it to record; with nobody to record, nothing is issued."""
+    config = str(_config(tmp_path))
+    assert main(["init", "--config", config]) == 0
+    monkeypatch.setattr(issuance, "PATIENCE_S", 3.0)
+    loaded = load_config(ControlPlaneConfig, tmp_path / "control.toml")
+    order = ["issue-agent", "--config", config, "--agent-id", "tray01", "--out", str(tmp_path / "a")]
+
+    async def beside(*, records: bool) -> int:
+        log = await AuditLog.open(loaded.audit_config())
+        recorder = IssuanceRecorder(directory=loaded.issuances_directory, journal=Journal(audit=log))
+        recording = asyncio.create_task(recorder.run() if records else asyncio.sleep(60))
+        try:
+            return await asyncio.to_thread(main, order)
+        finally:
+            recording.cancel()
+            await asyncio.gather(recording, return_exceptions=True)
+            await log.close()
+
+    assert asyncio.run(beside(records=False)) == 1
+    assert "AUDIT_UNAVAILABLE" in capsys.readouterr().err
+    assert not (tmp_path / "a").exists()
+    assert asyncio.run(beside(records=True)) == 0
+    assert (tmp_path / "a" / "agent.key").exists()
+    assert len(_issued(tmp_path)) == 1
+    assert list(loaded.issuances_directory.iterdir()) == []
