@@ -242,6 +242,10 @@ XML_ATTACKS: dict[str, tuple[str, Callable[[], bytes]]] = {
     "CDATA": ("GPU-11", lambda: altered(b"</n:Payload>", b"<![CDATA[x]]></n:Payload>")),
     "text in the payload": ("GPU-11", lambda: altered(b"</n:Payload>", b"text</n:Payload>")),
     "xml:base": ("GPU-11", lambda: altered(b"<n:Payload>", b'<n:Payload xml:base="x">')),
+    "relative namespace, which has no canonical form": (
+        "GPU-11",
+        lambda: altered(b"<n:Payload>", b'<n:Payload xmlns:x="relative/name">'),
+    ),
     "too long": ("GPU-11", lambda: driver_manifest() + b" " * 300_000),
     "too deep": ("GPU-11", lambda: b"<a>" * 5_000 + b"</a>" * 5_000),
     "too many": ("GPU-11", lambda: altered(b"</n:Payload>", b"<n:x/>" * 5_000 + b"</n:Payload>")),

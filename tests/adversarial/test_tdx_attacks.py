@@ -119,6 +119,38 @@ def test_one_component_rolled_back() -> None:
     assert obligation_of(_refusal(TdxWorld(pck_extension=sgx_extension(svns=svns)).evidence())) == "TDX-17"
 
 
+def test_debug_td_under_the_laxest_policy() -> None:
+    """A TD that its host may read or profile is refused by every policy: no attribute of that group can be allowed."""
+    for bit in range(8):
+        evidence = TdxWorld(td_attributes=1 << 28 | 1 << bit).evidence()
+        error = _refusal(evidence, policy_=policy(images=None, optional_attributes=2**64 - 1))
+        assert obligation_of(error) == "TDX-19"
+
+
+def test_td_that_can_leave_the_platform() -> None:
+    """Migration, and a service TD that could export the TD, are refused by every policy."""
+    for world in ({"td_attributes": 1 << 28 | 1 << 29}, {"version": 5, "mr_service_td": b"\1" * 48}):
+        evidence = TdxWorld(**world).evidence()
+        error = _refusal(evidence, policy_=policy(images=None, optional_attributes=2**64 - 1))
+        assert obligation_of(error) == "TDX-21"
+
+
+@pytest.mark.parametrize(
+    "world", [{"revoked_by_ca": (3,)}, {"revoked_by_root": (2,)}, {"revoked_by_root": (4,)}], ids=str
+)
+def test_revoked_certificate(world: dict[str, Any]) -> None:
+    """A platform, its CA or Intel's signer of documents that was revoked no longer vouches, warm or cold."""
+    TdxWorld().evidence().verify()
+    assert obligation_of(_refusal(TdxWorld(**world).evidence())) == "TDX-4"
+
+
+def test_module_swapped_under_the_td() -> None:
+    """A TD 1.5 whose host replaced the TDX module by one out of date, or unknown, is rated by what runs now, too."""
+    for svns, obligation in ((bytes([5, 1]), "TDX-17"), (bytes([3, 1]), "TDX-16"), (bytes([6, 9]), "TDX-15")):
+        world = TdxWorld(version=5, tee_tcb_svn_2=svns + b"\4" * 14)
+        assert obligation_of(_refusal(world.evidence())) == obligation
+
+
 def test_revoked_is_never_acceptable() -> None:
     """A policy that lists every status still refuses a revoked platform."""
     evidence = TdxWorld(tcb_info=with_status("Revoked", [])).evidence()

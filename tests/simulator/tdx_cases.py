@@ -3,9 +3,10 @@
 from datetime import UTC, datetime
 from typing import Any, Final, TypeAlias
 
+from bulkhead.attestation.tdx import TcbStatus, TdImage
 from bulkhead.errors import EvidenceBindingError, EvidenceError, EvidenceExpiredError, EvidencePolicyError
 from tests.simulator import tdx_world
-from tests.simulator.tdx_world import DAY_S, NOW_S, RTMRS, qe_identity, tcb_info
+from tests.simulator.tdx_world import DAY_S, MR_TD, NOW_S, RTMRS, qe_identity, tcb_info
 
 BAD_48: Final = b"\x99" * 48
 
@@ -51,6 +52,7 @@ CASES: Final[list[tuple[str, str, World, type[EvidenceError]]]] = [
     ("TDX-6", "QE report signed by another", {"qe_signing_key": "other"}, EvidenceError),
     ("TDX-7", "another attestation key reported", {"bound_key": "other"}, EvidenceError),
     ("TDX-7", "report data beyond the digest", {"qe_report_data_tail": b"\1" * 32}, EvidenceError),
+    ("TDX-8", "user data of the header changed after signing", {"spoiled_at": 30}, EvidenceError),
     ("TDX-9", "TCB info signed by another", {"tcb_signing_key": "other"}, EvidenceError),
     ("TDX-9", "signed by a platform", {"document_signer": "Intel SGX PCK Certificate"}, EvidenceError),
     ("TDX-10", "QE identity signed by another", {"qe_identity_signing_key": "other"}, EvidenceError),
@@ -155,3 +157,24 @@ CASES: Final[list[tuple[str, str, World, type[EvidenceError]]]] = [
     ),
     ("TDX-26", "another nonce", {"report_data": bytes(64)}, EvidenceBindingError),
 ]
+
+HARDENING: Final[World] = {"tcb_info": with_status("SWHardeningNeeded", ["INTEL-SA-1", "INTEL-SA-2"])}
+POLICY_CASES: Final[list[tuple[str, str, World, dict[str, Any]]]] = [
+    ("TDX-15", "module not pinned", {}, {"mr_seams": frozenset({BAD_48})}),
+    ("TDX-17", "evaluation too old", {}, {"minimum_evaluation_number": 19}),
+    (
+        "TDX-18",
+        "one of two advisories accepted",
+        HARDENING,
+        {
+            "accepted_statuses": frozenset({TcbStatus.SW_HARDENING_NEEDED}),
+            "accepted_advisories": frozenset({"INTEL-SA-1"}),
+        },
+    ),
+    ("TDX-22", "protection keys not taken", {"td_attributes": 1 << 28 | 1 << 30}, {"optional_attributes": 0}),
+    ("TDX-23", "features not taken", {}, {"allowed_xfam": 0}),
+    ("TDX-24", "no image named", {}, {"images": ()}),
+    ("TDX-24", "another image named", {}, {"images": (TdImage(mr_td=MR_TD, rtmrs=(BAD_48, *RTMRS[1:])),)}),
+    ("TDX-27", "platform not pinned", {}, {"ppids": frozenset({bytes(16)})}),
+]
+"""What a stricter policy refuses: obligation, what, changes of the world, changes of the policy."""

@@ -305,6 +305,7 @@ class TdxWorld:
     certification_type: int = PCK_CHAIN_TYPE
     chain_end: bytes = b"\0"
     padding: bytes = b""
+    spoiled_at: int | None = None  # a byte changed after signing
     pck_subject: str = "Intel SGX PCK Certificate"
     pck_ca_subject: str = "Intel SGX PCK Platform CA"
     pck_ca_is_ca: bool = True
@@ -366,7 +367,10 @@ class TdxWorld:
             + struct.pack("<HI", QE_REPORT_DATA_TYPE, len(certification))
             + certification
         )
-        return signed + struct.pack("<I", len(signature)) + signature + self.padding
+        quote = bytearray(signed + struct.pack("<I", len(signature)) + signature + self.padding)
+        if self.spoiled_at is not None:
+            quote[self.spoiled_at] ^= 1
+        return bytes(quote)
 
     def _header(self) -> bytes:
         return struct.pack("<HHI4s16s20s", self.version, self.key_type, self.tee_type, bytes(4), self.vendor, bytes(20))

@@ -100,7 +100,7 @@ def parse_rim(data: bytes, *, what: str) -> Rim:
     meta, payload, signature = _parts(root, what)
     info, value, certificates = _parse_signature(signature, what)
     measurements, minimum_svns = _parse_payload(payload, what)
-    signed_info = canonical(info)
+    signed_info = canonical(info, what=what)
     digest = _parse_signed_info(info, what)
     root.remove(signature)
     return Rim(
@@ -113,7 +113,7 @@ def parse_rim(data: bytes, *, what: str) -> Rim:
         signed_info=signed_info,
         signature=value,
         digest=digest,
-        content=canonical(root),
+        content=canonical(root, what=what),
     )
 
 

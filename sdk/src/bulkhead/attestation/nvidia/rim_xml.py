@@ -56,11 +56,18 @@ def parse_xml(data: bytes, *, what: str) -> "_Element":
     return root
 
 
-def canonical(element: "_Element") -> bytes:
-    """Return the canonical form of an element of :func:`parse_xml`, with the namespaces in scope at it."""
+def canonical(element: "_Element", *, what: str) -> bytes:
+    """Return the canonical form of an element of :func:`parse_xml`, with the namespaces in scope at it.
+
+    Raises:
+        EvidenceError: GPU-11: it has none, as with a relative namespace name (Canonical XML 1.0, section 1.3).
+    """
     from lxml import etree
 
-    return bytes(etree.tostring(element, method="c14n", exclusive=False, with_comments=False, with_tail=False))
+    try:
+        return bytes(etree.tostring(element, method="c14n", exclusive=False, with_comments=False, with_tail=False))
+    except etree.C14NError as error:
+        raise failed(_OBLIGATION, f"{what}: no canonical form") from error
 
 
 def _decoded(data: bytes, what: str) -> bytes:
