@@ -20,6 +20,7 @@ from audit.store import AuditStore, Committed, LockStore, NewLeaf, Placed, Surve
 from bulkhead.errors import (
     AuditUnavailableError,
     BulkheadError,
+    ConfigError,
     LogForkError,
     ShuttingDownError,
 )
@@ -237,6 +238,8 @@ class CommitThread:
             self.fork = self.failure = error = fork
         except AuditUnavailableError as failure:
             self.failure = error = failure
+        except ConfigError as wrong:  # another server answers, and would lose what it acknowledges
+            self.failure = error = AuditUnavailableError(wrong.message)
         except Exception as defect:  # noqa: BLE001 - the thread's boundary: a defect fails its callers, it never hangs them
             self.failure = error = AuditUnavailableError(f"the audit log failed: {type(defect).__name__}: {defect}")
         else:
@@ -281,8 +284,8 @@ class CommitThread:
     def _housekeeping(self, *, idle: bool) -> None:
         try:
             if self.failure is not None and self.fork is None:
-                self._commit_and_lock([])  # finds out whether the database can be written again
-                self.failure = None
+                if isinstance(self._tried(lambda: self._commit_and_lock([])), BulkheadError):
+                    return  # it still cannot be written
             with self._notes_guard:
                 notes, self._notes = self._notes, {}
                 cosignatures, self._cosignatures = self._cosignatures, {}

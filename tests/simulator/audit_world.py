@@ -76,14 +76,13 @@ def opening(info: LogInfo) -> NewLeaf:
 
 
 def config(directory: Path, **changes: Any) -> AuditConfig:
-    """Return a configuration whose files are all under ``directory``; rounds are slow unless changed."""
-    return AuditConfig(
-        database=directory / "audit.db",
-        lock=directory / "lock" / "audit.lock",
-        keys_dir=directory / "keys",
-        domain="bulkhead.test",
-        **({"round_interval_s": 600.0} | changes),
-    )
+    """Return a configuration whose files (but a database that is named) are under ``directory``; rounds are slow."""
+    files = {
+        "database": directory / "audit.db",
+        "lock": directory / "lock" / "audit.lock",
+        "keys_dir": directory / "keys",
+    }
+    return AuditConfig(**({"domain": "bulkhead.test", "round_interval_s": 600.0} | files | changes))
 
 
 async def opened(directory: Path, failpoint: Failpoint = no_failpoint, **changes: Any) -> AuditLog:

@@ -23,11 +23,11 @@ def run(*command: str) -> None:
 
 
 @contextmanager
-def small_disk(at: Path) -> Iterator[Path]:
+def small_disk(at: Path, *, size_mib: int = SIZE_MIB) -> Iterator[Path]:
     """Mount an empty file system at ``at``, and unmount it at the end."""
     image = at.with_suffix(".img")
     image.touch()
-    os.truncate(image, SIZE_MIB * 2**20)
+    os.truncate(image, size_mib * 2**20)
     run("mkfs.ext4", "-q", "-O", "^has_journal", "-m", "0", str(image))
     at.mkdir(parents=True)
     run("mount", "-o", "loop", str(image), str(at))
