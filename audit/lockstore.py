@@ -43,6 +43,7 @@ class FileLockStore:
             LogForkError: it is not there and ``create`` is false.
             AuditUnavailableError: it cannot be opened or created.
         """
+        self.close()
         try:
             if create and not self._path.exists():
                 self._create()

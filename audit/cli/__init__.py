@@ -2,6 +2,7 @@
 
 import click
 
+from audit.cli.breaking import breaking
 from audit.cli.exporting import export, vkeys
 from audit.cli.listing import list_records, show, tail
 from audit.cli.tiles import serve_tiles, tiles
@@ -31,7 +32,7 @@ def program() -> None:
     """
 
 
-for _command in (list_records, tail, show, verify, export, vkeys, reindex, tiles, serve_tiles, witness):
+for _command in (list_records, tail, show, verify, export, vkeys, reindex, breaking, tiles, serve_tiles, witness):
     program.add_command(_command)
 
 

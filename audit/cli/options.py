@@ -13,14 +13,14 @@ import click
 
 from audit.keys import LogKeys
 from audit.model import LogInfo
-from audit.sql.sqlite import open_for_reading
-from audit.sql.store import SqlAuditReader
+from audit.sql import SqlAuditReader, open_reader
 from bulkhead.encoding import JsonObject
 from bulkhead.errors import ConfigError, NotFoundError
 from bulkhead.transparency.leaf import LeafFields
 from bulkhead.transparency.note import NoteVerifier
 
 __all__ = [
+    "DATABASE",
     "Ticker",
     "database_option",
     "find_log",
@@ -37,11 +37,27 @@ _TICK_S: Final = 1.0
 _FILE: Final = click.Path(path_type=Path, exists=True, dir_okay=False)
 
 
+class _Database(click.ParamType[Path | str]):
+    """A SQLite file that exists, or a URL."""
+
+    name = "FILE|URL"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path | str:
+        """Return the path or the URL."""
+        text = str(value)
+        if text.startswith(("postgresql:", "postgres:", "postgresql+psycopg:")):
+            return text
+        return Path(str(_FILE.convert(text, param, ctx)))
+
+
+DATABASE: Final = _Database()
+
+
 def database_option(function: Function) -> Function:
     """Add ``--db``."""
     return click.option(
-        "--db", "database", type=_FILE, required=True, envvar="BULKHEAD_AUDIT_DB", show_envvar=True,
-        help="Audit database, or a copy of one.",
+        "--db", "database", type=DATABASE, required=True, envvar="BULKHEAD_AUDIT_DB", show_envvar=True,
+        help="Audit database, or a copy of one: a file, or a PostgreSQL URL.",
     )(function)  # fmt: skip
 
 
@@ -88,13 +104,13 @@ def with_directory(found: dict[str, str], keys_dir: Path | None, logs: tuple[Log
 
 
 @contextmanager
-def reading(database: Path) -> Iterator[SqlAuditReader]:
+def reading(database: Path | str) -> Iterator[SqlAuditReader]:
     """Open a database for reading.
 
     Raises:
         AuditUnavailableError: it is not an audit database.
     """
-    reader = SqlAuditReader(open_for_reading(database))
+    reader = open_reader(database)
     try:
         yield reader
     finally:

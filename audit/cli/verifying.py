@@ -6,10 +6,11 @@ from typing import Final
 import click
 
 from audit.chain import LockState
-from audit.cli.options import Ticker, key_options, pinned_keys, reading, with_directory
+from audit.cli.options import DATABASE, Ticker, key_options, pinned_keys, reading, with_directory
 from audit.lockstore import FileLockStore
-from audit.sql.sqlite import open_sqlite
+from audit.sql import SqlAuditReader, SqlLockStore, open_store
 from audit.sql.verify import verify_database
+from audit.store import LockStore
 from bulkhead.cli.console import emit, example, json_option
 from bulkhead.errors import ConfigError
 from bulkhead.transparency.export import verify_export
@@ -28,11 +29,11 @@ _INDEX_CHUNK: Final = 2_000
         "bulkhead-audit verify acme.jsonl --log-key vkeys.txt --json",
     ),
 )
-@click.argument("path", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.argument("path", type=DATABASE)
 @key_options
 @click.option(
-    "--lock", "lock_path", type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="The lock store beside which the database must belong (databases only).",
+    "--lock", "lock_path", type=DATABASE,
+    help="The lock store beside which the database must belong: a file, or a PostgreSQL URL (databases only).",
 )  # fmt: skip
 @click.option(
     "--checkpoint", "seen", multiple=True, metavar="FILE", type=click.Path(path_type=Path, exists=True, dir_okay=False),
@@ -40,30 +41,28 @@ _INDEX_CHUNK: Final = 2_000
 )  # fmt: skip
 @json_option
 def verify(
-    path: Path,
+    path: Path | str,
     *,
     log_keys: tuple[str, ...],
     keys_dir: Path | None,
-    lock_path: Path | None,
+    lock_path: Path | str | None,
     seen: tuple[Path, ...],
     as_json: bool,
 ) -> None:
     """Verify an audit database, a copy of one, or an export. Exit code 1 names the first record that does not hold."""
     pinned = pinned_keys(log_keys)
-    with path.open("rb") as file:
-        is_database = file.read(len(_SQLITE)) == _SQLITE
-    if is_database:
+    if isinstance(path, str) or _is_sqlite(path):
         _verify_database(path, pinned, keys_dir, lock_path, as_json=as_json)
     else:
         _verify_export(path, pinned, seen, as_json=as_json)
 
 
 @click.command("reindex", epilog=example("bulkhead-audit reindex --db var/audit/audit.db"))
-@click.option("--db", "database", type=click.Path(path_type=Path, exists=True, dir_okay=False), required=True)
+@click.option("--db", "database", type=DATABASE, required=True)
 @json_option
-def reindex(database: Path, *, as_json: bool) -> None:
-    """Rebuild the query index from the records. The platform must be stopped: a second writer is refused."""
-    store = open_sqlite(database, busy_timeout_s=_BUSY_S)
+def reindex(database: Path | str, *, as_json: bool) -> None:
+    """Rebuild the query index from the records. SQLite: the platform must be stopped, a second writer is refused."""
+    store = open_store(database, busy_timeout_s=_BUSY_S)
     try:
         store.rebuild_index()
         total, done, ticker = store.unindexed(), 0, Ticker("indexed")
@@ -76,11 +75,11 @@ def reindex(database: Path, *, as_json: bool) -> None:
 
 
 def _verify_database(
-    path: Path, pinned: dict[str, str], keys_dir: Path | None, lock_path: Path | None, *, as_json: bool
+    path: Path | str, pinned: dict[str, str], keys_dir: Path | None, lock_path: Path | str | None, *, as_json: bool
 ) -> None:
     with reading(path) as reader:
         vkeys = with_directory(pinned, keys_dir, reader.logs())
-        locked = None if lock_path is None else _read_lock(lock_path)
+        locked = None if lock_path is None else _read_lock(lock_path, reader)
         report = verify_database(reader, vkeys=vkeys, locked=locked, progress=Ticker("verified"))
     lines = [f"Verified {report.records:,} records in {report.logs:,} logs and {report.commits:,} commits."]
     lines.append(f"Checkpoints: {report.checkpoints:,}, signatures: {report.signatures:,}, index: {report.indexed:,}.")
@@ -106,8 +105,18 @@ def _verify_export(path: Path, pinned: dict[str, str], seen: tuple[Path, ...], *
     emit(found, as_json=as_json, text="\n".join([f"Verified {found.records:,} records.", *lines]))
 
 
-def _read_lock(path: Path) -> LockState:
-    lock = FileLockStore(path)
+def _is_sqlite(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(_SQLITE)) == _SQLITE
+
+
+def _read_lock(path: Path | str, reader: SqlAuditReader) -> LockState:
+    lock: LockStore
+    if isinstance(path, Path):
+        lock = FileLockStore(path)
+    else:
+        origin = next((info.origin for info in reader.logs() if info.tenant is None), "")
+        lock = SqlLockStore(path, name=origin.partition("/")[0].removeprefix("audit."), limit_s=_BUSY_S)
     lock.open(create=False)
     try:
         return lock.read()

@@ -284,8 +284,9 @@ class CommitThread:
     def _housekeeping(self, *, idle: bool) -> None:
         try:
             if self.failure is not None and self.fork is None:
-                if isinstance(self._tried(lambda: self._commit_and_lock([])), BulkheadError):
-                    return  # it still cannot be written
+                self._tried(lambda: self._commit_and_lock([]))  # finds out whether the database can be written again
+            if self.failure is not None:
+                return
             with self._notes_guard:
                 notes, self._notes = self._notes, {}
                 cosignatures, self._cosignatures = self._cosignatures, {}

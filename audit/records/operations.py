@@ -281,14 +281,26 @@ def platform_event(
 
 
 def log_opened(
-    stamp: Stamp, *, tenant: str | None, origin: str, epoch: int, slot: int | None, predecessor: str | None = None
+    stamp: Stamp,
+    *,
+    tenant: str | None,
+    origin: str,
+    epoch: int,
+    slot: int | None,
+    predecessor: str | None = None,
+    declared: JsonObject | None = None,
 ) -> Record:
     """Build leaf 0 of a log: its origin, epoch, slot in the platform's rounds, and its predecessor's last checkpoint.
+
+    ``declared`` is the break after which the log begins (:mod:`audit.log.breaking`); the predecessor's checkpoint is
+    unsigned then.
 
     Raises:
         InvalidRequestError: see :func:`~audit.records.build_record`.
     """
     data: dict[str, Json] = {"origin": origin, "epoch": epoch, "slot": slot, "predecessor": predecessor}
+    if declared is not None:
+        data["break"] = declared
     return build_record(
         stamp,
         action=Action.LOG_OPENED,

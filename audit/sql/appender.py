@@ -11,7 +11,7 @@ from typing import Final
 
 from sqlalchemy import Connection, Dialect, insert, select
 
-from audit.chain import GENESIS, LockState, next_chain
+from audit.chain import GENESIS, LockState, across_break, next_chain
 from audit.model import Failpoint, Head
 from audit.sql.queries import as_bytes, as_int, as_text
 from audit.sql.statements import CHAIN_AT, HEADS_OF, PLACES_OF, ROUND_AT, WRITER_LOCK, CommitStatements
@@ -56,7 +56,13 @@ class Appender:
         self._seq = -1
 
     def append(
-        self, connection: Connection, batch: Sequence[NewLeaf], locked: LockState, *, look_up: bool
+        self,
+        connection: Connection,
+        batch: Sequence[NewLeaf],
+        locked: LockState | None,
+        *,
+        look_up: bool,
+        broken: LockState | None = None,
     ) -> Committed:
         """Do one commit's work; the caller commits the transaction.
 
@@ -66,11 +72,17 @@ class Appender:
             locked: the lock store's state.
             look_up: look for the record ids first. Without it a record that is there already is an IntegrityError,
                 and so is a log that is taken.
+            broken: for a declared break: the database's last commit that it names, in place of the check of
+                ``locked``, which may be lost (None) then.
 
         Raises:
             LogForkError: ``locked`` is not in this database.
         """
-        last, pos = self.sequence(connection, locked)
+        last, pos = self.sequence(connection, locked if broken is None else broken)
+        if broken is not None:
+            if last != broken:
+                raise ConflictError("the audit database has moved on since the break was declared")
+            last = across_break(broken, locked)
         self._failpoint("commit.begun")
         growing = self._heads(connection, {leaf.log_id for leaf in batch}, last)
         known = _known(connection, batch) if look_up else {}
@@ -80,7 +92,7 @@ class Appender:
         new, heads = self._write(connection, taken, growing, last, pos)
         return Committed(new, places, heads)
 
-    def sequence(self, connection: Connection, locked: LockState) -> tuple[LockState, int]:
+    def sequence(self, connection: Connection, locked: LockState | None) -> tuple[LockState, int]:
         """Become the only writer for the rest of the transaction; return the last commit and its last position.
 
         Raises:
@@ -90,6 +102,8 @@ class Appender:
             connection.execute(WRITER_LOCK)
         row = self._sql.last.run(connection, {}).first()
         last, pos = (GENESIS, 0) if row is None else (LockState(as_int(row.seq), as_bytes(row.chain)), as_int(row.pos))
+        if locked is None:
+            raise LogForkError("the lock store is lost")
         _check_locked(connection, last, locked)
         return last, pos
 

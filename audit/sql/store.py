@@ -31,7 +31,7 @@ from audit.sql.tables import (
     audit_tile,
 )
 from audit.store import Committed, IndexedLeaves, NewLeaf, Survey
-from bulkhead.errors import AuditUnavailableError, ProofError, RecordError
+from bulkhead.errors import AuditUnavailableError, BulkheadError, ProofError, RecordError
 from bulkhead.transparency.leaf import parse_leaf
 
 __all__ = ["SqlAuditReader", "SqlAuditStore", "read_errors"]
@@ -236,6 +236,27 @@ class SqlAuditStore(SqlAuditReader):
         except BaseException:
             self._appender.forget()
             raise
+
+    def commit_break(self, batch: Sequence[NewLeaf], database: LockState, lock: LockState | None) -> Committed:
+        """Append what a declared break opens, on top of both histories (:func:`~audit.chain.across_break`).
+
+        Raises:
+            ConflictError: the database's last commit is not ``database``.
+            AuditUnavailableError: the database cannot be written; the outcome is unknown.
+        """
+        try:
+            with self._transaction() as connection:
+                done = self._appender.append(connection, batch, lock, look_up=True, broken=database)
+                for place in done.places:
+                    if isinstance(place, BulkheadError):
+                        raise place
+        except SQLAlchemyError as error:
+            self._reset()
+            raise unavailable(error) from error
+        finally:
+            self._appender.forget()
+        self._failpoint("commit.done")
+        return done
 
     def survey(self, locked: LockState) -> Survey:
         """Return what all writers have committed; see :meth:`audit.store.AuditStore.survey`.

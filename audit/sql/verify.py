@@ -4,7 +4,8 @@
    the log's tenant, and carries the id of its row; the first opens the log.
 2. Full tiles are those of the leaves.
 3. Each commit's chain value follows from the one before and the trees after it; the last commit ends with the last
-   leaf; the lock store's commit (if its state is given) is among them.
+   leaf; the lock store's commit (if its state is given) is among them. After a declared break it follows from both
+   histories that the new epochs cite.
 4. Heads are those of the leaves.
 5. Kept checkpoints have the root of the leaves and, where a key is given, its signature; none is larger than its log.
 6. The index says of each leaf what the leaf says, and leaves none out.
@@ -20,7 +21,7 @@ from typing import Any, Final
 
 from sqlalchemy import Row, func, select
 
-from audit.chain import GENESIS, LockState, next_chain
+from audit.chain import GENESIS, LockState, across_break, broken_from, next_chain
 from audit.export import check_leaf
 from audit.model import IndexRow, LogInfo, Progress, StoredLeaf
 from audit.sql.queries import as_int, as_text, index_row, stored_leaf
@@ -116,6 +117,7 @@ class _Verifier:
         self._logs: dict[int, _Log] = {}
         self._grown: dict[int, _Log] = {}  # since the last commit
         self._commit = GENESIS
+        self._declared: object = None  # the break that the commit at hand cites
         self._checkpoints = 0
         self._signatures = 0
         self._indexed = 0
@@ -197,6 +199,8 @@ class _Verifier:
         opened = (fields.data.get("origin"), fields.data.get("epoch"), fields.data.get("slot"))
         if stored.index == 0 and (fields.action != "log.opened" or opened != (info.origin, info.epoch, info.slot)):
             raise _bad(log, stored, "it does not open this log")
+        if stored.index == 0 and "break" in fields.data:
+            self._declared = fields.data["break"]
         log.frontier = log.frontier.append(stored.leaf_hash)
         self._grown[stored.log_id] = log
         self._fill(log, stored)
@@ -243,8 +247,10 @@ class _Verifier:
 
     def _chain(self, commit: Row[Any]) -> None:
         grown = list(self._grown.values())
-        chain = next_chain(self._commit.chain, ((log.info.origin, log.frontier) for log in grown))
-        if commit.seq != self._commit.seq + 1 or commit.chain != chain:
+        base = self._commit if self._declared is None else self._across(self._declared, commit)
+        self._declared = None
+        chain = next_chain(base.chain, ((log.info.origin, log.frontier) for log in grown))
+        if commit.seq != base.seq + 1 or commit.chain != chain:
             named = ", ".join(f"{log.info.origin} up to {log.frontier.size - 1}" for log in grown)
             raise ConsistencyError(
                 f"commit {commit.seq}: the records ({named}) are not those that were committed",
@@ -253,6 +259,15 @@ class _Verifier:
         self._commit = LockState(commit.seq, chain)
         self._lock_checked = self._lock_checked or self._commit == self._locked
         self._grown.clear()
+
+    def _across(self, declared: object, commit: Row[Any]) -> LockState:
+        try:
+            database, lock = broken_from(declared)
+        except CheckpointError as error:
+            raise ConsistencyError(f"commit {commit.seq}: it cites a break that is malformed") from error
+        if database != self._commit:
+            raise ConsistencyError(f"commit {commit.seq}: it cites another history than that of the records before it")
+        return across_break(database, lock)
 
     def _checkpoint(self, log: _Log, note: str) -> None:
         origin, size = log.info.origin, log.frontier.size

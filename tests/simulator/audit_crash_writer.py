@@ -1,13 +1,12 @@
-"""A process that appends until it is killed: `python -m tests.simulator.audit_crash_writer DIR STEP NTH [URL]`.
+"""A process that appends until it is killed.
 
-It prints a line per acknowledged record, and kills itself with SIGKILL when a commit reaches STEP for the NTH time.
-With STEP `none` it goes on until it is killed from outside. URL is a PostgreSQL database; without it SQLite is used.
+It writes a line per acknowledged record, and kills itself with SIGKILL when a commit reaches a step for the n-th time.
+With the step `none` it goes on until it is killed from outside.
 """
 
 import asyncio
 import os
 import signal
-import sys
 from pathlib import Path
 
 from audit.log import AuditLog
@@ -17,16 +16,21 @@ TENANTS = [f"tenant_01h455vb4pex5vsknk084sn02{suffix}" for suffix in "abc"]
 APPENDERS = 6
 
 
-async def append_forever(log: AuditLog, tenant: str) -> None:
+async def append_forever(log: AuditLog, tenant: str, out: int) -> None:
     """Append to the tenant's log, one record after the other."""
     info = await log.ensure_log(tenant)
     while True:
         done = await log.append(info.log_id, decision(tenant=tenant))
-        os.write(1, f"{done.log_id} {done.index} {done.record_id}\n".encode())
+        os.write(out, f"{done.log_id} {done.index} {done.record_id}\n".encode())
 
 
-async def main(directory: Path, step: str, nth: int, url: str | None = None) -> None:
-    """Run until killed."""
+def run(out: Path, directory: Path, database: Path | str, step: str, nth: int) -> None:
+    """Run until killed; `out` gets `ready` and then the acknowledged records."""
+    fd = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    asyncio.run(_run(fd, directory, database, step, nth))
+
+
+async def _run(out: int, directory: Path, database: Path | str, step: str, nth: int) -> None:
     reached = 0
 
     def failpoint(name: str) -> None:
@@ -35,11 +39,6 @@ async def main(directory: Path, step: str, nth: int, url: str | None = None) -> 
         if reached == nth:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    database = directory / "audit.db" if url is None else url
     log = await AuditLog.open(config(directory, round_interval_s=0.1, database=database), failpoint=failpoint)
-    os.write(1, b"ready\n")
-    await asyncio.gather(*(append_forever(log, TENANTS[n % len(TENANTS)]) for n in range(APPENDERS)))
-
-
-if __name__ == "__main__":
-    asyncio.run(main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), *sys.argv[4:]))
+    os.write(out, b"ready\n")
+    await asyncio.gather(*(append_forever(log, TENANTS[n % len(TENANTS)], out) for n in range(APPENDERS)))

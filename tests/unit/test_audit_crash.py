@@ -1,13 +1,13 @@
 """The writer killed with SIGKILL at each step of a commit and at random times, under load, again and again."""
 
-import contextlib
+import itertools
+import multiprocessing
 import os
 import random
-import selectors
-import subprocess
-import sys
+import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 import pytest
@@ -18,9 +18,9 @@ from audit.log.opening import open_parts
 from audit.model import no_failpoint
 from audit.sql import open_reader
 from audit.sql.verify import DatabaseReport, verify_database
+from tests.simulator.audit_crash_writer import run
 from tests.simulator.audit_world import config
 
-ROOT = Path(__file__).parents[2]
 STEPS = [
     "batch.taken",
     "commit.begun",
@@ -42,51 +42,54 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> Path | str:
     return tmp_path / "audit.db" if request.param == "sqlite" else request.getfixturevalue("audit_url")
 
 
-def run_until_killed(
-    directory: Path, database: Path | str, step: str, nth: int, kill_after_s: float | None = None
-) -> list[tuple[int, int, str]]:
-    """Run the writer until it dies; return what it acknowledged as (log, index, record)."""
-    command = [sys.executable, "-m", "tests.simulator.audit_crash_writer", str(directory), step, str(nth)]
-    command += [database] if isinstance(database, str) else []
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    assert process.stdout is not None
-    assert process.stderr is not None
-    output = b""
-    deadline = time.monotonic() + 30
-    kill_at = None
-    with contextlib.ExitStack() as stack, selectors.DefaultSelector() as selector:
-        stack.callback(process.kill)
-        selector.register(process.stdout, selectors.EVENT_READ)
-        while time.monotonic() < deadline:
-            if kill_after_s is not None and kill_at is None and b"ready" in output:
-                kill_at = time.monotonic() + kill_after_s
-            if kill_at is not None and time.monotonic() >= kill_at:
-                process.kill()
-                kill_at = None
-            if not selector.select(0.005):
-                continue
-            data = os.read(process.stdout.fileno(), 65_536)
-            if not data:
-                break
-            output += data
-    process.wait(10)
-    errors = process.stderr.read().decode()
-    process.stdout.close()
-    process.stderr.close()
-    assert process.returncode == -9, errors
-    lines = output.decode().splitlines()
-    if output and not output.endswith(b"\n"):
-        lines.pop()
-    return [
-        (int(log), int(index), record) for log, index, record in (line.split() for line in lines if line != "ready")
-    ]
+@pytest.fixture(scope="module")
+def spawn() -> ForkServerContext:
+    """Starts writers from a process that has imported everything already: hundreds of them take seconds."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.simulator.audit_crash_writer"])
+    return context
 
 
-def check(directory: Path, database: Path | str, acknowledged: list[tuple[int, int, str]]) -> DatabaseReport:
+class Crashes:
+    """Writers over one database, killed one after the other, and what they acknowledged: (log, index, record)."""
+
+    def __init__(self, context: ForkServerContext, directory: Path, database: Path | str) -> None:
+        self.directory = directory
+        self.database = database
+        self.acknowledged: list[tuple[int, int, str]] = []
+        self._context = context
+        self._numbers = itertools.count()
+
+    def run(self, step: str, nth: int = 1, *, kill_after_s: float | None = None) -> None:
+        """Run a writer until it dies."""
+        out = self.directory / f"out-{next(self._numbers)}"
+        out.touch()
+        process = self._context.Process(target=run, args=(out, self.directory, self.database, step, nth))
+        process.start()
+        if kill_after_s is not None:
+            deadline = time.monotonic() + 30
+            while not out.stat().st_size and process.is_alive() and time.monotonic() < deadline:
+                time.sleep(0.002)
+            time.sleep(kill_after_s)
+            process.kill()
+        process.join(60)
+        assert process.exitcode == -9
+        *lines, torn = out.read_text().split("\n")
+        assert not torn  # a line is one write
+        for log, index, record in (line.split() for line in lines if line != "ready"):
+            self.acknowledged.append((int(log), int(index), record))
+
+
+@pytest.fixture
+def crashes(spawn: ForkServerContext, tmp_path: Path, database: Path | str) -> Crashes:
+    return Crashes(spawn, tmp_path, database)
+
+
+def check(crashes: Crashes) -> DatabaseReport:
     """Check after a restart: every acknowledged record is there once, in its place, and everything verifies."""
-    parts = open_parts(
-        config(directory, database=database), random_bytes=os.urandom, failpoint=no_failpoint
-    )  # restart without help
+    directory, database, acknowledged = crashes.directory, crashes.database, crashes.acknowledged
+    where = config(directory, database=database)
+    parts = open_parts(where, random_bytes=os.urandom, failpoint=no_failpoint)  # restart without help
     while parts.store.project(2_000):
         pass
     parts.lock.close()
@@ -113,49 +116,56 @@ def check(directory: Path, database: Path | str, acknowledged: list[tuple[int, i
     return report
 
 
-def test_killed_at_every_step(tmp_path, database):
+def test_killed_at_every_step(crashes):
     """Killed at each step of a commit in turn, over one database: nothing acknowledged is lost, moved or doubled."""
     rng = random.Random(3)
-    acknowledged: list[tuple[int, int, str]] = []
     records = 0
-    for step in STEPS:
-        acknowledged += run_until_killed(tmp_path, database, step, rng.randint(5, 25))
-        report = check(tmp_path, database, acknowledged)
-        assert report.records >= records
-        records = report.records
-    assert len(acknowledged) > 100
+    for number, step in enumerate(STEPS, start=1):
+        crashes.run(step, rng.randint(5, 25))
+        if number % 3 == 0:
+            report = check(crashes)
+            assert report.records >= records
+            records = report.records
+    assert len(crashes.acknowledged) > 100
 
 
-def test_killed_at_random_times(tmp_path, database):
+def test_killed_at_random_times(crashes):
     """Killed at random moments under load: the same."""
     rng = random.Random(4)
-    acknowledged: list[tuple[int, int, str]] = []
-    for _ in range(3):
-        acknowledged += run_until_killed(tmp_path, database, "none", 1, kill_after_s=rng.uniform(0.02, 0.4))
-        check(tmp_path, database, acknowledged)
-    assert acknowledged
+    for _ in range(6):
+        crashes.run("none", kill_after_s=rng.uniform(0.0, 0.3))
+    check(crashes)
+    assert crashes.acknowledged
 
 
-def test_a_writer_killed_beside_another(tmp_path, audit_url):
-    """One of two writers is killed at each step in turn: the other goes on, and both histories are one."""
+def test_a_writer_killed_beside_another(spawn, tmp_path, audit_url):
+    """One of two writers is killed at several steps in turn: the other goes on, and there is one history."""
     rng = random.Random(6)
-    acknowledged: list[tuple[int, int, str]] = []
+    crashes, beside = (Crashes(spawn, tmp_path / name, audit_url) for name in ("one", "other"))
+    for each in (crashes, beside):
+        each.directory.mkdir()
+    (tmp_path / "one" / "lock").mkdir()
+    (tmp_path / "other" / "lock").symlink_to(tmp_path / "one" / "lock")  # of one host
+    crashes.run("commit.begun", 2)
+    shutil.copytree(tmp_path / "one" / "keys", tmp_path / "other" / "keys")
     with ThreadPoolExecutor(1) as pool:
-        other = pool.submit(run_until_killed, tmp_path, audit_url, "none", 1, kill_after_s=6.0)
+        other = pool.submit(beside.run, "none", kill_after_s=2.5)
         for step in ("commit.begun", "commit.chained", "commit.done", "lock.moving", "lock.written", "lock.moved"):
-            acknowledged += run_until_killed(tmp_path, audit_url, step, rng.randint(5, 15))
-        acknowledged += other.result()
-    check(tmp_path, audit_url, acknowledged)
+            crashes.run(step, rng.randint(5, 15))
+        other.result()
+    assert beside.acknowledged
+    crashes.acknowledged += beside.acknowledged
+    check(crashes)
 
 
 @pytest.mark.long
 @pytest.mark.timeout(1_800)
-def test_killed_two_hundred_times(tmp_path, database):
+def test_killed_two_hundred_times(crashes):
     """The full count: 200 random times and 20 rounds over every step."""
     rng = random.Random(5)
-    acknowledged: list[tuple[int, int, str]] = []
     for _ in range(200):
-        acknowledged += run_until_killed(tmp_path, database, "none", 1, kill_after_s=rng.uniform(0.0, 0.4))
+        crashes.run("none", kill_after_s=rng.uniform(0.0, 0.4))
     for step in STEPS * 20:
-        acknowledged += run_until_killed(tmp_path, database, step, rng.randint(1, 25))
-    check(tmp_path, database, acknowledged)
+        crashes.run(step, rng.randint(1, 25))
+    check(crashes)
+    assert len(crashes.acknowledged) > 1_000
