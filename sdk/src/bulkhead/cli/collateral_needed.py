@@ -24,6 +24,7 @@ from bulkhead.errors import EvidenceError, InvalidRequestError
 __all__ = ["needed_items"]
 
 RandomBytes = Callable[[int], bytes]
+_TECHNOLOGIES = (evidence_snp, evidence_tdx, evidence_nvidia)
 
 
 def needed_items(
@@ -42,9 +43,12 @@ def needed_items(
         InvalidRequestError: a file is no evidence, or a product is missing.
     """
     files = [NamedBytes(name=str(path), data=read_bounded(path)) for path in paths]
-    certificates = next((file.data for file in files if b"-----BEGIN CERTIFICATE-----" in file.data), None)
-    evidence = [file for file in files if file.data is not certificates]
-    for file in evidence:
+    # A quote holds certificates in PEM, too: what is evidence is known first.
+    others = [file.data for file in files if not any(module.is_evidence(file.data) for module in _TECHNOLOGIES)]
+    certificates = next((data for data in others if b"-----BEGIN CERTIFICATE-----" in data), None)
+    for file in files:
+        if file.data is certificates:
+            continue
         if evidence_snp.is_evidence(file.data):
             yield from _snp(file, product)
         elif evidence_tdx.is_evidence(file.data):
