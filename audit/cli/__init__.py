@@ -5,6 +5,7 @@ import click
 from audit.cli.breaking import breaking
 from audit.cli.exporting import export, vkeys
 from audit.cli.listing import list_records, show, tail
+from audit.cli.readers import reader
 from audit.cli.tiles import serve_tiles, tiles
 from audit.cli.verifying import reindex, verify
 from audit.cli.witness import witness
@@ -32,7 +33,8 @@ def program() -> None:
     """
 
 
-for _command in (list_records, tail, show, verify, export, vkeys, reindex, breaking, tiles, serve_tiles, witness):
+_READING = (list_records, tail, show, verify, export, vkeys, tiles, serve_tiles)
+for _command in (*_READING, reindex, breaking, witness, reader):
     program.add_command(_command)
 
 

@@ -18,6 +18,7 @@ __all__ = [
     "audit_index",
     "audit_leaf",
     "audit_log",
+    "audit_reader",
     "audit_round",
     "audit_tile",
     "audit_writer",
@@ -122,3 +123,6 @@ audit_index = Table(
     Index("ix_audit_index_subject", "log_id", "subject", "idx"),
     Index("ix_audit_index_pair", "pair_id"),
 )
+
+# Which tenant's records a database role sees through the views (PostgreSQL); NULL: every log.
+audit_reader = Table("audit_reader", METADATA, Column("role_name", Text, primary_key=True), Column("tenant", Text))
