@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Final, Literal
 
 from audit.config import AuditConfig, WitnessTarget
-from bulkhead.errors import ConfigError
+from bulkhead.encoding import b64url_decode
+from bulkhead.errors import ConfigError, MalformedRequestError
 from bulkhead.ids import check_name
 from control_plane.services.settings import FleetSettings, SessionSettings
 from service.config import require_between
@@ -26,6 +27,7 @@ from service.logging import LogFormat
 __all__ = [
     "AuditTable",
     "ControlPlaneConfig",
+    "KeysTable",
     "LimitsTable",
     "ListenTable",
     "LogTable",
@@ -34,6 +36,7 @@ __all__ = [
 ]
 
 MAX_CALL_S: Final = 3_600.0
+ED25519_BYTES: Final = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,6 +146,45 @@ class PolicyTable:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class KeysTable:
+    """The platform's own key broker, for models in its custody (docs/models.md).
+
+    Attributes:
+        keks: URIs of key encryption keys, ``file:PATH`` or PKCS#11 (RFC 7512); none: no model in platform custody.
+        signers: Ed25519 public keys (base64url) that are trusted for models.
+        software: workers' software that gets keys, as evidence names it; none: any that the evidence's rules accept.
+    """
+
+    keks: tuple[str, ...] = ()
+    signers: tuple[str, ...] = ()
+    software: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Check that they go together.
+
+        Raises:
+            ConfigError: keys without signers, or a signer that is no key.
+        """
+        if bool(self.keks) != bool(self.signers):
+            raise ConfigError("keys: keks and signers go together")
+        self.signer_keys()
+
+    def signer_keys(self) -> tuple[bytes, ...]:
+        """Return the raw public keys.
+
+        Raises:
+            ConfigError: one is none.
+        """
+        try:
+            keys = tuple(b64url_decode(text, what="keys.signers") for text in self.signers)
+        except MalformedRequestError as error:
+            raise ConfigError(error.message) from error
+        if any(len(key) != ED25519_BYTES for key in keys):
+            raise ConfigError(f"keys.signers: an Ed25519 public key is {ED25519_BYTES} bytes")
+        return keys
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LimitsTable:
     """Limits of the servers.
 
@@ -189,6 +231,7 @@ class ControlPlaneConfig:
         policy: the policy engine.
         sessions: sessions.
         fleet: node agents and partitions.
+        keys: the platform's own key broker.
         limits: limits of the servers.
         log: the process log.
     """
@@ -201,6 +244,7 @@ class ControlPlaneConfig:
     policy: PolicyTable = field(default_factory=PolicyTable)
     sessions: SessionSettings = field(default_factory=SessionSettings)
     fleet: FleetSettings = field(default_factory=FleetSettings)
+    keys: KeysTable = field(default_factory=KeysTable)
     limits: LimitsTable = field(default_factory=LimitsTable)
     log: LogTable = field(default_factory=LogTable)
 

@@ -3,11 +3,15 @@
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+from bulkhead.broker import Floors, KeyBroker
+from bulkhead.broker.rpc.client import RemoteBroker
+from control_plane.domain.tenancy import SealedModel
 from control_plane.services.authorisation import Policy
 from control_plane.services.book import PartitionBook
 from control_plane.services.fleet import Fleet
 from control_plane.services.issuers import Issuers
 from control_plane.services.journal import Journal
+from control_plane.services.key_release import KeyReleaser, SqlFloors, TenantBroker
 from control_plane.services.leases import Leases
 from control_plane.services.lifecycle import Lifecycle
 from control_plane.services.pool import PartitionPool
@@ -31,6 +35,14 @@ from control_plane.storage.engine import Database
 __all__ = ["Core", "FleetCore"]
 
 
+def _tenant_broker(sealed: SealedModel) -> TenantBroker:
+    return RemoteBroker(
+        address=sealed.broker_address,
+        certificate_pem=sealed.broker_certificate,
+        server_name=sealed.broker_name,
+    )
+
+
 class FleetCore:
     """The fleet: agents, partitions, events, leases.
 
@@ -39,6 +51,7 @@ class FleetCore:
         journal: the audit log.
         issuers: whose tickets workers take.
         settings: of agents and partitions.
+        platform_broker: makes the platform's own key broker from its floors; None where no model is in its custody.
         now_us: wall clock, microseconds since the epoch.
     """
 
@@ -49,6 +62,7 @@ class FleetCore:
         journal: Journal,
         issuers: Issuers,
         settings: FleetSettings,
+        platform_broker: Callable[[Floors], KeyBroker] | None,
         now_us: Callable[[], int],
     ) -> None:
         self.book = PartitionBook()
@@ -79,7 +93,16 @@ class FleetCore:
             journal=journal,
             now_us=now_us,
         )
+        floors = SqlFloors(database=database)
+        self.keys = KeyReleaser(
+            journal=journal,
+            settings=settings,
+            platform=platform_broker(floors) if platform_broker is not None else None,
+            tenants=_tenant_broker,
+            now_us=now_us,
+        )
         self.pool = PartitionPool(
+            keys=self.keys,
             database=database,
             fleet=self.fleet,
             book=self.book,
@@ -110,6 +133,7 @@ class Core(FleetCore):
         issuers: sign tickets.
         session_settings: of sessions.
         fleet_settings: of agents and partitions.
+        platform_broker: see :class:`FleetCore`.
         now_us: wall clock, microseconds since the epoch.
     """
 
@@ -123,12 +147,14 @@ class Core(FleetCore):
         session_settings: SessionSettings,
         fleet_settings: FleetSettings,
         now_us: Callable[[], int],
+        platform_broker: Callable[[Floors], KeyBroker] | None = None,
     ) -> None:
         super().__init__(
             database=database,
             journal=journal,
             issuers=issuers,
             settings=fleet_settings,
+            platform_broker=platform_broker,
             now_us=now_us,
         )
         self.issuers = issuers

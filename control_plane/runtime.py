@@ -14,6 +14,7 @@ from control_plane.assembly import (
 )
 from control_plane.core import Core
 from control_plane.issuance import IssuanceRecorder
+from control_plane.key_broker import key_broker
 from control_plane.resources import Resources
 from control_plane.rpc.audit import AuditServicer
 from control_plane.rpc.fleet import FleetServicer
@@ -61,6 +62,7 @@ class Runtime:
             issuers=Issuers(database=resources.database, keys=resources.keys.ticket_issuers, now_us=now_us),
             session_settings=resources.config.sessions,
             fleet_settings=resources.config.fleet,
+            platform_broker=key_broker(resources.config),
             now_us=now_us,
         )
 

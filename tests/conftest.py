@@ -21,7 +21,13 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def start_platform(
-    model: Path, *, control: str = "", agent: str = "", trays: int = 2, internal: RecordingRelay | None = None
+    model: Path,
+    *,
+    control: str = "",
+    agent: str = "",
+    trays: int = 2,
+    internal: RecordingRelay | None = None,
+    environment: dict[str, str] | None = None,
 ) -> LocalPlatform:
     """Return a running platform with a state directory of its own; the caller stops it with :func:`stop_platform`.
 
@@ -31,6 +37,7 @@ def start_platform(
     platform = LocalPlatform(
         root=root, model=model, trays=trays, say=lambda _: None, model_name="tiny", control_overrides=control,
         agent_overrides=agent, internal_address=None if internal is None else internal.address,
+        environment=environment or {},
     )  # fmt: skip
     if internal is not None:
         root.mkdir(exist_ok=True)

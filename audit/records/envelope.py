@@ -55,6 +55,8 @@ class Action(enum.StrEnum):
     MODEL_REGISTERED = "model.registered"
     MODEL_UPDATED = "model.updated"
     MODEL_RETIRED = "model.retired"
+    KEY_RELEASED = "key.released"  # of a sealed model, to a worker; recorded before it goes there
+    KEY_REFUSED = "key.refused"
     POLICY_UPLOADED = "policy.uploaded"
     POLICY_ACTIVATED = "policy.activated"
     POLICY_ROLLED_BACK = "policy.rolled_back"

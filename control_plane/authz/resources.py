@@ -8,6 +8,7 @@ from bulkhead.encoding import MAX_SAFE_INTEGER, Json
 from control_plane.authz.vocabulary import (
     AUDIT_DOMAIN,
     MAX_TOKENS,
+    MODEL_CUSTODIES,
     MODEL_STATUSES,
     PADDING_MODES,
     PLATFORM_LOG,
@@ -46,6 +47,7 @@ class SessionResource:
         data_classes: classes of data that prompts may hold, e.g. ``phi``, ``personal``.
         max_output_tokens: per request, at least 1; None asks for the tenant's limit.
         padding: one of :data:`PADDING_MODES`.
+        key_custody: who holds the model's key, one of :data:`MODEL_CUSTODIES`.
     """
 
     id: str
@@ -59,6 +61,7 @@ class SessionResource:
     data_classes: tuple[str, ...] = ()
     max_output_tokens: int | None = None
     padding: str = "default"
+    key_custody: str = "none"
 
     def __post_init__(self) -> None:
         """Check every field.
@@ -79,6 +82,7 @@ class SessionResource:
         if self.max_output_tokens is not None:
             check_integer(self.max_output_tokens, 1, MAX_TOKENS, "max_output_tokens")
         check_member(self.padding, PADDING_MODES, "padding")
+        check_member(self.key_custody, MODEL_CUSTODIES, "key_custody")
 
     def to_json(self) -> Json:
         """Return the ``resource`` object."""
@@ -93,6 +97,7 @@ class SessionResource:
             "data_classes": sorted_set(self.data_classes),
             "max_output_tokens": self.max_output_tokens,
             "padding": self.padding,
+            "key_custody": self.key_custody,
         }
         return {"type": "session", "id": self.id, "properties": properties}
 

@@ -13,6 +13,7 @@ __all__ = [
     "AUDIT_DOMAIN",
     "CREDENTIAL_KINDS",
     "MAX_TOKENS",
+    "MODEL_CUSTODIES",
     "MODEL_STATUSES",
     "NETWORK_CLASSES",
     "PADDING_MODES",
@@ -41,6 +42,7 @@ NETWORK_CLASSES: Final = ("loopback", "private", "public")
 """Where the caller's connection came from, derived from the peer address, which itself never enters."""
 PADDING_MODES: Final = ("off", "default", "strict")
 TENANT_STATUSES: Final = ("active", "suspended", "closed")
+MODEL_CUSTODIES: Final = ("none", "platform", "tenant")
 MODEL_STATUSES: Final = ("active", "retired")
 PLATFORM_LOG: Final = "platform"
 

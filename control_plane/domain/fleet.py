@@ -26,8 +26,10 @@ __all__ = [
     "Heartbeat",
     "Hello",
     "LeaseGrant",
+    "LoadOrder",
     "Order",
     "Outcome",
+    "PartitionBooted",
     "PartitionCreated",
     "PartitionReport",
     "PartitionStep",
@@ -86,7 +88,7 @@ class Hello:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CreateOrder:
-    """Start a worker on a place."""
+    """Start a worker on a place; of a sealed model, ``manifest_digest`` and version, and it answers when it boots."""
 
     tenant_id: str
     tier: Tier
@@ -99,15 +101,28 @@ class CreateOrder:
     model_digest: bytes
     memory_mib: int
     max_output_tokens: int
+    manifest_digest: bytes = b""
+    manifest_version: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttestOrder:
-    """Fresh evidence for one open, no longer valid than ``not_after_unix_s``."""
+    """Fresh evidence for one open, no longer valid than ``not_after_unix_s``; with ``boot`` for one key release."""
 
     nonce: bytes
     session_context: bytes
     not_after_unix_s: int
+    boot: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadOrder:
+    """The key that a booted partition waits for, sealed to its worker, and what it is bound to."""
+
+    sealed_key: bytes
+    nonce: bytes
+    evidence_digest: bytes
+    decision_leaf_hash: bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,7 +133,14 @@ class ReleaseOrder:
     drain_until_unix_ms: int
 
 
-Order: TypeAlias = CreateOrder | AttestOrder | ReleaseOrder
+Order: TypeAlias = CreateOrder | LoadOrder | AttestOrder | ReleaseOrder
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartitionBooted:
+    """The worker of a sealed model has its keys and waits for the model's."""
+
+    keyset: bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,7 +178,7 @@ class Failure:
     message: str
 
 
-Outcome: TypeAlias = PartitionCreated | Attested | Released | Failure
+Outcome: TypeAlias = PartitionBooted | PartitionCreated | Attested | Released | Failure
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

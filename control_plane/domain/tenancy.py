@@ -19,9 +19,11 @@ __all__ = [
     "DIGEST_BYTES",
     "UPDATABLE",
     "Credential",
+    "Custody",
     "Model",
     "ModelStatus",
     "Principal",
+    "SealedModel",
     "Tenant",
     "TenantStatus",
     "check_tenancy",
@@ -32,6 +34,8 @@ MAX_PACKS: Final = 16
 MAX_MODELS: Final = 128
 MAX_SESSION_LIMIT: Final = 100_000
 MAX_OUTPUT_TOKENS: Final = 2**31 - 1
+MAX_BROKER_CHARACTERS: Final = 255  # a DNS name and a port
+MAX_CERTIFICATE_BYTES: Final = 16_384
 MAX_PATH_CHARACTERS: Final = 255
 MAX_CONTEXT_LENGTH: Final = 2**24
 MAX_MEMORY_MIB: Final = 2**24  # 16 TiB, more than a rack's device memory
@@ -157,11 +161,59 @@ class Credential:
     fingerprint: str = ""
 
 
+class Custody(StrEnum):
+    """Who holds the key of a model: nobody (it lies unsealed), the platform's broker, or the tenant's."""
+
+    NONE = "none"
+    PLATFORM = "platform"
+    TENANT = "tenant"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SealedModel:
+    """How a registered model is sealed.
+
+    Attributes:
+        custody: whose broker releases its key.
+        manifest: the document ``manifest.json``, consistent with its own signature; brokers judge the signer.
+        manifest_digest: 32 bytes.
+        version: in the manifest.
+        broker_address: ``host:port`` of the tenant's broker; empty for the platform's.
+        broker_name: name in the broker's certificate.
+        broker_certificate: PEM, the only one that is accepted.
+    """
+
+    custody: Custody
+    manifest: bytes
+    manifest_digest: bytes
+    version: int
+    broker_address: str = ""
+    broker_name: str = ""
+    broker_certificate: bytes = b""
+
+    def __post_init__(self) -> None:
+        """Check what custody demands.
+
+        Raises:
+            InvalidRequestError: naming the field.
+        """
+        named = (self.broker_address, self.broker_name, self.broker_certificate)
+        if self.custody is Custody.NONE:
+            raise InvalidRequestError("custody: a sealed model's is platform or tenant")
+        if (self.custody is Custody.TENANT) != all(named) or (self.custody is Custody.PLATFORM and any(named)):
+            raise InvalidRequestError("broker: address, name and certificate, for custody tenant and only there")
+        if max(len(self.broker_address), len(self.broker_name)) > MAX_BROKER_CHARACTERS:
+            raise InvalidRequestError(f"broker: address and name have at most {MAX_BROKER_CHARACTERS} characters")
+        if len(self.broker_certificate) > MAX_CERTIFICATE_BYTES:
+            raise InvalidRequestError(f"broker: a certificate has at most {MAX_CERTIFICATE_BYTES} bytes")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
     """A model that workers can serve.
 
     Attributes:
+        sealed: how it is sealed; None for a plain one.
         digest: SHA-256 of its manifest, 32 bytes; workers compute it again.
         path: below a node agent's model directory.
         context_length: tokens.
@@ -175,6 +227,12 @@ class Model:
     context_length: int
     memory_mib: int
     created_us: int
+    sealed: SealedModel | None = None
+
+    @property
+    def custody(self) -> Custody:
+        """Who holds its key."""
+        return self.sealed.custody if self.sealed is not None else Custody.NONE
 
     def __post_init__(self) -> None:
         """Check every field.

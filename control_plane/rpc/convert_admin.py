@@ -3,12 +3,23 @@
 from collections.abc import Callable, Iterable
 from typing import Any, Final, TypeVar
 
-from bulkhead.errors import InvalidRequestError
+from bulkhead.errors import InvalidRequestError, SealedModelError
 from bulkhead.ids import TENANT, check_id
+from bulkhead.models import SealedManifest
+from bulkhead.models.manifest import claimed_signer
 from bulkhead.v1 import common_pb2, policy_pb2, tenancy_pb2
 from control_plane.domain.bundles import PolicyBundle
 from control_plane.domain.roles import Role
-from control_plane.domain.tenancy import Credential, Model, ModelStatus, Principal, Tenant, TenantStatus
+from control_plane.domain.tenancy import (
+    Credential,
+    Custody,
+    Model,
+    ModelStatus,
+    Principal,
+    SealedModel,
+    Tenant,
+    TenantStatus,
+)
 from control_plane.domain.tiers import Tier
 from control_plane.services.paging import page_size, page_token
 
@@ -171,12 +182,35 @@ def model_value(message: tenancy_pb2.Model) -> Model:
         context_length=message.context_length,
         memory_mib=message.memory_mib,
         created_us=0,
+        sealed=_sealed_value(message) if message.HasField("sealed") else None,
+    )
+
+
+def _sealed_value(message: tenancy_pb2.Model) -> SealedModel:
+    """Return how a model is sealed; its manifest must be of this model, and consistent with its own signature."""
+    sealed = message.sealed
+    try:
+        manifest = SealedManifest.open(sealed.manifest, signers=[claimed_signer(sealed.manifest)])
+        custody = Custody(sealed.custody)
+    except (SealedModelError, ValueError) as error:
+        reason = error.message if isinstance(error, SealedModelError) else "custody is platform or tenant"
+        raise InvalidRequestError(f"sealed: {reason}") from error
+    if manifest.model != message.name or manifest.model_digest != message.digest:
+        raise InvalidRequestError("sealed: the manifest is of another model or digest")
+    return SealedModel(
+        custody=custody,
+        manifest=sealed.manifest,
+        manifest_digest=manifest.digest,
+        version=manifest.version,
+        broker_address=sealed.broker_address,
+        broker_name=sealed.broker_name,
+        broker_certificate=sealed.broker_certificate,
     )
 
 
 def model_message(model: Model) -> tenancy_pb2.Model:
     """Return the message of a model."""
-    return tenancy_pb2.Model(
+    message = tenancy_pb2.Model(
         name=model.name,
         digest=model.digest,
         path=model.path,
@@ -184,6 +218,18 @@ def model_message(model: Model) -> tenancy_pb2.Model:
         context_length=model.context_length,
         memory_mib=model.memory_mib,
     )
+    if (sealed := model.sealed) is not None:
+        message.sealed.CopyFrom(
+            tenancy_pb2.SealedModel(
+                custody=sealed.custody.value,
+                broker_address=sealed.broker_address,
+                broker_name=sealed.broker_name,
+                broker_certificate=sealed.broker_certificate,
+                manifest_digest=sealed.manifest_digest,
+                version=sealed.version,
+            )
+        )
+    return message
 
 
 def policy_files(files: Iterable[policy_pb2.PolicyFile]) -> dict[str, bytes]:

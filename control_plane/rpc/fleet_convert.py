@@ -18,7 +18,9 @@ from control_plane.domain.fleet import (
     Heartbeat,
     Hello,
     LeaseGrant,
+    LoadOrder,
     Outcome,
+    PartitionBooted,
     PartitionCreated,
     PartitionReport,
     PartitionStep,
@@ -158,6 +160,8 @@ def _outcome(message: pb.Result) -> Outcome:
                 keyset=message.created.keyset,
                 context_length=message.created.context_length,
             )
+        case "booted":
+            return PartitionBooted(keyset=message.booted.keyset)
         case "attested":
             return Attested(
                 evidence=message.attested.evidence,
@@ -242,6 +246,8 @@ def _command(command: Command) -> pb.Command:
                     model_digest=create.model_digest,
                     memory_mib=create.memory_mib,
                     max_output_tokens=create.max_output_tokens,
+                    manifest_digest=create.manifest_digest,
+                    manifest_version=create.manifest_version,
                 )
             )
         case AttestOrder() as attest:
@@ -250,6 +256,16 @@ def _command(command: Command) -> pb.Command:
                     nonce=attest.nonce,
                     session_context=attest.session_context,
                     not_after_unix_s=attest.not_after_unix_s,
+                    boot=attest.boot,
+                )
+            )
+        case LoadOrder() as load:
+            message.load.CopyFrom(
+                pb.LoadModel(
+                    sealed_key=load.sealed_key,
+                    nonce=load.nonce,
+                    evidence_digest=load.evidence_digest,
+                    decision_leaf_hash=load.decision_leaf_hash,
                 )
             )
         case ReleaseOrder() as release:

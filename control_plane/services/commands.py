@@ -16,6 +16,7 @@ from bulkhead.errors import (
     BulkheadError,
     EvidenceError,
     ExhaustedError,
+    SealedModelError,
     UnavailableError,
     error_from_code,
 )
@@ -33,7 +34,7 @@ __all__ = ["Commands", "Outbox", "ProgressSink"]
 
 MAX_PENDING: Final = 4_096  # per agent; more attestations at once than a tray can serve in their deadline
 MAX_MESSAGE_CHARS: Final = 256
-_PASSED_ON: Final = (UnavailableError, ExhaustedError, EvidenceError)
+_PASSED_ON: Final = (UnavailableError, ExhaustedError, EvidenceError, SealedModelError)
 
 ProgressSink = Callable[[str, str], None]
 """Takes (phase, sentence)."""

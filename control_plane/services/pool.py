@@ -16,6 +16,7 @@ import structlog
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from audit.model import Appended
 from audit.records import PlatformReason
 from bulkhead import ids
 from bulkhead.encoding import Json, canonical_json
@@ -26,20 +27,23 @@ from bulkhead.errors import (
     ConflictError,
     EvidenceError,
 )
-from control_plane.domain.fleet import CreateOrder, PartitionCreated
+from control_plane.domain.fleet import CreateOrder, PartitionBooted, PartitionCreated
 from control_plane.domain.partitions import Partition, PartitionState, WorkerEndpoint, authority_of
+from control_plane.domain.tenancy import Custody, SealedModel
 from control_plane.domain.tiers import Tier
 from control_plane.placement import Demand, choose
 from control_plane.services.agents import Agent
 from control_plane.services.book import PartitionBook
 from control_plane.services.commands import ProgressSink
 from control_plane.services.fleet import Fleet
+from control_plane.services.key_release import KeyReleaser, ReleaseAsked
 from control_plane.services.lifecycle import Lifecycle, Origin, platform_origin
 from control_plane.services.release import Releaser
 from control_plane.services.settings import FleetSettings
 from control_plane.storage.engine import Database
 from control_plane.storage.partitions import Partitions
 from control_plane.storage.sessions import ModelFacts
+from control_plane.storage.tenancy import Models
 
 __all__ = ["PartitionPool", "Wanted"]
 
@@ -60,7 +64,7 @@ class Wanted:
         tier: least tier: the highest of request, tenant and obligations.
         regions: where it may stand; empty means anywhere.
         exclusive: shared only by sessions of the same purpose.
-        custody: who holds the key of the model's weights.
+        custody: who holds the key of the model's weights: ``none``, ``platform`` or ``tenant``.
         max_output_tokens: per request, of the tenant; what a single session may is in its ticket.
     """
 
@@ -108,6 +112,7 @@ class PartitionPool:
         book: partitions in memory.
         lifecycle: takes their steps.
         releaser: ends those whose start failed.
+        keys: gets sealed models' keys.
         settings: time-outs.
         now_us: wall clock, microseconds since the epoch.
     """
@@ -120,6 +125,7 @@ class PartitionPool:
         book: PartitionBook,
         lifecycle: Lifecycle,
         releaser: Releaser,
+        keys: KeyReleaser,
         settings: FleetSettings,
         now_us: Callable[[], int],
     ) -> None:
@@ -128,17 +134,19 @@ class PartitionPool:
         self._book = book
         self._lifecycle = lifecycle
         self._releaser = releaser
+        self._keys = keys
         self._settings = settings
         self._now_us = now_us
         self._creations: dict[str, _Creation] = {}
 
-    async def acquire(self, wanted: Wanted, origin: Origin, progress: ProgressSink) -> Partition:
+    async def acquire(self, wanted: Wanted, origin: Origin, progress: ProgressSink, *, decision: Appended) -> Partition:
         """Return a partition whose worker runs; its evidence is still to be appraised.
 
         Args:
             wanted: what the decision demands.
             origin: of the steps that are taken for it.
             progress: told of phases ``placing``, ``creating`` and ``loading``.
+            decision: the record that allowed it; a sealed model's key is released on its strength.
 
         Raises:
             CapacityError: there is no place for it.
@@ -151,7 +159,9 @@ class PartitionPool:
                 return partition
         creation = self._creations.get(share_key)
         if creation is None:
-            creation = _Creation(asyncio.create_task(self._create(wanted, share_key, origin), name="create-partition"))
+            creation = _Creation(
+                asyncio.create_task(self._create(wanted, share_key, origin, decision), name="create-partition")
+            )
             creation.task.add_done_callback(lambda task: self._created(share_key, task))
             self._creations[share_key] = creation
         creation.sinks.append(progress)
@@ -205,7 +215,7 @@ class PartitionPool:
         except AgentUnavailableError:
             return False
 
-    async def _create(self, wanted: Wanted, share_key: str, origin: Origin) -> Partition:
+    async def _create(self, wanted: Wanted, share_key: str, origin: Origin, decision: Appended) -> Partition:
         # Another replica may have made one that this process has not heard of.
         shared = await self._database.read(lambda tx: Partitions(tx.connection).shared(share_key))
         if shared is not None and self._book.get(shared.partition_id) is None and self._serves(shared):
@@ -214,7 +224,7 @@ class PartitionPool:
         partition = await self._reserve(wanted, share_key, origin)
         agent = self._fleet.agent(partition.agent_id)
         try:
-            return await self._start(agent, partition, wanted, origin)
+            return await self._start(agent, partition, wanted, origin, decision)
         except BaseException as error:
             await asyncio.shield(self._undo(partition, origin, error))
             raise
@@ -254,18 +264,24 @@ class PartitionPool:
             return partition
         raise CapacityError("places are being taken faster than this request could take one: try again")
 
-    async def _start(self, agent: Agent, partition: Partition, wanted: Wanted, origin: Origin) -> Partition:
+    async def _start(
+        self, agent: Agent, partition: Partition, wanted: Wanted, origin: Origin, decision: Appended
+    ) -> Partition:
         creation = self._creations[partition.share_key]
         creation.tell("creating", f"a {partition.tier.label} partition on {partition.agent_id}")
         partition_id = partition.partition_id
         partition = await self._lifecycle.step(partition_id, _S.CREATING, origin, reason="")
+        sealed = await self._sealed(wanted)
         outcome = await agent.commands.run(
-            _order(partition, wanted),
+            _order(partition, wanted, sealed),
             partition_id=partition_id,
             fence=partition.version,
             timeout_s=self._settings.create_timeout_s,
             progress=creation.tell,
         )
+        if sealed is not None and isinstance(outcome, PartitionBooted):
+            asked = ReleaseAsked(partition=partition, sealed=sealed, decision=decision, origin=origin)
+            outcome = await self._keys.unlock(agent, asked, creation.tell)
         if not isinstance(outcome, PartitionCreated) or outcome.authority != authority_of(partition_id):
             raise AgentUnavailableError("the node agent answered with another partition")
         endpoint = WorkerEndpoint(
@@ -276,6 +292,19 @@ class PartitionPool:
         if not 0 < len(outcome.keyset) <= MAX_KEYSET_BYTES:
             raise EvidenceError("the worker's keyset is empty or too long")
         return await self._lifecycle.step(partition_id, _S.ATTESTING, origin, reason="", endpoint=endpoint)
+
+    async def _sealed(self, wanted: Wanted) -> SealedModel | None:
+        """Return how the wanted model is sealed, if it is, as the decision knew it.
+
+        Raises:
+            ConflictError: it was registered anew since.
+        """
+        if wanted.custody == Custody.NONE.value:
+            return None
+        model = await self._database.read(lambda tx: Models.of(tx).find(wanted.model.name))
+        if model is None or model.digest != wanted.model.digest or model.custody.value != wanted.custody:
+            raise ConflictError("the model was registered anew meanwhile: try again")
+        return model.sealed
 
     async def _undo(self, partition: Partition, origin: Origin, error: BaseException) -> None:
         reason = error.message if isinstance(error, BulkheadError) else "the control plane stops"
@@ -304,7 +333,7 @@ def certificate_der(certificate: bytes) -> bytes:
         raise EvidenceError("the worker's certificate cannot be read") from error
 
 
-def _order(partition: Partition, wanted: Wanted) -> CreateOrder:
+def _order(partition: Partition, wanted: Wanted, sealed: SealedModel | None) -> CreateOrder:
     place, mig = partition.placement, partition.tier is Tier.MIG
     return CreateOrder(
         tenant_id=partition.tenant_id,
@@ -318,4 +347,6 @@ def _order(partition: Partition, wanted: Wanted) -> CreateOrder:
         model_digest=wanted.model.digest,
         memory_mib=wanted.model.memory_mib,
         max_output_tokens=wanted.max_output_tokens,
+        manifest_digest=b"" if sealed is None else sealed.manifest_digest,
+        manifest_version=0 if sealed is None else sealed.version,
     )

@@ -1,6 +1,7 @@
 """Tenants and models: created, changed, read."""
 
 import dataclasses
+import hashlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -225,12 +226,21 @@ def _plain(value: Any) -> Json:
 
 
 def _model_facts(model: Model) -> dict[str, Json]:
-    return {
+    facts: dict[str, Json] = {
         "digest": model.digest.hex(),
         "path": model.path,
         "context_length": model.context_length,
         "memory_mib": model.memory_mib,
+        "custody": model.custody.value,
     }
+    if (sealed := model.sealed) is not None:
+        facts |= {
+            "manifest_digest": sealed.manifest_digest.hex(),
+            "version": sealed.version,
+            "broker": sealed.broker_address,
+            "broker_certificate_sha256": hashlib.sha256(sealed.broker_certificate).hexdigest(),
+        }
+    return facts
 
 
 def _about_tenant(action: str, tenant_id: str) -> Question:

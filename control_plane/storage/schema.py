@@ -33,12 +33,14 @@ __all__ = [
     "credentials",
     "idempotent_requests",
     "metadata",
+    "model_floors",
     "models",
     "partition_slots",
     "partitions",
     "policy_bundles",
     "principals",
     "receipt_batches",
+    "sealed_models",
     "sessions",
     "tenants",
     "ticket_issuers",
@@ -119,6 +121,26 @@ models: Final = Table(
     Column("context_length", Integer, nullable=False),
     Column("memory_mib", BigInteger, nullable=False),
     Column("created_us", BigInteger, nullable=False),
+    Column("custody", String(16), nullable=False, server_default="none"),  # none, platform, tenant
+)
+
+sealed_models: Final = Table(
+    "sealed_models",
+    metadata,
+    Column("name", _NAME, ForeignKey("models.name"), primary_key=True),
+    Column("manifest", LargeBinary, nullable=False),
+    Column("manifest_digest", _DIGEST, nullable=False),
+    Column("version", BigInteger, nullable=False),
+    Column("broker_address", String(255), nullable=False),
+    Column("broker_name", String(255), nullable=False),
+    Column("broker_certificate", LargeBinary, nullable=False),
+)
+
+model_floors: Final = Table(
+    "model_floors",
+    metadata,
+    Column("name", _NAME, primary_key=True),
+    Column("version", BigInteger, nullable=False),  # no key of a lower one is released any more
 )
 
 policy_bundles: Final = Table(

@@ -34,6 +34,7 @@ class ModelFacts:
     status: str
     context_length: int
     memory_mib: int
+    custody: str = "none"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

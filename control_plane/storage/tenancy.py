@@ -1,17 +1,27 @@
 """Rows of tenants, principals, credentials and models. Plain functions of one transaction; no rule lives here."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any, Final, Self
 
-from sqlalchemy import Connection, Row, Select, bindparam, insert, select, update
+from sqlalchemy import Connection, Row, Select, bindparam, delete, insert, select, update
 
 from control_plane.domain.roles import CredentialKind, Role, Scope
-from control_plane.domain.tenancy import Credential, Model, ModelStatus, Principal, Tenant, TenantStatus
+from control_plane.domain.tenancy import (
+    Credential,
+    Custody,
+    Model,
+    ModelStatus,
+    Principal,
+    SealedModel,
+    Tenant,
+    TenantStatus,
+)
 from control_plane.domain.tiers import tier_from_label
 from control_plane.storage import schema
 from control_plane.storage.engine import Transaction
 
-__all__ = ["Credentials", "Models", "Principals", "Tenants"]
+__all__ = ["Credentials", "ModelFloors", "Models", "Principals", "Tenants"]
 
 _T: Final = schema.tenants.c
 _P: Final = schema.principals.c
@@ -184,19 +194,67 @@ class Models(_Rows):
     def insert(self, model: Model) -> None:
         """Add a model; a taken name violates a constraint."""
         self._connection.execute(insert(schema.models).values(name=model.name, **_model_values(model)))
+        self._put_sealed(model)
 
     def update(self, model: Model) -> None:
         """Write every field of the model of that name."""
         self._connection.execute(update(schema.models).where(_M.name == model.name).values(**_model_values(model)))
+        self._connection.execute(delete(schema.sealed_models).where(schema.sealed_models.c.name == model.name))
+        self._put_sealed(model)
 
     def find(self, name: str) -> Model | None:
         """Return the model of that name, retired ones included."""
         row = self._one(select(schema.models).where(_M.name == name))
-        return None if row is None else _model(row)
+        return None if row is None else replace(_model(row), sealed=self.sealed(name))
+
+    def sealed(self, name: str) -> SealedModel | None:
+        """Return how the model of that name is sealed, None for a plain one."""
+        columns = schema.sealed_models.c
+        row = self._one(select(schema.sealed_models, _M.custody).join(schema.models).where(columns.name == name))
+        if row is None:
+            return None
+        return SealedModel(
+            custody=Custody(row.custody),
+            manifest=row.manifest,
+            manifest_digest=row.manifest_digest,
+            version=row.version,
+            broker_address=row.broker_address,
+            broker_name=row.broker_name,
+            broker_certificate=row.broker_certificate,
+        )
+
+    def _put_sealed(self, model: Model) -> None:
+        if (sealed := model.sealed) is not None:
+            self._connection.execute(
+                insert(schema.sealed_models).values(
+                    name=model.name,
+                    manifest=sealed.manifest,
+                    manifest_digest=sealed.manifest_digest,
+                    version=sealed.version,
+                    broker_address=sealed.broker_address,
+                    broker_name=sealed.broker_name,
+                    broker_certificate=sealed.broker_certificate,
+                )
+            )
 
     def page(self, *, after: str, limit: int) -> list[Model]:
         """Return models in order of name, beginning behind ``after``."""
-        return [_model(row) for row in self._page(select(schema.models), _M.name, after=after, limit=limit)]
+        rows = self._page(select(schema.models), _M.name, after=after, limit=limit)
+        return [replace(_model(row), sealed=self.sealed(row.name)) for row in rows]
+
+
+class ModelFloors(_Rows):
+    """The highest version of each sealed model whose key was released."""
+
+    def raise_to(self, name: str, version: int) -> int:
+        """Raise the floor of ``name`` to ``version`` if it is lower, and return it."""
+        floors = schema.model_floors
+        row = self._one(select(floors).where(floors.c.name == name))
+        if row is None:
+            self._connection.execute(insert(floors).values(name=name, version=version))
+        elif row.version < version:
+            self._connection.execute(update(floors).where(floors.c.name == name).values(version=version))
+        return version if row is None else max(version, int(row.version))
 
 
 def _tenant_values(tenant: Tenant) -> dict[str, Any]:
@@ -262,6 +320,7 @@ def _model_values(model: Model) -> dict[str, Any]:
         "context_length": model.context_length,
         "memory_mib": model.memory_mib,
         "created_us": model.created_us,
+        "custody": model.custody.value,
     }
 
 

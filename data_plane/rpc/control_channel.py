@@ -17,10 +17,12 @@ from data_plane.session.messages import (
     Drain,
     FromWorker,
     LeaseGrant,
+    ModelKey,
     ReceiptDurable,
     ReceiptReady,
     StartWorker,
     ToWorker,
+    WorkerBooted,
     WorkerFailed,
     WorkerLoad,
     WorkerLoading,
@@ -158,6 +160,9 @@ def _encode_to_worker(message: ToWorker) -> pb.WorkerCommand:
                 ticket_issuers=message.ticket_issuers,
             )
         )
+    if isinstance(message, ModelKey):
+        fields = {name: getattr(message, name) for name in ModelKey.__slots__}
+        return pb.WorkerCommand(model_key=pb.WorkerModelKey(**fields))
     if isinstance(message, Drain):
         return pb.WorkerCommand(drain=pb.WorkerDrain(until_unix_ms=message.until_ms))
     return pb.WorkerCommand(
@@ -181,6 +186,8 @@ def _decode_to_worker(data: bytes) -> ToWorker:
                 unacknowledged_receipts=message.lease.unacknowledged_receipts,
                 ticket_issuers=tuple(message.lease.ticket_issuers),
             )
+        case "model_key":
+            return ModelKey(**{name: getattr(message.model_key, name) for name in ModelKey.__slots__})
         case "drain":
             return Drain(until_ms=message.drain.until_unix_ms)
         case "receipt_spooled":
@@ -191,16 +198,8 @@ def _decode_to_worker(data: bytes) -> ToWorker:
 
 
 def _encode_from_worker(message: FromWorker) -> pb.WorkerMessage:
-    if isinstance(message, WorkerReady):
-        return pb.WorkerMessage(
-            ready=pb.WorkerReady(
-                keyset=message.keyset,
-                certificate=message.certificate,
-                model_digest=message.model_digest,
-                context_length=message.context_length,
-                sandbox=message.sandbox,
-            )
-        )
+    if isinstance(message, WorkerBooted | WorkerReady):
+        return _encode_keys(message)
     if isinstance(message, ReceiptReady):
         return pb.WorkerMessage(
             receipt=pb.WorkerReceipt(**{name: getattr(message, name) for name in ReceiptReady.__slots__})
@@ -221,15 +220,8 @@ def _decode_from_worker(data: bytes) -> FromWorker:
     message = pb.WorkerMessage()
     _parse(message, data)
     match message.WhichOneof("message"):
-        case "ready":
-            ready = message.ready
-            return WorkerReady(
-                keyset=ready.keyset,
-                certificate=ready.certificate,
-                model_digest=ready.model_digest,
-                context_length=ready.context_length,
-                sandbox=tuple(ready.sandbox),
-            )
+        case "ready" | "booted":
+            return _decode_keys(message)
         case "receipt":
             return ReceiptReady(**{name: getattr(message.receipt, name) for name in ReceiptReady.__slots__})
         case "status":
@@ -243,6 +235,31 @@ def _decode_from_worker(data: bytes) -> FromWorker:
             return WorkerLoading(text=message.loading.text)
         case _:
             raise MalformedRequestError("a frame on the worker channel says nothing")
+
+
+def _encode_keys(message: WorkerBooted | WorkerReady) -> pb.WorkerMessage:
+    fields = {name: getattr(message, name) for name in type(message).__slots__}
+    if isinstance(message, WorkerReady):
+        return pb.WorkerMessage(ready=pb.WorkerReady(**fields))
+    return pb.WorkerMessage(booted=pb.WorkerBooted(**fields))
+
+
+def _decode_keys(message: pb.WorkerMessage) -> WorkerBooted | WorkerReady:
+    ready, booted = message.ready, message.booted
+    if message.HasField("ready"):
+        return WorkerReady(
+            keyset=ready.keyset,
+            certificate=ready.certificate,
+            model_digest=ready.model_digest,
+            context_length=ready.context_length,
+            sandbox=tuple(ready.sandbox),
+        )
+    return WorkerBooted(
+        keyset=booted.keyset,
+        certificate=booted.certificate,
+        model_digest=booted.model_digest,
+        sandbox=tuple(booted.sandbox),
+    )
 
 
 def _parse(message: pb.WorkerCommand | pb.WorkerMessage, data: bytes) -> None:

@@ -11,6 +11,8 @@ from data_plane.session.commands import (
     CreatePartition,
     Failed,
     Greeting,
+    LoadModel,
+    PartitionBooted,
     PartitionCreated,
     PartitionStatus,
     Release,
@@ -50,7 +52,7 @@ def command_from(message: pb.Command) -> Command:
     Raises:
         MalformedRequestError: an order that this build does not know.
     """
-    order: CreatePartition | Attest | Release
+    order: CreatePartition | LoadModel | Attest | Release
     match message.WhichOneof("command"):
         case "create":
             fields = {name: getattr(message.create, name) for name in _CREATE_FIELDS}
@@ -60,7 +62,10 @@ def command_from(message: pb.Command) -> Command:
                 nonce=message.attest.nonce,
                 session_context=message.attest.session_context,
                 not_after_s=message.attest.not_after_unix_s,
+                boot=message.attest.boot,
             )
+        case "load":
+            order = LoadModel(**{name: getattr(message.load, name) for name in LoadModel.__slots__})
         case "release":
             order = Release(reason=message.release.reason, drain_until_ms=message.release.drain_until_unix_ms)
         case _:
@@ -84,6 +89,8 @@ def result_message(command_id: str, result: Result) -> pb.Result:
             context_length=result.context_length,
         )
         return pb.Result(command_id=command_id, created=created)
+    if isinstance(result, PartitionBooted):
+        return pb.Result(command_id=command_id, booted=pb.PartitionBooted(keyset=result.keyset))
     if isinstance(result, Attested):
         attested = pb.Attested(evidence=result.evidence, keyset=result.keyset, worker_certificate=result.certificate)
         return pb.Result(command_id=command_id, attested=attested)

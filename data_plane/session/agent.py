@@ -20,28 +20,27 @@ from typing import Any, Final
 import structlog
 
 from bulkhead.attestation import AttestationRequest
-from bulkhead.attestation.tiers import Tier
 from bulkhead.errors import (
     BulkheadError,
     ConflictError,
     EvidenceExpiredError,
     ExhaustedError,
     InternalError,
-    InvalidRequestError,
     ShuttingDownError,
     WorkerLostError,
 )
-from bulkhead.ids import TENANT, check_id
 from bulkhead.sealing.keyset import Keyset
-from data_plane.evidence.issuing import EvidencePort
+from data_plane.evidence.issuing import EvidencePort, IssuedEvidence
 from data_plane.ingress import Ingress
-from data_plane.ports import PartitionBackend, PartitionSpec, PartitionState
+from data_plane.ports import PartitionBackend, PartitionState
 from data_plane.session.commands import (
     Attest,
     Attested,
     Command,
     CreatePartition,
     Failed,
+    LoadModel,
+    PartitionBooted,
     PartitionCreated,
     PartitionStatus,
     Release,
@@ -50,13 +49,13 @@ from data_plane.session.commands import (
 )
 from data_plane.session.descriptors import describe_partition, evidence_digest
 from data_plane.session.lease import AgentLease
-from data_plane.session.messages import LeaseGrant
+from data_plane.session.messages import LeaseGrant, ModelKey, WorkerBooted, WorkerReady
 from data_plane.session.ordering import CommandMemory
 from data_plane.session.partition import Partition, PartitionPorts, Progress
 from data_plane.session.rundir import RunDirectory
 from data_plane.session.scrubbing import Scrubber, final_state
 from data_plane.session.spool import Spool
-from data_plane.session.starting import WorkerStarter, authority_of
+from data_plane.session.starting import WorkerStarter, authority_of, spec_of
 
 __all__ = ["Agent", "AgentFacts"]
 
@@ -201,6 +200,8 @@ class Agent:
             match command.order:
                 case CreatePartition():
                     return await self._create(command, command.order, progress)
+                case LoadModel():
+                    return await self._load(command, command.order, progress)
                 case Attest():
                     return await self._attest(command, command.order)
                 case Release():
@@ -219,7 +220,7 @@ class Agent:
             raise ConflictError("a partition of that id exists, or existed")
         if len(self._partitions) >= MAX_PARTITIONS:
             raise ExhaustedError(f"the agent runs at most {MAX_PARTITIONS} partitions")
-        spec = _spec(command.partition_id, order)
+        spec = spec_of(command.partition_id, order)
         progress("creating", f"taking a place of tier {spec.tier.value}")
         partition = Partition(
             spec=spec,
@@ -231,15 +232,47 @@ class Agent:
         self._partitions[spec.partition_id] = partition
         try:
             timeout_s = command.deadline_ms / _MS - self._wall_s()
-            ready = await self._starter.start(
+            said = await self._starter.start(
                 partition, order, active=len(self._partitions), timeout_s=timeout_s, progress=progress
             )
         except (BulkheadError, OSError) as error:
-            partition.state = PartitionState.SCRUBBING
-            await self._scrub(partition)
+            await self._give_up(partition)
             if isinstance(error, OSError):
                 raise WorkerLostError("the worker could not be started") from error
             raise
+        if isinstance(said, WorkerBooted):
+            return PartitionBooted(keyset=said.keyset)
+        return self._listens(partition, said)
+
+    async def _load(self, command: Command, order: LoadModel, progress: Progress) -> Result:
+        partition = self._booted(command.partition_id)
+        key = ModelKey(
+            sealed_key=order.sealed_key,
+            nonce=order.nonce,
+            evidence_digest=order.evidence_digest,
+            decision_leaf_hash=order.decision_leaf_hash,
+        )
+        try:
+            timeout_s = command.deadline_ms / _MS - self._wall_s()
+            ready = await partition.load_model(key, timeout_s=timeout_s, progress=progress)
+        except BulkheadError:
+            await self._give_up(partition)
+            raise
+        return self._listens(partition, ready)
+
+    def _booted(self, partition_id: str) -> Partition:
+        partition = self._partitions.get(partition_id)
+        if partition is None or partition.booted is None or partition.state is not PartitionState.CREATING:
+            raise WorkerLostError("the partition has no worker here that waits for its model's key")
+        return partition
+
+    async def _give_up(self, partition: Partition) -> None:
+        partition.state = PartitionState.SCRUBBING
+        await self._scrub(partition)
+
+    def _listens(self, partition: Partition, ready: WorkerReady) -> PartitionCreated:
+        """Open the partition's way to its worker."""
+        spec = partition.spec
         partition.state = PartitionState.ATTESTING
         self._ingress.add_route(authority_of(spec.partition_id), self._run.socket(spec.partition_id))
         self._watch(self._supervise(partition))
@@ -256,6 +289,8 @@ class Agent:
         return next(slot for slot in range(MAX_PARTITIONS + 1) if slot not in taken)
 
     async def _attest(self, command: Command, order: Attest) -> Result:
+        if order.boot:
+            return await self._attest_boot(command, order)
         partition = self._partitions.get(command.partition_id)
         if partition is None or partition.ready is None:
             raise WorkerLostError("the partition has no worker here")
@@ -264,28 +299,39 @@ class Agent:
         if len(partition.evidence) >= MAX_EVIDENCE:
             raise ExhaustedError(f"the partition has {MAX_EVIDENCE} pieces of evidence that hold still")
         ready = partition.ready
-        not_after_s = min(order.not_after_s, Keyset.parse(ready.keyset).not_after_s)
-        if not_after_s <= self._wall_s():
-            raise EvidenceExpiredError("the worker's keys have ended: place the session anew")
-        self._follow_issuers(partition)
-        issued = await self._evidence.issue(
-            AttestationRequest(nonce=order.nonce, context=order.session_context),
-            keyset=ready.keyset,
-            descriptor=describe_partition(
-                partition,
-                ready=ready,
-                inventory=self._backend.inventory(),
-                agent_id=self._facts.agent_id,
-                software=self._facts.software,
-            ),
-            not_after_s=not_after_s,
-        )
+        issued = await self._issue(partition, ready, order)
         if self._partitions.get(command.partition_id) is not partition or partition.state not in _ATTESTABLE:
             raise WorkerLostError("the partition ended while its evidence was made")
         partition.evidence[evidence_digest(issued.evidence)] = issued.not_after_s
         partition.state = PartitionState.READY
         await partition.grant(self._grant(partition))  # before anybody can hold a ticket on this evidence
         return Attested(evidence=issued.evidence, keyset=ready.keyset, certificate=ready.certificate)
+
+    async def _attest_boot(self, command: Command, order: Attest) -> Attested:
+        """Show a worker that waits for its model's key; no ticket may name this evidence."""
+        partition = self._booted(command.partition_id)
+        if (booted := partition.booted) is None:
+            raise WorkerLostError("the worker has its key")
+        issued = await self._issue(partition, booted, order)
+        return Attested(evidence=issued.evidence, keyset=booted.keyset, certificate=booted.certificate)
+
+    async def _issue(self, partition: Partition, said: WorkerReady | WorkerBooted, order: Attest) -> IssuedEvidence:
+        not_after_s = min(order.not_after_s, Keyset.parse(said.keyset).not_after_s)
+        if not_after_s <= self._wall_s():
+            raise EvidenceExpiredError("the worker's keys have ended: place the session anew")
+        self._follow_issuers(partition)
+        return await self._evidence.issue(
+            AttestationRequest(nonce=order.nonce, context=order.session_context),
+            keyset=said.keyset,
+            descriptor=describe_partition(
+                partition,
+                said=said,
+                inventory=self._backend.inventory(),
+                agent_id=self._facts.agent_id,
+                software=self._facts.software,
+            ),
+            not_after_s=not_after_s,
+        )
 
     def _grant(self, partition: Partition) -> LeaseGrant:
         now_s = self._wall_s()
@@ -361,21 +407,3 @@ class Agent:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-
-def _spec(partition_id: str, order: CreatePartition) -> PartitionSpec:
-    check_id(order.tenant_id, TENANT)
-    try:
-        tier = Tier(order.tier)
-    except ValueError as error:
-        raise InvalidRequestError("unknown tier") from error
-    return PartitionSpec(
-        partition_id=partition_id,
-        tenant_id=order.tenant_id,
-        tier=tier,
-        gpu_uuids=order.gpu_uuids,
-        mig_profile_id=order.mig_profile_id,
-        memory_slice_start=order.memory_slice_start,
-        memory_slices=order.memory_slices,
-        memory_mib=order.memory_mib,
-    )

@@ -13,6 +13,8 @@ __all__ = [
     "CreatePartition",
     "Failed",
     "Greeting",
+    "LoadModel",
+    "PartitionBooted",
     "PartitionCreated",
     "PartitionStatus",
     "Release",
@@ -29,6 +31,8 @@ class CreatePartition:
         tier: name of the tier.
         model_path: below the agent's model directory.
         max_output_tokens: most tokens of one answer; 0 leaves it to the model.
+        manifest_digest: of a sealed model, else empty; the partition is then booted, and served after LoadModel.
+        manifest_version: version in that manifest.
     """
 
     tenant_id: str
@@ -42,15 +46,28 @@ class CreatePartition:
     model_path: str
     model_digest: bytes
     max_output_tokens: int
+    manifest_digest: bytes = b""
+    manifest_version: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attest:
-    """Fresh evidence for one open."""
+    """Fresh evidence for one open; with ``boot`` of a worker that waits for its model's key."""
 
     nonce: bytes
     session_context: bytes
     not_after_s: int
+    boot: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadModel:
+    """The key that a booted partition waits for, sealed to its worker, and what it is bound to."""
+
+    sealed_key: bytes
+    nonce: bytes
+    evidence_digest: bytes
+    decision_leaf_hash: bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +92,7 @@ class Command:
     partition_id: str
     fence: int
     deadline_ms: int
-    order: CreatePartition | Attest | Release
+    order: CreatePartition | LoadModel | Attest | Release
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +103,13 @@ class PartitionCreated:
     certificate: bytes
     keyset: bytes
     context_length: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartitionBooted:
+    """The worker of a sealed model has its keys and waits for the model's."""
+
+    keyset: bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,7 +142,7 @@ class Failed:
         return cls(code=error.code, message=error.message)
 
 
-Result: TypeAlias = PartitionCreated | Attested | Released | Failed
+Result: TypeAlias = PartitionBooted | PartitionCreated | Attested | Released | Failed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

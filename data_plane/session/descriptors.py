@@ -3,10 +3,10 @@
 import hashlib
 from typing import Final
 
-from bulkhead.attestation import PartitionDescriptor
+from bulkhead.attestation import PartitionDescriptor, Phase
 from bulkhead.attestation.descriptor import key_fingerprint
 from data_plane.ports import TrayInventory
-from data_plane.session.messages import WorkerReady
+from data_plane.session.messages import WorkerBooted, WorkerReady
 from data_plane.session.partition import Partition
 
 __all__ = ["describe_partition", "evidence_digest"]
@@ -15,9 +15,9 @@ MAX_SOFTWARE_CHARS: Final = 256  # of the descriptor's texts
 
 
 def describe_partition(
-    partition: Partition, *, ready: WorkerReady, inventory: TrayInventory, agent_id: str, software: str
+    partition: Partition, *, said: WorkerReady | WorkerBooted, inventory: TrayInventory, agent_id: str, software: str
 ) -> PartitionDescriptor:
-    """Return the descriptor of a partition whose worker listens.
+    """Return the descriptor of a partition whose worker said that it listens, or that it waits for its model's key.
 
     Its software names the confinements that the worker reported to hold.
     """
@@ -34,8 +34,9 @@ def describe_partition(
         memory_mib=partition.assignment.memory_mib,
         ticket_issuers=tuple(key_fingerprint(key) for key in partition.ticket_issuers),
         model=partition.model_name,
-        model_digest=ready.model_digest,
-        software=f"{software}; sandbox: {' '.join(ready.sandbox)}"[:MAX_SOFTWARE_CHARS],
+        model_digest=said.model_digest,
+        software=f"{software}; sandbox: {' '.join(said.sandbox)}"[:MAX_SOFTWARE_CHARS],
+        phase=Phase.SERVING if isinstance(said, WorkerReady) else Phase.BOOT,
     )
 
 

@@ -12,10 +12,12 @@ __all__ = [
     "Drain",
     "FromWorker",
     "LeaseGrant",
+    "ModelKey",
     "ReceiptDurable",
     "ReceiptReady",
     "StartWorker",
     "ToWorker",
+    "WorkerBooted",
     "WorkerFailed",
     "WorkerLoad",
     "WorkerLoading",
@@ -39,6 +41,8 @@ class StartWorker:
         max_output_tokens: most tokens of one answer; 0 leaves it to the model.
         weights: number format of the weights in memory, ``fp32`` or ``bf16``.
         key_life_s: seconds that a generation of keys lives.
+        manifest_digest: of a sealed model, 32 bytes; empty for a plain one.
+        manifest_version: of a sealed model; an older one is a rollback.
     """
 
     partition_id: str
@@ -58,6 +62,8 @@ class StartWorker:
     kv_cache_mib: int
     weights: str
     key_life_s: int
+    manifest_digest: bytes = b""
+    manifest_version: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +100,17 @@ class ReceiptDurable:
     durable: bool
 
 
-ToWorker: TypeAlias = StartWorker | LeaseGrant | Drain | ReceiptDurable
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelKey:
+    """Answer to :class:`WorkerBooted`: the model's key, sealed to the worker, and what it is bound to."""
+
+    sealed_key: bytes
+    nonce: bytes
+    evidence_digest: bytes
+    decision_leaf_hash: bytes
+
+
+ToWorker: TypeAlias = StartWorker | LeaseGrant | Drain | ReceiptDurable | ModelKey
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,6 +118,23 @@ class WorkerLoading:
     """Progress in words, for the caller who waits for a session."""
 
     text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerBooted:
+    """The worker has its keys and waits for the key of its sealed model.
+
+    Attributes:
+        keyset: RFC 8785 bytes.
+        certificate: TLS certificate, PEM.
+        model_digest: 32 bytes, as the manifest says; the worker computes it when the model is open.
+        sandbox: names of the confinements that hold.
+    """
+
+    keyset: bytes
+    certificate: bytes
+    model_digest: bytes
+    sandbox: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,7 +200,9 @@ class WorkerRefused:
     tenant_id: str
 
 
-FromWorker: TypeAlias = WorkerLoading | WorkerReady | WorkerFailed | ReceiptReady | WorkerLoad | WorkerRefused
+FromWorker: TypeAlias = (
+    WorkerLoading | WorkerBooted | WorkerReady | WorkerFailed | ReceiptReady | WorkerLoad | WorkerRefused
+)
 
 
 class AgentLink(Protocol):

@@ -15,7 +15,14 @@ from typing import Any, Final, Protocol
 import structlog
 
 from bulkhead.encoding import MAX_SAFE_INTEGER
-from bulkhead.errors import BulkheadError, DeadlineError, ExhaustedError, WorkerLostError, error_from_code
+from bulkhead.errors import (
+    BulkheadError,
+    ConflictError,
+    DeadlineError,
+    ExhaustedError,
+    WorkerLostError,
+    error_from_code,
+)
 from bulkhead.ids import MAX_ID_LENGTH
 from data_plane.ports import Assignment, PartitionSpec, PartitionState
 from data_plane.sandbox import SandboxPlan
@@ -25,10 +32,12 @@ from data_plane.session.messages import (
     Drain,
     FromWorker,
     LeaseGrant,
+    ModelKey,
     ReceiptDurable,
     ReceiptReady,
     StartWorker,
     ToWorker,
+    WorkerBooted,
     WorkerFailed,
     WorkerLoad,
     WorkerLoading,
@@ -94,6 +103,7 @@ class Partition:
         state: where it is in its life; set by the agent.
         fence: under which it was created.
         assignment: what its tier gave it.
+        booted: what the worker of a sealed model said while it waited for the model's key; None once it has it.
         ready: what the worker said when it began to listen.
         load: what it said last.
         evidence: digests (hexadecimal) of the evidence issued for it, and until when (Unix seconds) each holds.
@@ -108,6 +118,7 @@ class Partition:
         self.slot: Final = slot
         self.assignment: Final = assignment
         self.state = PartitionState.CREATING
+        self.booted: WorkerBooted | None = None
         self.ready: WorkerReady | None = None
         self.load = WorkerLoad(running_requests=0, queued_requests=0)
         self.evidence: dict[str, int] = {}
@@ -118,7 +129,7 @@ class Partition:
         self._process: WorkerProcess | None = None
         self._link: WorkerLink | None = None
         self._following: asyncio.Task[None] | None = None
-        self._answered: asyncio.Future[WorkerReady] = asyncio.get_running_loop().create_future()
+        self._answered: asyncio.Future[WorkerReady | WorkerBooted] = asyncio.get_running_loop().create_future()
         self._receipts: set[asyncio.Task[None]] = set()
         self._progress: Progress = _no_progress
         self._granting = 0
@@ -153,8 +164,8 @@ class Partition:
         )
         return self._process
 
-    async def start(self, start: StartWorker, *, timeout_s: float, progress: Progress) -> WorkerReady:
-        """Tell the spawned worker what to serve and return what it says when it listens.
+    async def start(self, start: StartWorker, *, timeout_s: float, progress: Progress) -> WorkerReady | WorkerBooted:
+        """Tell the spawned worker what to serve; return what it says when it listens, or waits for its model's key.
 
         Raises:
             DeadlineError: it is not ready in time.
@@ -167,14 +178,39 @@ class Partition:
         self.model_name, self.ticket_issuers = start.model_name, start.ticket_issuers
         self._link = await self._ports.open_link(self._process.channel)
         self._following = asyncio.create_task(self._follow(self._link))
-        await self._link.send(start)
+        return await self._answer_to(self._link, start, timeout_s)
+
+    async def load_model(self, key: ModelKey, *, timeout_s: float, progress: Progress) -> WorkerReady:
+        """Hand a booted worker its model's key and return what it says when it listens.
+
+        Raises:
+            ConflictError: it does not wait for one.
+            DeadlineError, WorkerLostError, BulkheadError: as :meth:`start`.
+        """
+        if self.booted is None or self._link is None:
+            raise ConflictError("the partition's worker waits for no key")
+        self.booted, self._progress = None, progress
+        self._answered = asyncio.get_running_loop().create_future()
+        answer = await self._answer_to(self._link, key, timeout_s)
+        if not isinstance(answer, WorkerReady):
+            raise WorkerLostError("the worker asks for a second key")
+        return answer
+
+    async def _answer_to(
+        self, link: WorkerLink, message: StartWorker | ModelKey, timeout_s: float
+    ) -> WorkerReady | WorkerBooted:
+        await link.send(message)
         try:
             async with asyncio.timeout(timeout_s):
-                self.ready = await asyncio.shield(self._answered)
+                answer = await asyncio.shield(self._answered)
         except TimeoutError as error:
             raise DeadlineError(f"the worker was not ready within {timeout_s:.0f} s") from error
         self._progress = _no_progress
-        return self.ready
+        if isinstance(answer, WorkerReady):
+            self.ready = answer
+        else:
+            self.booted = answer
+        return answer
 
     async def grant(self, grant: LeaseGrant) -> None:
         """Hand a lease to the worker; one that does not take it is ended, and its partition lost."""
@@ -263,12 +299,8 @@ class Partition:
                 self._progress("loading", message.text[:MAX_TEXT_CHARS])
             case WorkerLoad():
                 self.load = message
-            case WorkerReady():
-                _require(len(message.keyset) <= MAX_KEYSET_BYTES and len(message.certificate) <= MAX_CERTIFICATE_BYTES)
-                if not self._answered.done():
-                    self._answered.set_result(message)
-                elif self.ready is not None:
-                    self.ready = message  # its keys were renewed
+            case WorkerBooted() | WorkerReady():
+                self._take_keys(message)
             case WorkerFailed():
                 if not self._answered.done():
                     error = error_from_code(message.code[:MAX_CODE_CHARS], message.message[:MAX_TEXT_CHARS])
@@ -281,6 +313,14 @@ class Partition:
                 _check_receipt(message)
                 _require(len(self._receipts) < MAX_OPEN_RECEIPTS)
                 self._background(self._spool_receipt(message))
+
+    def _take_keys(self, message: WorkerBooted | WorkerReady) -> None:
+        _require(len(message.keyset) <= MAX_KEYSET_BYTES and len(message.certificate) <= MAX_CERTIFICATE_BYTES)
+        _require(len(message.model_digest) == _DIGEST_BYTES)
+        if not self._answered.done():
+            self._answered.set_result(message)
+        elif self.ready is not None and isinstance(message, WorkerReady):
+            self.ready = message  # its keys were renewed
 
     def _background(self, work: Any) -> None:
         task = asyncio.create_task(work)

@@ -11,17 +11,18 @@ from typing import Final
 import structlog
 
 import data_plane
+from bulkhead.attestation.tiers import Tier
 from bulkhead.errors import ConfigError, InvalidRequestError, UnavailableError
-from bulkhead.ids import check_name
+from bulkhead.ids import TENANT, check_id, check_name
 from data_plane.config import WorkerConfig
-from data_plane.ports import PartitionState
+from data_plane.ports import PartitionSpec, PartitionState
 from data_plane.sandbox import SandboxConfig, SandboxPlan, Step, plan_for
 from data_plane.session.commands import CreatePartition
-from data_plane.session.messages import StartWorker, WorkerReady
+from data_plane.session.messages import StartWorker, WorkerBooted, WorkerReady
 from data_plane.session.partition import Partition, Progress
 from data_plane.session.rundir import PartitionRecord, RunDirectory
 
-__all__ = ["WorkerStarter", "authority_of", "needed_paths"]
+__all__ = ["WorkerStarter", "authority_of", "needed_paths", "spec_of"]
 
 _log = structlog.get_logger(__name__)
 
@@ -32,6 +33,29 @@ _AUTHORITY_SUFFIX: Final = ".worker.bulkhead.internal"
 def authority_of(partition_id: str) -> str:
     """Return the name of a partition's worker at the ingress; a DNS name has no underscore."""
     return partition_id.replace("_", "-") + _AUTHORITY_SUFFIX
+
+
+def spec_of(partition_id: str, order: CreatePartition) -> PartitionSpec:
+    """Return the place that an order asks for.
+
+    Raises:
+        InvalidRequestError: an id or tier that is none.
+    """
+    check_id(order.tenant_id, TENANT)
+    try:
+        tier = Tier(order.tier)
+    except ValueError as error:
+        raise InvalidRequestError("unknown tier") from error
+    return PartitionSpec(
+        partition_id=partition_id,
+        tenant_id=order.tenant_id,
+        tier=tier,
+        gpu_uuids=order.gpu_uuids,
+        mig_profile_id=order.mig_profile_id,
+        memory_slice_start=order.memory_slice_start,
+        memory_slices=order.memory_slices,
+        memory_mib=order.memory_mib,
+    )
 
 
 def needed_paths() -> tuple[Path, ...]:
@@ -74,8 +98,10 @@ class WorkerStarter:
 
     async def start(
         self, partition: Partition, order: CreatePartition, *, active: int, timeout_s: float, progress: Progress
-    ) -> WorkerReady:
+    ) -> WorkerReady | WorkerBooted:
         """Start the worker of ``partition`` and return what it says when it listens; the caller undoes a failure.
+
+        The worker of a sealed model says already when it waits for the model's key.
 
         Args:
             partition: its place is taken.
@@ -176,6 +202,8 @@ class WorkerStarter:
             kv_cache_mib=self._worker.kv_cache_mib,
             weights=self._worker.weights,
             key_life_s=self._worker.key_life_s,
+            manifest_digest=order.manifest_digest,
+            manifest_version=order.manifest_version,
         )
 
 

@@ -4,8 +4,9 @@ States::
 
     WAITING --start--> LOADING --listening--> SERVING --drain, agent gone, engine failed--> ENDING --> over
 
+- Keys are made first, since a sealed model's key is sealed to them (:mod:`data_plane.session.loading`); they live in
+  this process only, and are renewed at half their life.
 - The model's digest is computed here, from the files that are then loaded; another digest than ordered is a failure.
-- Keys are made after that, live in this process only, and are renewed at half their life.
 - When the agent goes away nothing can be recorded any more: running requests end with an error at once.
 - At the end the keys are destroyed, whatever happened.
 """
@@ -17,15 +18,11 @@ from pathlib import Path
 from typing import Final, Protocol
 
 import structlog
-from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding
 
-from bulkhead.attestation.model_digest import model_digest
 from bulkhead.errors import (
     AgentUnavailableError,
     AuditLeaseError,
     BulkheadError,
-    ConfigError,
     DeadlineError,
     InternalError,
     MalformedRequestError,
@@ -37,15 +34,16 @@ from data_plane.engine import EngineConfig, open_engine
 from data_plane.engine.port import Engine
 from data_plane.session.keys import KeyRing
 from data_plane.session.lease import WorkerLease
+from data_plane.session.loading import ModelLoader, certificate_der
 from data_plane.session.messages import (
     AgentLink,
     Drain,
     LeaseGrant,
+    ModelKey,
     ReceiptDurable,
     StartWorker,
     ToWorker,
     WorkerFailed,
-    WorkerLoading,
     WorkerReady,
 )
 from data_plane.session.receipts import ReceiptDesk
@@ -107,7 +105,7 @@ class WorkerProgram:
         self._sandbox = sandbox
         self._wall_s = wall_s
         self._monotonic_s = monotonic_s
-        self._load = load
+        self._loader = ModelLoader(link=link, load=load, sandbox=sandbox)
         self._lease = WorkerLease(wall_s=wall_s, monotonic_s=monotonic_s)
         self._desk = ReceiptDesk(link=link, monotonic_s=monotonic_s)
         self._requests: RequestServer | None = None
@@ -143,45 +141,23 @@ class WorkerProgram:
     async def _run(self, start: StartWorker) -> bool:
         reading = asyncio.create_task(self._read())
         ending = asyncio.create_task(self._ending.wait())
-        loading = asyncio.create_task(self._open(start))
+        ring = KeyRing(authority=start.authority, wall_s=self._wall_s, life_s=start.key_life_s)
+        loading = asyncio.create_task(self._loader.open(start, ring))
         try:
             await asyncio.wait({loading, ending}, return_when=asyncio.FIRST_COMPLETED)
             if not loading.done():
                 raise DeadlineError("the node agent ended the worker while it was loading")
             engine = loading.result()
-            ring = KeyRing(authority=start.authority, wall_s=self._wall_s, life_s=start.key_life_s)
             try:
                 return await self._serve(start, engine, ring)
             finally:
                 ring.destroy()
                 await engine.aclose()
         finally:
+            ring.destroy()
             for task in (reading, ending, loading):
                 task.cancel()
             await asyncio.gather(reading, ending, loading, return_exceptions=True)
-
-    async def _open(self, start: StartWorker) -> Engine:
-        directory = Path(start.model_directory)
-        await self._link.send(WorkerLoading(text=f"checking the files of model {start.model_name}"))
-        digest = await asyncio.to_thread(model_digest, directory)
-        if digest != start.model_digest:
-            raise ConfigError(
-                f"model {start.model_name}: the files in the agent's model directory are not those that were "
-                "registered (another digest)",
-                details={"computed": digest.hex(), "registered": start.model_digest.hex()},
-            )
-        await self._link.send(WorkerLoading(text=f"loading model {start.model_name}"))
-        return await self._load(
-            EngineConfig(
-                model_path=directory,
-                threads=max(1, start.threads),
-                weights="bf16" if start.weights == "bf16" else "fp32",
-                kv_memory_mib=start.kv_cache_mib,
-                max_running=start.max_running_requests,
-                max_waiting=start.max_queued_requests,
-                step_tokens=max(512, start.max_running_requests),
-            )
-        )
 
     async def _serve(self, start: StartWorker, engine: Engine, ring: KeyRing) -> bool:
         sealed, requests = self._request_server(start, engine, ring)
@@ -223,7 +199,7 @@ class WorkerProgram:
         keys = ring.current
         return WorkerReady(
             keyset=keys.keyset.encoded,
-            certificate=x509.load_pem_x509_certificate(keys.tls_certificate).public_bytes(Encoding.DER),
+            certificate=certificate_der(ring),
             model_digest=start.model_digest,
             context_length=context_tokens,
             sandbox=self._sandbox,
@@ -275,6 +251,8 @@ class WorkerProgram:
             case Drain():
                 self._drain = message
                 self._ending.set()
+            case ModelKey():
+                self._loader.take_key(message)
             case StartWorker():
                 _log.warning("worker.started_twice")
 

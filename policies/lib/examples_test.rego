@@ -38,6 +38,7 @@ properties := {
 	"data_classes": [],
 	"max_output_tokens": null,
 	"padding": "default",
+	"key_custody": "none",
 }
 
 context(tenant) := {

@@ -130,6 +130,28 @@ serving_denials contains answer.reason("TIER_UNAVAILABLE", "session", message) i
 
 tier_offered if tiers.offered(input.context.platform.tiers, required_tier)
 
+# Key custody: a tenant that must hold the keys of its models gets none whose key somebody else holds, or nobody
+
+serving_denials contains answer.reason("KEY_CUSTODY", "session", message) if {
+	some obligation in pack_obligations
+	obligation.type == "key_custody"
+	obligation.custody == "tenant"
+	not input.resource.properties.key_custody == "tenant"
+	message := "The tenant must hold the key of this model itself, and does not."
+}
+
+serving_denials contains answer.reason("KEY_CUSTODY", "session", message) if {
+	not custody_known
+	message := "It is not known who holds the key of this model."
+}
+
+custody_known if input.resource.properties.key_custody in {"none", "platform", "tenant"}
+
+obligations contains {"type": "key_custody", "custody": input.resource.properties.key_custody} if {
+	serving
+	input.resource.properties.key_custody in {"platform", "tenant"}
+}
+
 # Region: allowed to the tenant, accepted by its packs, offered by the fleet, and the one asked for
 
 serving_denials contains answer.reason("REGION_NOT_ALLOWED", "session", message) if {

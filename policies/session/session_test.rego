@@ -158,3 +158,33 @@ test_quotes_and_line_breaks_are_ordinary_characters if {
 		codes({"data_classes": [text]}, {}) == {"DATA_CLASS_UNKNOWN"}
 	}
 }
+
+test_a_sealed_models_key_stays_where_it_is if {
+	every custody in ["platform", "tenant"] {
+		some obligation in decide({"key_custody": custody}, {}).obligations
+		obligation == {"type": "key_custody", "custody": custody}
+	}
+	every obligation in decide({"key_custody": "none"}, {}).obligations {
+		obligation.type != "key_custody"
+	}
+}
+
+test_an_unknown_custody_is_denied if codes({"key_custody": "nobody"}, {}) == {"KEY_CUSTODY"}
+
+demanding_pack := {"demanding": {
+	"present": true,
+	"denials": set(),
+	"accepted_regions": {"eu-central", "us-east"},
+	"obligations": {{"type": "key_custody", "custody": "tenant"}},
+}}
+
+test_a_pack_can_demand_that_the_tenant_holds_the_key if {
+	every custody in ["none", "platform"] {
+		decision := session.decision with input as examples.open_session({"key_custody": custody}, {"packs": ["demanding"]})
+			with data.bulkhead.packs as demanding_pack
+		examples.codes(decision) == {"KEY_CUSTODY"}
+	}
+	held := session.decision with input as examples.open_session({"key_custody": "tenant"}, {"packs": ["demanding"]})
+		with data.bulkhead.packs as demanding_pack
+	held.allow
+}

@@ -237,10 +237,10 @@ async def test_policy_engine_down_is_unavailable_and_places_nothing(world, acme,
 
 
 async def test_obligation_that_cannot_be_kept_is_a_denial(world, acme, agent) -> None:
-    """Tenant key custody is refused, not ignored."""
+    """Tenant key custody of a model whose key the tenant does not hold is refused, not ignored."""
     world.policy.obligations = (KeyCustody("tenant"),)
     error = await refused(world, "acme", request())
-    assert (error.code(), code_of(error)) == (grpc.StatusCode.PERMISSION_DENIED, "OBLIGATION_UNKNOWN")
+    assert (error.code(), code_of(error)) == (grpc.StatusCode.PERMISSION_DENIED, "POLICY_DENIED")
     assert [r.decision for r in await world.records(acme.tenant_id, "decision")] == ["deny"]
     assert not agent.commands
 

@@ -39,7 +39,7 @@ from control_plane.storage.sessions import ModelFacts, TenantSnapshot
 
 __all__ = ["Asked", "Decided", "Decider", "Denied"]
 
-PLATFORM_CUSTODY: Final = "platform"
+TENANT_CUSTODY: Final = "tenant"
 _OWN_POLICY: Final = "control_plane"  # reasons that this process adds to an allow that it cannot act on
 
 
@@ -172,6 +172,7 @@ class Decider:
                 data_classes=session.data_classes,
                 max_output_tokens=session.max_output_tokens or None,
                 padding=session.padding,
+                key_custody=asked.model.custody,
             ),
             context=Context(
                 time_us=self._now_us(),
@@ -236,14 +237,12 @@ def _actionable(asked: Asked, decision: Decision) -> Decision:
     if not decision.allow:
         return decision
     custody = decision.obligation(KeyCustody)
-    if custody is not None and custody.custody != PLATFORM_CUSTODY:
-        raise UnknownObligationError(
-            "Policy demands that the tenant holds the model's key, which this build cannot do.",
-            details={"obligation": "key_custody", "bundle_digest": decision.bundle_digest},
-        )
     region = decision.obligation(Region)
     reason = None
-    if not asked.reserved:  # a policy without the limit would let more in than the tenant may have
+    if custody is not None and custody.custody == TENANT_CUSTODY != asked.model.custody:
+        message = "Policy demands that the tenant holds the model's key, which this model's registration does not say."
+        reason = Reason("KEY_CUSTODY", _OWN_POLICY, message)
+    elif not asked.reserved:  # a policy without the limit would let more in than the tenant may have
         reason = Reason(SessionLimitError.code, _OWN_POLICY, "The tenant's limit of open sessions is reached.")
     elif region is not None and asked.session.region and region.region != asked.session.region:
         reason = Reason("REGION_CONFLICT", _OWN_POLICY, "Policy demands another region than the one asked for.")
@@ -255,7 +254,7 @@ def _actionable(asked: Asked, decision: Decision) -> Decision:
 
 
 def _decided(asked: Asked, decision: Decision, recorded: Appended, tier: Tier) -> Decided:
-    custody, padding = decision.obligation(KeyCustody), decision.obligation(Padding)
+    padding = decision.obligation(Padding)
     modes = (asked.session.padding, padding.mode if padding else PADDINGS[0])
     return Decided(
         wanted=Wanted(
@@ -265,7 +264,7 @@ def _decided(asked: Asked, decision: Decision, recorded: Appended, tier: Tier) -
             regions=_regions(asked, decision),
             exclusive=decision.obligation(Exclusive) is not None,
             purpose=asked.session.purpose,
-            custody=custody.custody if custody else PLATFORM_CUSTODY,
+            custody=asked.model.custody,
             max_output_tokens=asked.facts.max_output_tokens,
         ),
         decision=decision,

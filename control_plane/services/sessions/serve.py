@@ -112,7 +112,10 @@ class Server:
         async with self._slots:
             report(Phase.PLACING, "finding a partition")
             partition = await self._pool.acquire(
-                serving.decided.wanted, serving.origin, lambda phase, text: report(Phase(phase), text)
+                serving.decided.wanted,
+                serving.origin,
+                lambda phase, text: report(Phase(phase), text),
+                decision=serving.decided.recorded,
             )
             # From here on the partition does not look idle, so that it is not released under the open.
             self._book.join(partition.partition_id, serving.session.session_id)

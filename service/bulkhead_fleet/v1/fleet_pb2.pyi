@@ -380,6 +380,7 @@ class Command(_message.Message):
     CREATE_FIELD_NUMBER: _builtins.int
     ATTEST_FIELD_NUMBER: _builtins.int
     RELEASE_FIELD_NUMBER: _builtins.int
+    LOAD_FIELD_NUMBER: _builtins.int
     command_id: _builtins.str
     partition_id: _builtins.str
     fence: _builtins.int
@@ -390,6 +391,8 @@ class Command(_message.Message):
     def attest(self) -> Global___Attest: ...
     @_builtins.property
     def release(self) -> Global___Release: ...
+    @_builtins.property
+    def load(self) -> Global___LoadModel: ...
     def __init__(
         self,
         *,
@@ -400,12 +403,13 @@ class Command(_message.Message):
         create: Global___CreatePartition | None = ...,
         attest: Global___Attest | None = ...,
         release: Global___Release | None = ...,
+        load: Global___LoadModel | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["attest", b"attest", "command", b"command", "create", b"create", "release", b"release"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["attest", b"attest", "command", b"command", "create", b"create", "load", b"load", "release", b"release"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attest", b"attest", "command", b"command", "command_id", b"command_id", "create", b"create", "deadline_unix_ms", b"deadline_unix_ms", "fence", b"fence", "partition_id", b"partition_id", "release", b"release"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attest", b"attest", "command", b"command", "command_id", b"command_id", "create", b"create", "deadline_unix_ms", b"deadline_unix_ms", "fence", b"fence", "load", b"load", "partition_id", b"partition_id", "release", b"release"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_command: _TypeAlias = _typing.Literal["create", "attest", "release"]  # noqa: Y015
+    _WhichOneofReturnType_command: _TypeAlias = _typing.Literal["create", "attest", "release", "load"]  # noqa: Y015
     _WhichOneofArgType_command: _TypeAlias = _typing.Literal["command", b"command"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_command) -> _WhichOneofReturnType_command | None: ...
 
@@ -426,6 +430,8 @@ class CreatePartition(_message.Message):
     MODEL_DIGEST_FIELD_NUMBER: _builtins.int
     MEMORY_MIB_FIELD_NUMBER: _builtins.int
     MAX_OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
+    MANIFEST_DIGEST_FIELD_NUMBER: _builtins.int
+    MANIFEST_VERSION_FIELD_NUMBER: _builtins.int
     tenant_id: _builtins.str
     tier: _builtins.str
     """Tier name."""
@@ -440,6 +446,10 @@ class CreatePartition(_message.Message):
     """Device memory that the model needs, weights and cache; a smaller place is refused."""
     max_output_tokens: _builtins.int
     """Largest number of output tokens; 0 means the model's limit."""
+    manifest_digest: _builtins.bytes
+    """Of a sealed model, SHA-256 of its manifest; empty for a plain one. The answer is then PartitionBooted."""
+    manifest_version: _builtins.int
+    """Version in that manifest."""
     @_builtins.property
     def gpu_uuids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """GPUs of the partition; one for `mig`."""
@@ -458,14 +468,48 @@ class CreatePartition(_message.Message):
         model_digest: _builtins.bytes = ...,
         memory_mib: _builtins.int = ...,
         max_output_tokens: _builtins.int = ...,
+        manifest_digest: _builtins.bytes = ...,
+        manifest_version: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["gpu_uuids", b"gpu_uuids", "max_output_tokens", b"max_output_tokens", "memory_mib", b"memory_mib", "memory_slice_start", b"memory_slice_start", "memory_slices", b"memory_slices", "mig_profile_id", b"mig_profile_id", "model_digest", b"model_digest", "model_name", b"model_name", "model_path", b"model_path", "tenant_id", b"tenant_id", "tier", b"tier"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["gpu_uuids", b"gpu_uuids", "manifest_digest", b"manifest_digest", "manifest_version", b"manifest_version", "max_output_tokens", b"max_output_tokens", "memory_mib", b"memory_mib", "memory_slice_start", b"memory_slice_start", "memory_slices", b"memory_slices", "mig_profile_id", b"mig_profile_id", "model_digest", b"model_digest", "model_name", b"model_name", "model_path", b"model_path", "tenant_id", b"tenant_id", "tier", b"tier"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CreatePartition: _TypeAlias = CreatePartition  # noqa: Y015
+
+@_typing.final
+class LoadModel(_message.Message):
+    """The key of the sealed model that a booted partition waits for (docs/models.md)."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SEALED_KEY_FIELD_NUMBER: _builtins.int
+    NONCE_FIELD_NUMBER: _builtins.int
+    EVIDENCE_DIGEST_FIELD_NUMBER: _builtins.int
+    DECISION_LEAF_HASH_FIELD_NUMBER: _builtins.int
+    sealed_key: _builtins.bytes
+    """HPKE enc, ciphertext and tag, for the worker's weights key."""
+    nonce: _builtins.bytes
+    """What the key is bound to, beside what the worker knows itself."""
+    evidence_digest: _builtins.bytes
+    decision_leaf_hash: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        sealed_key: _builtins.bytes = ...,
+        nonce: _builtins.bytes = ...,
+        evidence_digest: _builtins.bytes = ...,
+        decision_leaf_hash: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decision_leaf_hash", b"decision_leaf_hash", "evidence_digest", b"evidence_digest", "nonce", b"nonce", "sealed_key", b"sealed_key"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LoadModel: _TypeAlias = LoadModel  # noqa: Y015
 
 @_typing.final
 class Attest(_message.Message):
@@ -476,21 +520,25 @@ class Attest(_message.Message):
     NONCE_FIELD_NUMBER: _builtins.int
     SESSION_CONTEXT_FIELD_NUMBER: _builtins.int
     NOT_AFTER_UNIX_S_FIELD_NUMBER: _builtins.int
+    BOOT_FIELD_NUMBER: _builtins.int
     nonce: _builtins.bytes
     """The client's nonce, 32 bytes."""
     session_context: _builtins.bytes
     """docs/protocol.md, "Session context"."""
     not_after_unix_s: _builtins.int
+    boot: _builtins.bool
+    """For a worker that waits for its model's key: evidence of phase `boot`."""
     def __init__(
         self,
         *,
         nonce: _builtins.bytes = ...,
         session_context: _builtins.bytes = ...,
         not_after_unix_s: _builtins.int = ...,
+        boot: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["nonce", b"nonce", "not_after_unix_s", b"not_after_unix_s", "session_context", b"session_context"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot", b"boot", "nonce", b"nonce", "not_after_unix_s", b"not_after_unix_s", "session_context", b"session_context"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -556,6 +604,7 @@ class Result(_message.Message):
     ATTESTED_FIELD_NUMBER: _builtins.int
     RELEASED_FIELD_NUMBER: _builtins.int
     FAILURE_FIELD_NUMBER: _builtins.int
+    BOOTED_FIELD_NUMBER: _builtins.int
     command_id: _builtins.str
     @_builtins.property
     def created(self) -> Global___PartitionCreated: ...
@@ -565,6 +614,8 @@ class Result(_message.Message):
     def released(self) -> Global___Released: ...
     @_builtins.property
     def failure(self) -> Global___Failure: ...
+    @_builtins.property
+    def booted(self) -> Global___PartitionBooted: ...
     def __init__(
         self,
         *,
@@ -573,12 +624,13 @@ class Result(_message.Message):
         attested: Global___Attested | None = ...,
         released: Global___Released | None = ...,
         failure: Global___Failure | None = ...,
+        booted: Global___PartitionBooted | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["attested", b"attested", "created", b"created", "failure", b"failure", "released", b"released", "result", b"result"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["attested", b"attested", "booted", b"booted", "created", b"created", "failure", b"failure", "released", b"released", "result", b"result"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attested", b"attested", "command_id", b"command_id", "created", b"created", "failure", b"failure", "released", b"released", "result", b"result"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attested", b"attested", "booted", b"booted", "command_id", b"command_id", "created", b"created", "failure", b"failure", "released", b"released", "result", b"result"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["created", "attested", "released", "failure"]  # noqa: Y015
+    _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["created", "attested", "released", "failure", "booted"]  # noqa: Y015
     _WhichOneofArgType_result: _TypeAlias = _typing.Literal["result", b"result"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_result) -> _WhichOneofReturnType_result | None: ...
 
@@ -611,6 +663,27 @@ class PartitionCreated(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PartitionCreated: _TypeAlias = PartitionCreated  # noqa: Y015
+
+@_typing.final
+class PartitionBooted(_message.Message):
+    """The worker of a sealed model has its keys and waits for the model's."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEYSET_FIELD_NUMBER: _builtins.int
+    keyset: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        keyset: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["keyset", b"keyset"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PartitionBooted: _TypeAlias = PartitionBooted  # noqa: Y015
 
 @_typing.final
 class Attested(_message.Message):

@@ -32,6 +32,7 @@ class WorkerCommand(_message.Message):
     LEASE_FIELD_NUMBER: _builtins.int
     DRAIN_FIELD_NUMBER: _builtins.int
     RECEIPT_SPOOLED_FIELD_NUMBER: _builtins.int
+    MODEL_KEY_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def start(self) -> Global___WorkerStart: ...
     @_builtins.property
@@ -42,6 +43,8 @@ class WorkerCommand(_message.Message):
     def receipt_spooled(self) -> Global___ReceiptSpooled:
         """The agent has made the receipt's event durable."""
 
+    @_builtins.property
+    def model_key(self) -> Global___WorkerModelKey: ...
     def __init__(
         self,
         *,
@@ -49,12 +52,13 @@ class WorkerCommand(_message.Message):
         lease: Global___WorkerLease | None = ...,
         drain: Global___WorkerDrain | None = ...,
         receipt_spooled: Global___ReceiptSpooled | None = ...,
+        model_key: Global___WorkerModelKey | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["command", b"command", "drain", b"drain", "lease", b"lease", "receipt_spooled", b"receipt_spooled", "start", b"start"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["command", b"command", "drain", b"drain", "lease", b"lease", "model_key", b"model_key", "receipt_spooled", b"receipt_spooled", "start", b"start"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["command", b"command", "drain", b"drain", "lease", b"lease", "receipt_spooled", b"receipt_spooled", "start", b"start"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["command", b"command", "drain", b"drain", "lease", b"lease", "model_key", b"model_key", "receipt_spooled", b"receipt_spooled", "start", b"start"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_command: _TypeAlias = _typing.Literal["start", "lease", "drain", "receipt_spooled"]  # noqa: Y015
+    _WhichOneofReturnType_command: _TypeAlias = _typing.Literal["start", "lease", "drain", "receipt_spooled", "model_key"]  # noqa: Y015
     _WhichOneofArgType_command: _TypeAlias = _typing.Literal["command", b"command"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_command) -> _WhichOneofReturnType_command | None: ...
 
@@ -72,6 +76,7 @@ class WorkerMessage(_message.Message):
     STATUS_FIELD_NUMBER: _builtins.int
     REFUSAL_FIELD_NUMBER: _builtins.int
     LOADING_FIELD_NUMBER: _builtins.int
+    BOOTED_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def ready(self) -> Global___WorkerReady: ...
     @_builtins.property
@@ -86,6 +91,8 @@ class WorkerMessage(_message.Message):
     def refusal(self) -> Global___WorkerRefusal: ...
     @_builtins.property
     def loading(self) -> Global___WorkerLoading: ...
+    @_builtins.property
+    def booted(self) -> Global___WorkerBooted: ...
     def __init__(
         self,
         *,
@@ -95,12 +102,13 @@ class WorkerMessage(_message.Message):
         status: Global___WorkerStatus | None = ...,
         refusal: Global___WorkerRefusal | None = ...,
         loading: Global___WorkerLoading | None = ...,
+        booted: Global___WorkerBooted | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["failed", b"failed", "loading", b"loading", "message", b"message", "ready", b"ready", "receipt", b"receipt", "refusal", b"refusal", "status", b"status"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["booted", b"booted", "failed", b"failed", "loading", b"loading", "message", b"message", "ready", b"ready", "receipt", b"receipt", "refusal", b"refusal", "status", b"status"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["failed", b"failed", "loading", b"loading", "message", b"message", "ready", b"ready", "receipt", b"receipt", "refusal", b"refusal", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["booted", b"booted", "failed", b"failed", "loading", b"loading", "message", b"message", "ready", b"ready", "receipt", b"receipt", "refusal", b"refusal", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["ready", "failed", "receipt", "status", "refusal", "loading"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["ready", "failed", "receipt", "status", "refusal", "loading", "booted"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -127,6 +135,8 @@ class WorkerStart(_message.Message):
     KV_CACHE_MIB_FIELD_NUMBER: _builtins.int
     WEIGHTS_FIELD_NUMBER: _builtins.int
     KEY_LIFE_S_FIELD_NUMBER: _builtins.int
+    MANIFEST_DIGEST_FIELD_NUMBER: _builtins.int
+    MANIFEST_VERSION_FIELD_NUMBER: _builtins.int
     partition_id: _builtins.str
     tenant_id: _builtins.str
     tier: _builtins.str
@@ -145,6 +155,10 @@ class WorkerStart(_message.Message):
     """Number format of the weights in memory: `fp32` or `bf16`."""
     key_life_s: _builtins.int
     """Life of a generation of keys, which is renewed at half of it."""
+    manifest_digest: _builtins.bytes
+    """Of a sealed model, SHA-256 of its manifest; empty for a plain one."""
+    manifest_version: _builtins.int
+    """Version in that manifest."""
     @_builtins.property
     def ticket_issuers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]: ...
     def __init__(
@@ -167,14 +181,46 @@ class WorkerStart(_message.Message):
         kv_cache_mib: _builtins.int = ...,
         weights: _builtins.str = ...,
         key_life_s: _builtins.int = ...,
+        manifest_digest: _builtins.bytes = ...,
+        manifest_version: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["authority", b"authority", "key_life_s", b"key_life_s", "kv_cache_mib", b"kv_cache_mib", "max_output_tokens", b"max_output_tokens", "max_queued_requests", b"max_queued_requests", "max_running_requests", b"max_running_requests", "model_digest", b"model_digest", "model_directory", b"model_directory", "model_name", b"model_name", "partition_id", b"partition_id", "simulated", b"simulated", "socket_path", b"socket_path", "tenant_id", b"tenant_id", "threads", b"threads", "ticket_issuers", b"ticket_issuers", "tier", b"tier", "weights", b"weights"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["authority", b"authority", "key_life_s", b"key_life_s", "kv_cache_mib", b"kv_cache_mib", "manifest_digest", b"manifest_digest", "manifest_version", b"manifest_version", "max_output_tokens", b"max_output_tokens", "max_queued_requests", b"max_queued_requests", "max_running_requests", b"max_running_requests", "model_digest", b"model_digest", "model_directory", b"model_directory", "model_name", b"model_name", "partition_id", b"partition_id", "simulated", b"simulated", "socket_path", b"socket_path", "tenant_id", b"tenant_id", "threads", b"threads", "ticket_issuers", b"ticket_issuers", "tier", b"tier", "weights", b"weights"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___WorkerStart: _TypeAlias = WorkerStart  # noqa: Y015
+
+@_typing.final
+class WorkerModelKey(_message.Message):
+    """The sealed model's key, for the worker's weights key; answers WorkerBooted."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SEALED_KEY_FIELD_NUMBER: _builtins.int
+    NONCE_FIELD_NUMBER: _builtins.int
+    EVIDENCE_DIGEST_FIELD_NUMBER: _builtins.int
+    DECISION_LEAF_HASH_FIELD_NUMBER: _builtins.int
+    sealed_key: _builtins.bytes
+    nonce: _builtins.bytes
+    evidence_digest: _builtins.bytes
+    decision_leaf_hash: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        sealed_key: _builtins.bytes = ...,
+        nonce: _builtins.bytes = ...,
+        evidence_digest: _builtins.bytes = ...,
+        decision_leaf_hash: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decision_leaf_hash", b"decision_leaf_hash", "evidence_digest", b"evidence_digest", "nonce", b"nonce", "sealed_key", b"sealed_key"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WorkerModelKey: _TypeAlias = WorkerModelKey  # noqa: Y015
 
 @_typing.final
 class WorkerLease(_message.Message):
@@ -274,6 +320,38 @@ class WorkerLoading(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___WorkerLoading: _TypeAlias = WorkerLoading  # noqa: Y015
+
+@_typing.final
+class WorkerBooted(_message.Message):
+    """The worker has its keys and waits for the key of its sealed model."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEYSET_FIELD_NUMBER: _builtins.int
+    CERTIFICATE_FIELD_NUMBER: _builtins.int
+    MODEL_DIGEST_FIELD_NUMBER: _builtins.int
+    SANDBOX_FIELD_NUMBER: _builtins.int
+    keyset: _builtins.bytes
+    certificate: _builtins.bytes
+    model_digest: _builtins.bytes
+    """What the manifest says; computed by the worker only when the model is open."""
+    @_builtins.property
+    def sandbox(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        keyset: _builtins.bytes = ...,
+        certificate: _builtins.bytes = ...,
+        model_digest: _builtins.bytes = ...,
+        sandbox: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate", b"certificate", "keyset", b"keyset", "model_digest", b"model_digest", "sandbox", b"sandbox"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WorkerBooted: _TypeAlias = WorkerBooted  # noqa: Y015
 
 @_typing.final
 class WorkerReady(_message.Message):

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from bulkhead.models import KeyEncryptionKey, SealedManifest
 
-__all__ = ["SEALING_COMMANDS", "model"]
+__all__ = ["SEALING_COMMANDS", "is_sealed", "model"]
 
 _KEK_HELP: Final = "Key encryption key: file:PATH or a PKCS#11 URI (RFC 7512)."
 _MIB: Final = 1 << 20
@@ -34,6 +34,11 @@ class ManifestView:
     size_bytes: int
     keks: tuple[str, ...]
     signer: str
+
+
+def is_sealed(directory: Path) -> bool:
+    """Return whether a directory holds a sealed model rather than a plain one."""
+    return (directory / "manifest.json").is_file() and not (directory / "config.json").exists()
 
 
 def _view(manifest: "SealedManifest") -> ManifestView:

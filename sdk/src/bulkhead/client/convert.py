@@ -145,6 +145,10 @@ def model_view(message: tenancy_pb2.Model) -> ModelView:
         status=message.status,
         context_length=message.context_length,
         memory_mib=message.memory_mib,
+        custody=message.sealed.custody or "none",
+        version=message.sealed.version,
+        manifest_digest=message.sealed.manifest_digest.hex(),
+        broker=message.sealed.broker_address,
     )
 
 

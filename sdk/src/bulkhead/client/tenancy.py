@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from bulkhead.client import convert
 from bulkhead.client.paging import pages
 from bulkhead.client.transport import Channel
-from bulkhead.client.views import CredentialView, IssuedKey, ModelView, PrincipalView, TenantView
+from bulkhead.client.views import CredentialView, IssuedKey, ModelView, PrincipalView, SealedTerms, TenantView
 from bulkhead.errors import InvalidRequestError
 from bulkhead.ids import REQUEST, new_id
 from bulkhead.v1 import common_pb2, tenancy_pb2, tenancy_pb2_grpc
@@ -177,12 +177,29 @@ class TenancyAdmin:
         return pages(fetch)
 
     async def register_model(
-        self, *, name: str, digest: bytes, path: str, context_length: int, memory_mib: int
+        self,
+        *,
+        name: str,
+        digest: bytes,
+        path: str,
+        context_length: int,
+        memory_mib: int,
+        sealed: SealedTerms | None = None,
     ) -> ModelView:
-        """Register a model by the digest of its manifest (32 bytes)."""
+        """Register a model by the digest of its manifest (32 bytes); ``sealed`` for one that lies encrypted."""
         model = tenancy_pb2.Model(
             name=name, digest=digest, path=path, context_length=context_length, memory_mib=memory_mib
         )
+        if sealed is not None:
+            model.sealed.CopyFrom(
+                tenancy_pb2.SealedModel(
+                    custody=sealed.custody,
+                    manifest=sealed.manifest,
+                    broker_address=sealed.broker_address,
+                    broker_name=sealed.broker_name,
+                    broker_certificate=sealed.broker_certificate,
+                )
+            )
         request = tenancy_pb2.RegisterModelRequest(request_id=new_id(REQUEST), model=model)
         reply = await self._channel.unary(self._admin.RegisterModel, request, idempotent=True)
         return convert.model_view(reply.model)

@@ -15,6 +15,7 @@ __all__ = [
     "PartitionView",
     "PolicyBundleView",
     "PrincipalView",
+    "SealedTerms",
     "SessionView",
     "TenantView",
     "TicketIssuerView",
@@ -92,7 +93,10 @@ class IssuedKey:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelView:
-    """A model; ``digest`` is the SHA-256 of its manifest, ``path`` is below the agents' model directory."""
+    """A model; ``digest`` is the SHA-256 of its manifest, ``path`` is below the agents' model directory.
+
+    A sealed one has custody ``platform`` or ``tenant``, version and manifest digest; ``broker`` is the tenant's.
+    """
 
     name: str
     digest: str
@@ -100,6 +104,29 @@ class ModelView:
     status: str
     context_length: int
     memory_mib: int
+    custody: str = "none"
+    version: int = 0
+    manifest_digest: str = ""
+    broker: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SealedTerms:
+    """How a model is sealed, as it is registered.
+
+    Attributes:
+        custody: ``platform`` or ``tenant``.
+        manifest: the document ``manifest.json``.
+        broker_address: ``host:port`` of a tenant's broker.
+        broker_name: name in its certificate.
+        broker_certificate: PEM, pinned.
+    """
+
+    custody: str
+    manifest: bytes
+    broker_address: str = ""
+    broker_name: str = ""
+    broker_certificate: bytes = b""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

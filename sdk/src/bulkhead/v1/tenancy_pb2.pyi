@@ -468,6 +468,7 @@ class Model(_message.Message):
     STATUS_FIELD_NUMBER: _builtins.int
     CONTEXT_LENGTH_FIELD_NUMBER: _builtins.int
     MEMORY_MIB_FIELD_NUMBER: _builtins.int
+    SEALED_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     digest: _builtins.bytes
     """SHA-256 of its manifest."""
@@ -478,6 +479,10 @@ class Model(_message.Message):
     context_length: _builtins.int
     memory_mib: _builtins.int
     """Device memory a worker needs, weights and cache."""
+    @_builtins.property
+    def sealed(self) -> Global___SealedModel:
+        """How it is sealed; absent for a plain model."""
+
     def __init__(
         self,
         *,
@@ -487,14 +492,58 @@ class Model(_message.Message):
         status: _builtins.str = ...,
         context_length: _builtins.int = ...,
         memory_mib: _builtins.int = ...,
+        sealed: Global___SealedModel | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["sealed", b"sealed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_length", b"context_length", "digest", b"digest", "memory_mib", b"memory_mib", "name", b"name", "path", b"path", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_length", b"context_length", "digest", b"digest", "memory_mib", b"memory_mib", "name", b"name", "path", b"path", "sealed", b"sealed", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Model: _TypeAlias = Model  # noqa: Y015
+
+@_typing.final
+class SealedModel(_message.Message):
+    """A model that lies encrypted; its key comes from a broker (docs/models.md)."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CUSTODY_FIELD_NUMBER: _builtins.int
+    MANIFEST_FIELD_NUMBER: _builtins.int
+    BROKER_ADDRESS_FIELD_NUMBER: _builtins.int
+    BROKER_NAME_FIELD_NUMBER: _builtins.int
+    BROKER_CERTIFICATE_FIELD_NUMBER: _builtins.int
+    MANIFEST_DIGEST_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    custody: _builtins.str
+    """`platform` or `tenant`: whose broker releases the key."""
+    manifest: _builtins.bytes
+    """The document manifest.json; in registrations only."""
+    broker_address: _builtins.str
+    """Of a tenant's broker: host:port, a name in its certificate, and that certificate (PEM), which is pinned."""
+    broker_name: _builtins.str
+    broker_certificate: _builtins.bytes
+    manifest_digest: _builtins.bytes
+    """From the manifest; in answers only."""
+    version: _builtins.int
+    def __init__(
+        self,
+        *,
+        custody: _builtins.str = ...,
+        manifest: _builtins.bytes = ...,
+        broker_address: _builtins.str = ...,
+        broker_name: _builtins.str = ...,
+        broker_certificate: _builtins.bytes = ...,
+        manifest_digest: _builtins.bytes = ...,
+        version: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["broker_address", b"broker_address", "broker_certificate", b"broker_certificate", "broker_name", b"broker_name", "custody", b"custody", "manifest", b"manifest", "manifest_digest", b"manifest_digest", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SealedModel: _TypeAlias = SealedModel  # noqa: Y015
 
 @_typing.final
 class RegisterModelRequest(_message.Message):

@@ -1,0 +1,34 @@
+"""The platform's own key broker, as the configuration describes it."""
+
+import time
+from collections.abc import Callable
+
+from bulkhead.broker import Floors, KeyBroker, Nonces
+from bulkhead.models import open_kek
+from control_plane.config import ControlPlaneConfig
+
+__all__ = ["key_broker"]
+
+
+def key_broker(config: ControlPlaneConfig) -> Callable[[Floors], KeyBroker] | None:
+    """Return what makes the broker from its floors, or None where no key encryption key is configured.
+
+    Raises:
+        ConfigError, KeyBrokerError: a key encryption key cannot be used.
+    """
+    if not config.keys.keks:
+        return None
+    keks = [open_kek(uri) for uri in config.keys.keks]
+
+    def make(floors: Floors) -> KeyBroker:
+        return KeyBroker(
+            keks=keks,
+            signers=config.keys.signer_keys(),
+            floors=floors,
+            nonces=Nonces(monotonic_s=time.monotonic),
+            wall_s=time.time,
+            software=frozenset(config.keys.software) or None,
+            development_mode=config.fleet.allow_simulated,
+        )
+
+    return make
