@@ -17,11 +17,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from benchmarks import attestation, audit_appends, opening, serving
+from benchmarks import attestation, audit_appends, opening, sealing, serving
 from benchmarks.report import Row, as_json, machine, table
 from scripts.local_platform import LocalPlatform, chat_model
 
-PARTS: Final = ("audit", "attestation", "opening", "serving")
+PARTS: Final = ("audit", "attestation", "sealing", "opening", "serving")
 
 
 def _say(text: str) -> None:
@@ -64,6 +64,9 @@ def main() -> int:
     if "attestation" in parts:
         _say("verification of hardware evidence")
         rows += attestation.measure()
+    if "sealing" in parts:
+        _say("sealing, and the sealed stream over gRPC")
+        rows += sealing.measure()
     if {"opening", "serving"} & set(parts):
         rows += _on_platform(parts)
     print(as_json(rows) if arguments.as_json else f"{machine()}\n\n{table(rows)}")
