@@ -253,6 +253,21 @@ def test_missing_piece_is_named_with_its_source(left_out, obligation, source):
     assert facts["details"]["source"].startswith("https://")
 
 
+def test_chain_that_ends_below_the_root(monkeypatch):
+    """A chain without the root, as NVIDIA's attestation service takes it, is as good as one with it."""
+    monkeypatch.setattr("bulkhead.cli.evidence_nvidia.nvidia_roots", lambda: nvidia_world.world().roots)
+    case = nvidia_world.GpuCase()
+    ocsp = write(**{f"ocsp{number}": data for number, data in enumerate(case.ocsp_responses)})
+    write(gpu=case.report, driver=case.driver_rim, vbios=case.vbios_rim)
+    write(
+        chain=nvidia_world.pem(nvidia_world.world().device[:-1]),
+        short=nvidia_world.pem(nvidia_world.world().device[:-2]),
+    )
+
+    assert gpu("gpu", "chain", *ocsp, "driver", "vbios")[0] == 0
+    assert gpu("gpu", "short", *ocsp, "driver", "vbios")[1]["obligation"] == "GPU-2"
+
+
 def test_missing_certificates_of_a_gpu_are_named():
     """A report without the device's certificates says where they come from."""
     write(gpu=nvidia_world.GpuCase().report)

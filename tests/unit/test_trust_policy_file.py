@@ -385,3 +385,20 @@ def test_init_says_which_file_is_none(evidence, content):
 
     assert (code, facts["written"]) == (1, False)
     assert "odd" in facts["message"]
+
+
+def test_page_explains_every_key():
+    """docs/trust-policy.md names each key that a file may hold, and each kind of collateral."""
+    page = (Path(__file__).resolve().parents[2] / "docs" / "trust-policy.md").read_text()
+    tables = {"snp", "tdx", "nvidia", "collateral"}
+    keys = {
+        name
+        for policy in (TrustPolicy, SnpPolicy, TdxPolicy, NvidiaPolicy, CollateralPolicy)
+        for name in reasons_of(policy)
+    }
+    missing = sorted(name for name in keys - tables - {"images", "tcb_floors"} if name not in page)
+
+    assert missing == []
+    assert all(f"`{kind.value}`" in page for kind in CollateralKind)
+    assert "[[tdx.images]]" in page
+    assert "[snp.tcb_floors.PRODUCT]" in page

@@ -10,16 +10,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509 import ocsp
 
 from bulkhead.attestation.collateral.gpu import GpuCollateral, complete_gpu
 from bulkhead.attestation.collateral.nvidia import manifest_of
-from bulkhead.attestation.inputs import decode_text
+from bulkhead.attestation.inputs import decode_text, load_certificates
 from bulkhead.attestation.nvidia import (
     GPU_OBLIGATIONS,
     GpuReport,
     VerifiedGpu,
     driver_rim_id,
+    nvidia_roots,
     parse_report,
     parse_rim,
     verify_gpu,
@@ -107,7 +109,22 @@ def verify_files(files: EvidenceFiles) -> Mapping[str, Any]:
             pieces.add_ocsp(NamedBytes(name=str(path), data=read_bounded(path)))
     if pieces.certificates is None:
         raise failed("GPU-2", "the device's certificates are missing: the driver gives them beside the report (NVML)")
-    return _verify(files, claims, report.report, pieces.certificates, pieces.collateral())
+    return _verify(files, claims, report.report, _with_root(pieces.certificates), pieces.collateral())
+
+
+def _with_root(chain: bytes) -> bytes:
+    """Return a chain that ends below the root, as NVIDIA's service takes it, with the pinned root behind it.
+
+    Adding it proves nothing: the path must lead to that very certificate.
+    """
+    try:
+        path = load_certificates(chain, what="the device's certificates")
+    except EvidenceError:
+        return chain  # the verifier says what is wrong with it
+    root = nvidia_roots().device
+    if len(path) == 0 or path[-1] == root or path[-1].issuer != root.subject:
+        return chain
+    return b"".join(certificate.public_bytes(Encoding.PEM) for certificate in (*path, root))
 
 
 def _verify(
