@@ -150,7 +150,8 @@ def place(hosts: Sequence[Host], demand: Demand) -> Verdict:
             rejections.append(Rejection(host.agent_id, "", reason))
         else:
             usable.append(host)
-    tier = min((t for host in usable for t in host.tiers if t >= demand.minimum_tier), default=None)
+    offered = frozenset[Tier]().union(*(host.tiers for host in usable))
+    tier = min((t for t in offered if t >= demand.minimum_tier), default=None)
     ranked: list[_Ranked] = []
     for host in usable:
         if tier is None or tier not in host.tiers:

@@ -21,6 +21,7 @@ from control_plane.domain.tenancy import (
     TenantStatus,
 )
 from control_plane.domain.tiers import Tier
+from control_plane.rpc.session_convert import tier_number, tier_of
 from control_plane.services.paging import page_size, page_token
 
 __all__ = [
@@ -136,7 +137,7 @@ def tenant_message(tenant: Tenant) -> tenancy_pb2.Tenant:
         regions=tenant.regions,
         packs=tenant.packs,
         models=tenant.models,
-        minimum_tier=common_pb2.Tier.ValueType(tenant.minimum_tier.value),
+        minimum_tier=tier_number(tenant.minimum_tier),
         session_limit=tenant.session_limit,
         max_output_tokens=tenant.max_output_tokens,
         revision=tenant.revision,
@@ -270,12 +271,7 @@ def tenant_reference(text: str) -> str:
 
 
 def _minimum_tier(message: tenancy_pb2.Tenant) -> Tier:
-    if message.minimum_tier == common_pb2.TIER_UNSPECIFIED:
-        return Tier.PROCESS
-    try:
-        return Tier(message.minimum_tier)
-    except ValueError as error:
-        raise InvalidRequestError("minimum_tier: process, mig, gpu or confidential") from error
+    return tier_of(message.minimum_tier) or Tier.PROCESS
 
 
 def _status(message: tenancy_pb2.Tenant) -> TenantStatus:

@@ -9,7 +9,15 @@ from control_plane.domain.sessions import OpenRequest, Session
 from control_plane.domain.tiers import Tier
 from control_plane.services.sessions import Grant, Phase
 
-__all__ = ["grant_message", "open_request", "progress_message", "receipt_message", "session_message"]
+__all__ = [
+    "grant_message",
+    "open_request",
+    "progress_message",
+    "receipt_message",
+    "session_message",
+    "tier_number",
+    "tier_of",
+]
 
 US_PER_S: Final = 1_000_000
 DEFAULT_PADDING: Final = "default"
@@ -42,7 +50,7 @@ def open_request(message: session_pb2.OpenSessionRequest) -> OpenRequest:
         model=message.model,
         session_public_key=message.session_public_key,
         nonce=message.nonce,
-        minimum_tier=_tier(message.minimum_tier),
+        minimum_tier=tier_of(message.minimum_tier),
         region=message.region,
         purpose=message.purpose,
         data_classes=tuple(sorted(set(message.data_classes))),
@@ -113,11 +121,17 @@ def session_message(session: Session) -> session_pb2.Session:
 
 def tier_number(tier: Tier | None) -> common_pb2.Tier.ValueType:
     """Return a tier on the wire; None is unspecified."""
-    return common_pb2.TIER_UNSPECIFIED if tier is None else common_pb2.Tier.ValueType(int(tier))
+    return common_pb2.TIER_UNSPECIFIED if tier is None else common_pb2.Tier.Value(f"TIER_{tier.name}")
 
 
-def _tier(number: int) -> Tier | None:
-    try:
-        return Tier(number) if number else None
-    except ValueError as error:
-        raise InvalidRequestError("minimum_tier: a tier that this build knows") from error
+def tier_of(number: "common_pb2.Tier.ValueType") -> Tier | None:
+    """Return a tier from the wire; unspecified is None.
+
+    Raises:
+        InvalidRequestError: not a tier that this build knows.
+    """
+    if number == common_pb2.TIER_UNSPECIFIED:
+        return None
+    if number not in common_pb2.Tier.values():
+        raise InvalidRequestError("minimum_tier: process, mig, gpu or confidential")
+    return Tier[common_pb2.Tier.Name(number).removeprefix("TIER_")]

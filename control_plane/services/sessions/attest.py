@@ -26,7 +26,6 @@ from bulkhead.attestation import (
     TrustPolicy,
     appraise,
 )
-from bulkhead.attestation import Tier as EvidenceTier
 from bulkhead.attestation.policy import MAX_EVIDENCE_AGE_S
 from bulkhead.encoding import b64url_encode
 from bulkhead.errors import (
@@ -84,7 +83,7 @@ class AttestedWorker:
     @property
     def tier(self) -> Tier:
         """The tier that the evidence shows."""
-        return Tier[self.worker.tier.name]
+        return self.worker.tier
 
 
 class Attestor:
@@ -169,7 +168,7 @@ class Attestor:
             trust_policy=TrustPolicy(
                 accepted_kinds=frozenset({EvidenceKind(agent.inventory.evidence_kind)}),
                 operator_keys=(key,),  # 2
-                minimum_tier=EvidenceTier(decided.wanted.tier.label),
+                minimum_tier=decided.wanted.tier,
                 maximum_age_s=MAX_EVIDENCE_AGE_S,
             ),
             now_s=now_s,

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Final
 
 from bulkhead import ids
-from bulkhead.attestation import Tier as EvidenceTier
 from bulkhead.protocol.tickets import TicketClaims, TicketLimits
 from bulkhead.sealing import PaddingMode
 from bulkhead.transparency import AuditReceipt
@@ -107,7 +106,7 @@ class GrantIssuer:
             session=session.session_id,
             cnf=session.session_public_key,
             partition=session.partition_id,
-            tier=EvidenceTier(worker.tier.label),
+            tier=worker.tier,
             simulated=worker.simulated,
             model=session.model,
             model_digest=session.model_digest,

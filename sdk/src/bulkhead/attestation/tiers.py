@@ -7,16 +7,24 @@ __all__ = ["Tier"]
 
 
 class Tier(Enum):
-    """How far a partition is isolated; compares by strength: ``PROCESS < MIG < GPU < CONFIDENTIAL``."""
+    """How far a partition is isolated; compares by strength: ``PROCESS < MIG < GPU < CONFIDENTIAL``.
+
+    The values are the names used in records, tickets, evidence and configuration.
+    """
 
     PROCESS = "process"
     MIG = "mig"
     GPU = "gpu"
     CONFIDENTIAL = "confidential"
 
+    _rank: int
+
+    __hash__ = object.__hash__  # members are singletons; Enum's own hashes the name, in Python, for each look-up
+
     @property
-    def _rank(self) -> int:
-        return list(type(self)).index(self)
+    def label(self) -> str:
+        """The value."""
+        return str(self.value)
 
     def __lt__(self, other: Self) -> bool:
         return self._rank < other._rank
@@ -29,3 +37,7 @@ class Tier(Enum):
 
     def __ge__(self, other: Self) -> bool:
         return self._rank >= other._rank
+
+
+for _place, _tier in enumerate(Tier):
+    _tier._rank = _place  # noqa: SLF001  once, here: comparisons are frequent where a fleet is searched
