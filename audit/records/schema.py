@@ -181,6 +181,7 @@ DATA_MEMBERS: Final[Mapping[str, tuple[About, str]]] = MappingProxyType(
         "epoch": (_N, "epoch of a log"),
         "slot": (_N, "place of a log in the platform's rounds"),
         "predecessor": (_N, "last checkpoint of the epoch before"),
+        "break": (_N, "the declared break after which a log's epoch begins"),
         "round": (_N, "number of a round"),
         "slots": (_N, "logs in a round"),
         "policy": (_N, "SHA-256 of the active policy bundle"),
