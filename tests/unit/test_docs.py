@@ -3,6 +3,13 @@
 import re
 from pathlib import Path
 
+import pytest
+
+from bulkhead.attestation.nvidia import GPU_OBLIGATIONS
+from bulkhead.attestation.obligations import Obligations
+from bulkhead.attestation.snp import SNP_OBLIGATIONS
+from bulkhead.attestation.tdx import TDX_OBLIGATIONS
+
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "sdk" / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
@@ -24,6 +31,16 @@ def test_links_between_pages_lead_somewhere() -> None:
         if not (page.parent / target).exists()
     ]
     assert broken == []
+
+
+@pytest.mark.parametrize("table", [SNP_OBLIGATIONS, TDX_OBLIGATIONS, GPU_OBLIGATIONS], ids=["snp", "tdx", "gpu"])
+def test_obligations_stand_in_the_page_as_in_the_code(table: Obligations) -> None:
+    """docs/attestation.md has every obligation's number and sentence, and no other."""
+    rows = re.findall(
+        r"^\| ([A-Z]{3}-[0-9]+) \| (.*?) \| ", (ROOT / "docs" / "attestation.md").read_text(), re.MULTILINE
+    )
+    prefix = next(iter(table))[:4]
+    assert [row for row in rows if row[0].startswith(prefix)] == list(table.items())
 
 
 def test_adrs_are_numbered_without_gaps() -> None:
