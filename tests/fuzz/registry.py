@@ -16,7 +16,12 @@ from bulkhead.errors import BulkheadError
 
 __all__ = ["CORPUS", "MODULES", "FuzzTarget", "load_targets"]
 
-MODULES: Final = ("tests.fuzz.attestation_targets", "tests.fuzz.model_targets", "tests.fuzz.protocol_targets")
+MODULES: Final = (
+    "tests.fuzz.attestation_targets",
+    "tests.fuzz.collateral_targets",
+    "tests.fuzz.model_targets",
+    "tests.fuzz.protocol_targets",
+)
 CORPUS: Final = Path(__file__).with_name("corpus")
 
 

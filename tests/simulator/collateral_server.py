@@ -149,19 +149,27 @@ def _ocsp(request: bytes, service: Service) -> bytes:
         return ocsp.OCSPResponseBuilder.build_unsuccessful(ocsp.OCSPResponseStatus.UNAUTHORIZED).public_bytes(
             Encoding.DER
         )
-    signer, issuer = found
-    revoked = service.ocsp_status is ocsp.OCSPCertStatus.REVOKED
+    nonce = service.ocsp_nonce(asked.extensions.get_extension_for_class(x509.OCSPNonce).value.nonce)
+    return _ocsp_about(*found, service.ocsp_status, nonce)
+
+
+def ocsp_with_nonce(nonce: bytes) -> bytes:
+    """The answer that a GPU's boot ROM is good, to a question with ``nonce``."""
+    return _ocsp_about(*device(0)[1:3], ocsp.OCSPCertStatus.GOOD, nonce)
+
+
+def _ocsp_about(signer: Signer, issuer: Signer, status: ocsp.OCSPCertStatus, nonce: bytes | None) -> bytes:
+    revoked = status is ocsp.OCSPCertStatus.REVOKED
     builder = (
         ocsp.OCSPResponseBuilder()
         .add_response(
             cert=signer.certificate, issuer=issuer.certificate, algorithm=hashes.SHA384(),
-            cert_status=service.ocsp_status, this_update=NOW, next_update=NOW + DAY,
+            cert_status=status, this_update=NOW, next_update=NOW + DAY,
             revocation_time=NOW if revoked else None,
             revocation_reason=x509.ReasonFlags.certificate_hold if revoked else None,
         )
         .responder_id(ocsp.OCSPResponderEncoding.HASH, issuer.certificate)
     )  # fmt: skip
-    nonce = service.ocsp_nonce(asked.extensions.get_extension_for_class(x509.OCSPNonce).value.nonce)
     if nonce is not None:
         builder = builder.add_extension(x509.OCSPNonce(nonce), critical=False)
     return builder.sign(issuer.key, hashes.SHA384()).public_bytes(Encoding.DER)
