@@ -95,7 +95,7 @@ def _gpus(options: argparse.Namespace, nonce: bytes) -> dict[str, Any]:
     state = quotes.state()
     facts: dict[str, Any] = {
         "driver_version": state.driver_version,
-        "confidential_computing": state.enabled,
+        "confidential_computing": "on" if state.enabled else "off" if state.supported else "not supported",
         "developer_tools": state.developer_tools,
         "gpus": [],
     }

@@ -25,12 +25,14 @@ class GpuState:
 
     Attributes:
         driver_version: of the driver.
+        supported: whether driver and GPUs have it at all.
         enabled: whether it is on.
         developer_tools: whether developers' tools may look inside.
         uuids: of the GPUs that this process sees.
     """
 
     driver_version: str
+    supported: bool
     enabled: bool
     developer_tools: bool
     uuids: tuple[str, ...]
@@ -52,7 +54,7 @@ class GpuQuotes:
         """Return what the driver says.
 
         Raises:
-            UnsupportedError: no driver, no NVML, or one that knows no confidential computing.
+            UnsupportedError: no driver, or no NVML.
             UnavailableError: the driver does not answer.
         """
         with _session() as nvml:
@@ -66,7 +68,7 @@ class GpuQuotes:
             nonce: 32 bytes that the report answers.
 
         Raises:
-            UnsupportedError: see :meth:`state`, or the GPU gives none.
+            UnsupportedError: see :meth:`state`, or there is no confidential computing.
             ConfigError: confidential computing is off, or developer tools are on.
             NotFoundError: no such GPU.
             UnavailableError: the driver does not answer.
@@ -75,6 +77,8 @@ class GpuQuotes:
             raise InternalError(f"a GPU's nonce has {NONCE_BYTES} bytes")
         with _session() as nvml:
             state = _state(nvml)
+            if not state.supported:
+                raise UnsupportedError("this driver or its GPUs have no confidential computing: they give no reports")
             if not state.enabled:
                 raise ConfigError("confidential computing is off on this host's GPUs: they give no reports")
             if state.developer_tools:
@@ -90,15 +94,26 @@ class GpuQuotes:
 
 
 def _state(nvml: Any) -> GpuState:
-    state = nvml.nvmlSystemGetConfComputeState()
+    state = _confidential_computing(nvml)
     count = min(nvml.nvmlDeviceGetCount(), MAX_GPUS)
     uuids = tuple(_text(nvml.nvmlDeviceGetUUID(nvml.nvmlDeviceGetHandleByIndex(index))) for index in range(count))
     return GpuState(
         driver_version=_text(nvml.nvmlSystemGetDriverVersion()),
-        enabled=state.ccFeature == nvml.NVML_CC_SYSTEM_FEATURE_ENABLED,
-        developer_tools=state.devToolsMode == nvml.NVML_CC_SYSTEM_DEVTOOLS_MODE_ON,
+        supported=state is not None,
+        enabled=state is not None and state.ccFeature == nvml.NVML_CC_SYSTEM_FEATURE_ENABLED,
+        developer_tools=state is not None and state.devToolsMode == nvml.NVML_CC_SYSTEM_DEVTOOLS_MODE_ON,
         uuids=uuids,
     )
+
+
+def _confidential_computing(nvml: Any) -> Any:
+    """Return the driver's state of confidential computing, or None where it has none."""
+    try:
+        return nvml.nvmlSystemGetConfComputeState()
+    except nvml.NVMLError as error:
+        if error.value in {nvml.NVML_ERROR_NOT_SUPPORTED, nvml.NVML_ERROR_FUNCTION_NOT_FOUND}:
+            return None
+        raise
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from bulkhead.attestation.policy import Technology
 from bulkhead.encoding import b64url_encode, canonical_json
 from bulkhead.errors import BulkheadError, SimulatedEvidenceError
 from tests.simulator.hardware_world import CONTEXT, NONCE, NOW, NOW_S, HardwareWorld, keys_of
+from tests.simulator.nvidia_world import FWID
 from tests.simulator.snp_machine import Machine
 from tests.simulator.tdx_world import DAY_S
 
@@ -255,6 +256,16 @@ def test_mig_slice_called_confidential(world, verifier):
 
     assert refused(world, verifier, world.evidence(tier=Tier.GPU), policy=policy)[1] == "EVIDENCE_POLICY"
     assert refused(world, verifier, world.evidence(tier=Tier.MIG), policy=policy)[0] == "HW-7"
+
+
+def test_firmware_that_the_policy_does_not_list(world, verifier):
+    """A GPU whose firmware is genuine and not on the tenant's list is refused; one on the list is not."""
+    listed = world.policy(nvidia=NvidiaPolicy(fwids=frozenset({FWID})))
+    other = world.policy(nvidia=NvidiaPolicy(fwids=frozenset({bytes(48)})))
+
+    assert refused(world, verifier, world.evidence(), policy=other) == ("GPU-6", "EVIDENCE_POLICY")
+    assert refused(world, verifier, world.evidence(), policy=listed, nonce=OTHER_NONCE)[1] == "EVIDENCE_BINDING"
+    appraise(world.evidence(), nonce=NONCE, context=CONTEXT, trust_policy=listed, now_s=NOW_S, hardware=verifier)
 
 
 def test_manifest_that_matches_anything_is_no_way_round(world, verifier):

@@ -1,7 +1,7 @@
 /* NVML at its ABI, for tests: the symbols that evidence is collected with, after NVIDIA's nvml.h.
  *
  * What the "driver" says lies in the directory FAKE_NVML:
- *   state                "CC DEVTOOLS" (0 or 1 each)
+ *   state                "CC DEVTOOLS" (0 or 1 each), or "none": not supported
  *   gpuN/uuid            its UUID
  *   gpuN/report          a report, which answers the nonce in its bytes 4 to 35
  *   gpuN/certificates    its attestation certificate chain, PEM
@@ -13,7 +13,7 @@
 
 typedef int nvmlReturn_t;
 typedef struct gpu { int number; } *nvmlDevice_t;
-enum { SUCCESS = 0, UNINITIALIZED = 1, INVALID_ARGUMENT = 2, NOT_FOUND = 6, UNKNOWN = 999 };
+enum { SUCCESS = 0, UNINITIALIZED = 1, INVALID_ARGUMENT = 2, NOT_SUPPORTED = 3, NOT_FOUND = 6, UNKNOWN = 999 };
 
 typedef struct { unsigned int environment, ccFeature, devToolsMode; } nvmlConfComputeSystemState_t;
 typedef struct {
@@ -65,6 +65,8 @@ nvmlReturn_t nvmlSystemGetConfComputeState(nvmlConfComputeSystemState_t *state)
     char text[16] = {0};
     if (!initialized)
         return UNINITIALIZED;
+    if (load(-1, "state", text, sizeof text - 1) > 0 && strcmp(text, "none") == 0)
+        return NOT_SUPPORTED;
     if (load(-1, "state", text, sizeof text - 1) < 0 || sscanf(text, "%u %u", &state->ccFeature, &state->devToolsMode) != 2)
         return UNKNOWN;
     return SUCCESS;

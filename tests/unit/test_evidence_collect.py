@@ -210,7 +210,7 @@ def test_reports_through_nvml(nvml, driver, tmp_path):
     code, facts = collect(nvml, driver, "--out", str(tmp_path / "out"))
 
     assert (code, [gpu["uuid"] for gpu in facts["gpus"]]) == (0, ["GPU-0", "GPU-1"])
-    assert (facts["confidential_computing"], facts["driver_version"]) == (True, "580.10.01")
+    assert (facts["confidential_computing"], facts["driver_version"]) == ("on", "580.10.01")
     for number in (0, 1):
         report = (tmp_path / "out" / f"gpu{number}-report.bin").read_bytes()
         assert report == (driver / f"gpu{number}" / "report").read_bytes()
@@ -222,6 +222,7 @@ def test_reports_through_nvml(nvml, driver, tmp_path):
     ("state", "error", "environment", "code"),
     [
         ("0 0", None, {}, "CONFIG"),
+        ("none", None, {}, "UNSUPPORTED"),
         ("1 1", None, {}, "CONFIG"),
         ("1 0", "3", {}, "UNSUPPORTED"),
         ("1 0", "4", {}, "CONFIG"),
@@ -229,7 +230,7 @@ def test_reports_through_nvml(nvml, driver, tmp_path):
         ("1 0", None, {"FAKE_NVML_INIT": "9"}, "UNSUPPORTED"),
         ("nonsense", None, {}, "UNAVAILABLE"),
     ],
-    ids=["cc-off", "devtools-on", "not-supported", "no-permission", "unknown", "driver-not-loaded", "garbled"],
+    ids=["cc-off", "no-cc", "devtools-on", "not-supported", "no-permission", "unknown", "driver-not-loaded", "garbled"],
 )
 def test_driver_that_gives_no_report(nvml, driver, state, error, environment, code):
     """Confidential computing off, developer tools on, or any error of the driver's is a typed error."""
@@ -257,11 +258,10 @@ def test_host_without_a_driver(tmp_path):
 
 def test_state_asks_nothing_of_the_hardware(nvml, driver):
     """--state tells what is there, with confidential computing off, too."""
-    (driver / "state").write_text("0 0")
-
-    code, facts = collect(nvml, driver, "--state")
-
-    assert (code, facts["confidential_computing"], facts["gpus"]) == (0, False, ["GPU-0", "GPU-1"])
+    for state, told in (("0 0", "off"), ("none", "not supported")):
+        (driver / "state").write_text(state)
+        code, facts = collect(nvml, driver, "--state")
+        assert (code, facts["confidential_computing"], facts["gpus"]) == (0, told, ["GPU-0", "GPU-1"])
 
 
 def test_collector_writes_what_the_kernel_gave(tmp_path, capsys, monkeypatch):

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bulkhead.attestation import EvidenceKind, Tier
+from bulkhead.attestation import EvidenceKind, Tier, VerifiedWorker, appraise
 from bulkhead.attestation.collateral import CollateralKind, CollateralPolicy
 from bulkhead.attestation.nvidia import GpuMode, NvidiaPolicy
 from bulkhead.attestation.policy import Technology, TrustPolicy, parse_trust_policy
@@ -21,6 +21,7 @@ from bulkhead.cli.program import program
 from bulkhead.client.config import load_profile
 from bulkhead.errors import ConfigError
 from tests.simulator import nvidia_world, tdx_world
+from tests.simulator.hardware_world import CONTEXT, NONCE, NOW_S, HardwareWorld
 from tests.simulator.snp_machine import MEASUREMENT, Machine
 
 _ONE_IMAGE = (
@@ -74,6 +75,7 @@ def _policies(draw):
         ),
         nvidia=NvidiaPolicy(
             modes=draw(st.frozensets(st.sampled_from(GpuMode))),
+            fwids=draw(_PINS),
             driver_versions=draw(st.frozensets(st.sampled_from(["545.00", "580.10.01"]))),
             minimum_vbios_version=draw(st.sampled_from([None, "96.00.5E.00.01"])),
             revocation_required=draw(st.booleans()),
@@ -267,6 +269,7 @@ def test_words_follow_pins():
                 chip_ids=frozenset({bytes(64)}), require_single_socket=True, allow_smt=False, require_crl=True
             ),
             tdx=TdxPolicy(ppids=frozenset({bytes(16)}), mr_seams=frozenset()),
+            nvidia=NvidiaPolicy(fwids=frozenset()),
         )
     )
     refused = " ".join(words.refuses)
@@ -278,6 +281,7 @@ def test_words_follow_pins():
         "several sockets",
         "SMT",
         "PPID",
+        "FWID",
         "TDX modules",
         "revocation list",
     ):
@@ -310,6 +314,21 @@ def test_init_accepts_what_it_was_begun_from(evidence):
     assert policy.nvidia.products == {"GH100"}
     assert policy.snp.chip_ids is None
     assert policy.minimum_tier is Tier.CONFIDENTIAL
+
+
+@pytest.mark.parametrize("technology", [Technology.SNP, Technology.TDX])
+def test_init_from_a_workers_whole_evidence(evidence, technology):
+    """A worker's whole evidence gives a policy that accepts the worker: its processor and all its GPUs."""
+    world = HardwareWorld(directory=evidence / "cache", technology=technology)
+    Path("worker.json").write_bytes(world.evidence())
+    code, written = run("init", "--from", "worker.json", "--pin-machine")
+    policy = parse_trust_policy(tomllib.loads(written["policy"]))
+
+    assert (code, policy.technologies) == (0, {technology, Technology.NVIDIA})
+    worker = appraise(
+        world.evidence(), nonce=NONCE, context=CONTEXT, trust_policy=policy, now_s=NOW_S, hardware=world.verifier()
+    )
+    assert isinstance(worker, VerifiedWorker)
 
 
 def test_init_leaves_out_technologies_without_evidence(evidence):

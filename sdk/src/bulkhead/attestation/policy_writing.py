@@ -118,6 +118,7 @@ def _nvidia(policy: NvidiaPolicy) -> Mapping[str, str | None]:
         "modes": _texts(mode.value for mode in policy.modes),
         "mode_must_be_stated": _flag(policy.mode_must_be_stated),
         "allow_missing_fwid": _flag(policy.allow_missing_fwid),
+        "fwids": _open_hex(policy.fwids),
         "driver_versions": _texts(policy.driver_versions),
         "vbios_versions": _texts(policy.vbios_versions),
         "minimum_driver_version": None if driver is None else _quoted(driver),

@@ -7,12 +7,15 @@ from pathlib import Path
 from cryptography import x509
 
 from bulkhead.attestation.collateral.nvidia import manifest_of
+from bulkhead.attestation.evidence import Evidence, EvidenceKind
 from bulkhead.attestation.inputs import load_certificates
 from bulkhead.attestation.nvidia import parse_report, parse_rim
 from bulkhead.attestation.nvidia.identity import chip_of
+from bulkhead.attestation.parts import GpuParts, ProcessorPart
 from bulkhead.attestation.policy import TrustPolicy
 from bulkhead.attestation.policy_from import PolicyDraft, draft_from_gpu, draft_from_snp, draft_from_tdx
 from bulkhead.attestation.snp import SigningKey, SnpProduct, read_snp_report
+from bulkhead.attestation.snp.certificate_table import read_certificate_table
 from bulkhead.attestation.snp.endorsement import read_endorsement
 from bulkhead.attestation.snp.product import product_of_cpuid
 from bulkhead.attestation.tdx import parse_quote
@@ -63,6 +66,9 @@ def draft_policy(
 def _draft(
     base: TrustPolicy, file: NamedBytes, certificates: list[x509.Certificate], *, product: str, pin_machine: bool
 ) -> PolicyDraft | None:
+    whole = _whole_evidence(file.data)
+    if whole is not None:
+        return _whole(base, file, whole, pin_machine=pin_machine)
     if evidence_snp.is_evidence(file.data):
         return _snp(base, file, certificates, product=product, pin_machine=pin_machine)
     if evidence_tdx.is_evidence(file.data):
@@ -77,6 +83,29 @@ def _draft(
     if _belongs_to_evidence(file):
         return None
     raise InvalidRequestError(f"{file.name}: neither evidence nor anything that belongs to it")
+
+
+def _whole_evidence(data: bytes) -> Evidence | None:
+    try:
+        evidence = Evidence.parse(data)
+    except EvidenceError:
+        return None
+    return evidence if evidence.kind is EvidenceKind.HARDWARE else None
+
+
+def _whole(base: TrustPolicy, file: NamedBytes, evidence: Evidence, *, pin_machine: bool) -> PolicyDraft:
+    """Draft from a worker's whole evidence: its processor and every GPU."""
+    part = ProcessorPart.parse(evidence.quote)
+    table = read_certificate_table(part.auxiliary) if part.auxiliary else ()
+    quote = NamedBytes(name=file.name, data=part.quote)
+    drafts = [_draft(base, quote, list(table), product="", pin_machine=pin_machine)]
+    for gpu in GpuParts.parse(evidence.device).gpus:
+        before = drafts[-1].policy if drafts[-1] is not None else base
+        chips = chip_of(load_certificates(gpu.certificates, what=file.name))
+        drafts.append(draft_from_gpu(before, parse_report(gpu.report), product=chips))
+    made = [draft for draft in drafts if draft is not None]
+    exceptions = tuple(exception for draft in made for exception in draft.exceptions)
+    return PolicyDraft(policy=made[-1].policy if made else base, exceptions=exceptions)
 
 
 def _belongs_to_evidence(file: NamedBytes) -> bool:

@@ -174,6 +174,8 @@ def _nvidia(policy: NvidiaPolicy, words: PolicyInWords) -> None:
         words.refuses.append(f"GPUs without OCSP answers of the last {_days(policy.maximum_ocsp_age_s)}.")
     else:
         words.weaker.append("GPUs and manifests that nobody said are not revoked: revocation_required is false.")
+    if policy.fwids is not None:
+        words.refuses.append(f"GPUs whose FWID is none of {len(policy.fwids)} pinned.")
     default = NvidiaPolicy()
     if policy.allow_missing_fwid:
         words.weaker.append("GPUs whose report is tied to no firmware: allow_missing_fwid is true.")

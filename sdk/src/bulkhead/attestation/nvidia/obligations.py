@@ -14,7 +14,8 @@ GPU_OBLIGATIONS: Final[Obligations] = MappingProxyType(
         "GPU-3": "Each of them is valid at the given time.",
         "GPU-4": "The attestation key signed everything but the last 96 bytes.",
         "GPU-5": "The nonce is the caller's own.",
-        "GPU-6": "The report states a FWID, and it is the one in the attestation key's certificate.",
+        "GPU-6": "The report states a FWID, and it is the one in the attestation key's certificate, and on the "
+        "policy's list, where it has one.",
         "GPU-7": "No certificate is revoked or on hold, by current OCSP answers.",
         "GPU-8": "The chip is one that the policy accepts, and its certificates agree about it.",
         "GPU-9": "The mode (SPT, MPT, PPCIE) is one that the policy accepts.",

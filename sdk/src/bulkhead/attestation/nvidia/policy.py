@@ -20,6 +20,9 @@ class NvidiaPolicy:
             which it states.
         allow_missing_fwid: default False: without FWID nothing ties the report to the firmware that signed it. True
             is for firmware before 2024 that does not report it.
+        fwids: accepted FWIDs (48 bytes: SHA-384 of the firmware that holds the attestation key), or None for any that
+            the device's certificate names. Default None: firmware is judged by the manifests of its version, and a
+            list breaks with each update.
         driver_versions: accepted driver versions; default none named: whichever NVIDIA publishes a manifest for.
         vbios_versions: accepted VBIOS versions; as before.
         minimum_driver_version: floor in dotted numbers, such as ``550.90.07``; None: no floor, as one written into
@@ -35,6 +38,7 @@ class NvidiaPolicy:
     modes: frozenset[GpuMode] = field(default_factory=lambda: frozenset({GpuMode.SPT}))
     mode_must_be_stated: bool = False
     allow_missing_fwid: bool = False
+    fwids: frozenset[bytes] | None = None
     driver_versions: frozenset[str] = frozenset()
     vbios_versions: frozenset[str] = frozenset()
     minimum_driver_version: str | None = None

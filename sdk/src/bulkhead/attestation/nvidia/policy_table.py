@@ -4,9 +4,9 @@ import re
 from collections.abc import Mapping
 from typing import Final
 
-from bulkhead.attestation.nvidia.opaque import GpuMode
+from bulkhead.attestation.nvidia.opaque import FWID_BYTES, GpuMode
 from bulkhead.attestation.nvidia.policy import NvidiaPolicy
-from bulkhead.attestation.policy_fields import read_flag, read_integer, read_named, read_texts
+from bulkhead.attestation.policy_fields import read_flag, read_integer, read_named, read_open_binaries, read_texts
 from bulkhead.encoding import Json
 from bulkhead.errors import ConfigError
 from bulkhead.fields import Fields
@@ -35,6 +35,7 @@ def parse_nvidia_policy(table: Mapping[str, Json], *, what: str = "nvidia") -> N
             modes=read_named(fields, "modes", _MODES, default.modes),
             mode_must_be_stated=read_flag(fields, "mode_must_be_stated", default.mode_must_be_stated),
             allow_missing_fwid=read_flag(fields, "allow_missing_fwid", default.allow_missing_fwid),
+            fwids=read_open_binaries(fields, "fwids", FWID_BYTES, default.fwids),
             driver_versions=_versions(fields, "driver_versions", _DRIVER, default.driver_versions),
             vbios_versions=frozenset(
                 version.upper() for version in _versions(fields, "vbios_versions", _VBIOS, default.vbios_versions)

@@ -164,11 +164,13 @@ def _check_nonce(report: GpuReport, nonce: bytes) -> None:
 
 def _check_fwid(report: GpuReport, leaf: x509.Certificate, policy: NvidiaPolicy) -> None:
     if report.fwid is None:
-        if not policy.allow_missing_fwid:
+        if not policy.allow_missing_fwid or policy.fwids is not None:
             raise failed("GPU-6", "the report states no FWID, and the policy demands one", EvidencePolicyError)
         return
     if not any(report.fwid) or not hmac.compare_digest(report.fwid, certificate_fwid(leaf)):
         raise failed("GPU-6", "the FWID in the report is not the one in the attestation key's certificate")
+    if policy.fwids is not None and report.fwid not in policy.fwids:
+        raise failed("GPU-6", f"FWID {report.fwid.hex()} is not on the policy's list", EvidencePolicyError)
 
 
 def _check_mode(report: GpuReport, policy: NvidiaPolicy) -> None:
