@@ -8,7 +8,7 @@ from bulkhead.attestation.obligations import obligation_of
 from bulkhead.attestation.snp import SNP_OBLIGATIONS, SnpProduct, Tcb
 from bulkhead.errors import BulkheadError
 from tests.simulator.snp_cases import ACCEPTED, REFUSED, Case
-from tests.simulator.snp_machine import REPORT_DATA
+from tests.simulator.snp_machine import REPORT_DATA, Machine, crl, policy
 
 
 @pytest.mark.parametrize("case", ACCEPTED.values(), ids=ACCEPTED)
@@ -83,3 +83,14 @@ def test_report_in_every_encoding(wrap):
     }[wrap]
 
     assert Case(report=lambda machine: encode(machine.report())).run().product is SnpProduct.TURIN
+
+
+def test_end_of_what_was_verified():
+    """The value ends with the first of leaf, authorities and revocation list, the policy's age for it included."""
+    leaf = Machine()
+    end_s = int(leaf.not_after.timestamp())
+    assert Case().run().not_after_s == end_s
+    lists = (crl("ARK-Turin", (4711,)),)
+    assert Case(crls=lists).run().not_after_s == int(lists[0].next_update_utc.timestamp()) < end_s
+    aged = Case(crls=lists, policy=policy(max_crl_age_s=30 * 86_400)).run()
+    assert aged.not_after_s == int(lists[0].last_update_utc.timestamp()) + 30 * 86_400

@@ -3,8 +3,8 @@
 Formats: VCEK certificate and KDS interface specification (AMD 57230), table of extensions under 1.3.6.1.4.1.3704.1.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Final
 
 from cryptography import x509
@@ -44,6 +44,8 @@ class Endorsement:
         levels: 8 bytes, laid out as the product's TCB_VERSION.
         hwid: hardware id, 64 bytes (8 from Turin on), of a VCEK; empty for a VLEK.
         csp_id: the cloud provider's id of a VLEK; empty for a VCEK.
+        not_after_s: Unix seconds at which the leaf ends; of a verified path the first end of its certificates and
+            revocation list.
     """
 
     certificate: x509.Certificate
@@ -51,6 +53,7 @@ class Endorsement:
     levels: bytes
     hwid: bytes
     csp_id: str
+    not_after_s: int
 
 
 def verify_endorsement(
@@ -94,7 +97,20 @@ def verify_endorsement(
         raise failed("SNP-4", f"the leaf was not issued by the authority for {signing_key.name} keys")
     if any(certificate not in path for certificate in others):
         raise failed("SNP-4", f"a certificate is not of the path to the authority pinned for {product.value}")
-    return read_endorsement(leaves[0], product=product, signing_key=signing_key)
+    end_s = min(_ends(path, [crl for crl in crls if crl.issuer == roots.ark.subject], max_crl_age_s))
+    return replace(read_endorsement(leaves[0], product=product, signing_key=signing_key), not_after_s=end_s)
+
+
+def _ends(
+    path: Sequence[x509.Certificate], crls: Sequence[x509.CertificateRevocationList], max_crl_age_s: int | None
+) -> Iterator[int]:
+    for certificate in path:
+        yield int(certificate.not_valid_after_utc.timestamp())
+    for crl in crls:
+        if crl.next_update_utc is not None:
+            yield int(crl.next_update_utc.timestamp())
+        if max_crl_age_s is not None:
+            yield int(crl.last_update_utc.timestamp()) + max_crl_age_s
 
 
 def _is_authority(certificate: x509.Certificate) -> bool:
@@ -129,6 +145,7 @@ def read_endorsement(leaf: x509.Certificate, *, product: SnpProduct, signing_key
         levels=_read_levels(values, product),
         hwid=_hwid(values[_HWID], product) if vcek else b"",
         csp_id="" if vcek else _ia5(values, _CSP_ID),
+        not_after_s=int(leaf.not_valid_after_utc.timestamp()),
     )
 
 

@@ -40,7 +40,7 @@ class VerifiedSnpReport:
         committed_tcb: levels below which the firmware cannot be rolled back.
         launch_tcb: levels at the guest's launch.
         leaf_sha256: SHA-256 of the leaf certificate.
-        not_after_s: Unix seconds at which the leaf certificate ends.
+        not_after_s: Unix seconds at which the first of certificates and revocation list runs out.
     """
 
     claims: SnpReport
@@ -122,7 +122,7 @@ def verify_snp_report(
         committed_tcb=Tcb.parse(claims.committed_tcb, product),
         launch_tcb=Tcb.parse(claims.launch_tcb, product),
         leaf_sha256=hashlib.sha256(endorsement.certificate.public_bytes(Encoding.DER)).digest(),
-        not_after_s=int(endorsement.certificate.not_valid_after_utc.timestamp()),
+        not_after_s=endorsement.not_after_s,
     )
 
 
