@@ -8,7 +8,9 @@ import pytest
 from bulkhead.attestation import AttestationRequest, EvidenceKind, Tier, VerifiedWorker, appraise
 from bulkhead.attestation.collateral import CollateralKind, CollateralPolicy
 from bulkhead.attestation.collateral.amd import vcek_item
-from bulkhead.attestation.hardware import HARDWARE_OBLIGATIONS
+from bulkhead.attestation.collateral.cache import CollateralCache
+from bulkhead.attestation.collateral.store import CollateralStore
+from bulkhead.attestation.hardware import HARDWARE_OBLIGATIONS, HardwareVerifier
 from bulkhead.attestation.nvidia import NvidiaPolicy
 from bulkhead.attestation.obligations import obligation_of
 from bulkhead.attestation.parts import GpuParts, ProcessorPart
@@ -16,7 +18,7 @@ from bulkhead.attestation.policy import Technology
 from bulkhead.attestation.snp import read_snp_report
 from bulkhead.errors import EvidenceError, EvidenceExpiredError, EvidencePolicyError, SimulatedEvidenceError
 from tests.simulator import snp_machine, tdx_world
-from tests.simulator.hardware_world import CONTEXT, NONCE, NOW, NOW_S, HardwareWorld
+from tests.simulator.hardware_world import CONTEXT, NONCE, NOW, NOW_S, HardwareWorld, roots
 from tests.simulator.snp_machine import Machine
 
 BOTH = [Technology.SNP, Technology.TDX]
@@ -216,3 +218,24 @@ def test_version_of_a_report_that_names_no_product_is_refused(tmp_path):
         return dataclasses.replace(part, quote=report.report(version=2, changes=[(0x50, statement)]))
 
     assert refused(world, world.evidence(processor=processor))[0] == "SNP-2"
+
+
+def test_evidence_is_verified_again_with_the_collateral_that_it_was_verified_with(world, tmp_path):
+    """What a verifier found at hand is enough for another one that has nothing, offline; less or other is not."""
+    evidence = world.evidence()
+    carried = world.verifier().collateral_for(evidence, trust_policy=world.policy())
+    assert carried
+    elsewhere = HardwareVerifier(
+        collateral=CollateralCache(
+            store=CollateralStore(tmp_path / "none"), policy=CollateralPolicy(), now_s=lambda: 0
+        ),
+        roots=roots(),
+    )
+    refused(world, evidence, verifier=elsewhere)
+    again = elsewhere.carrying(carried, now_s=NOW_S)
+    assert check(world, evidence, verifier=again) == check(world, evidence)
+    lacking = [entry for entry in carried if entry.kind is not CollateralKind.NVIDIA_RIM]
+    refused(world, evidence, verifier=elsewhere.carrying(lacking, now_s=NOW_S))
+    broken = [dataclasses.replace(entry, data=entry.data[:-9] + bytes(9)) for entry in carried]
+    refused(world, evidence, verifier=elsewhere.carrying(broken, now_s=NOW_S))
+    assert list((tmp_path).glob("none")) == []

@@ -4,6 +4,7 @@ import pytest
 
 from audit.records import PlatformReason, Stamp, log_round, platform_cause, receipts
 from bulkhead.attestation import Tier
+from bulkhead.attestation.collateral import CollateralEntry, CollateralKind
 from bulkhead.encoding import canonical_json
 from bulkhead.errors import BulkheadError, InclusionError, ProofError, ReceiptError
 from bulkhead.ids import RECORD
@@ -275,3 +276,20 @@ def test_file_that_is_none_is_refused(saved):
     for bad in (b"", b"{}", b"[1]", data + b" ", data[:-1], data.replace(b'"version":1', b'"version":2'), b"\xff" * 9):
         with pytest.raises(ReceiptError):
             SavedReceipt.parse(bad)
+
+
+def test_collateral_of_then_is_carried_along(world, saved):
+    """Hardware evidence is verified with the file's own collateral, as of the receipt's time, and nothing newer."""
+    entry = CollateralEntry(
+        kind=CollateralKind.AMD_CRL, name="genoa", data=b"crl", chain=b"", fetched_s=NOW_S, source="https://kds"
+    )
+    whole = replace(saved, collateral=(entry,))
+    assert SavedReceipt.parse(whole.encode()) == whole
+    asked = []
+
+    class Hardware:
+        def carrying(self, entries, *, now_s):
+            asked.append((tuple(entries), now_s))
+
+    verify_saved(whole, tenant=world.tenant, anchors=replace(world.anchors(), hardware=Hardware()))
+    assert asked == [((entry,), NOW_S + 7)]

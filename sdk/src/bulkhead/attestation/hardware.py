@@ -6,7 +6,7 @@ between the parts is here, numbered HW-1 to HW-7.
 
 import contextlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
@@ -18,6 +18,8 @@ from bulkhead.attestation.collateral.amd import crl_item, vcek_item
 from bulkhead.attestation.collateral.cache import CollateralCache
 from bulkhead.attestation.collateral.gpu import GpuCollateral, complete_gpu, end_of_gpu
 from bulkhead.attestation.collateral.intel import collateral_of, tdx_items
+from bulkhead.attestation.collateral.kinds import CollateralEntry
+from bulkhead.attestation.collateral.store import CarriedCollateral
 from bulkhead.attestation.evidence import Binding, Evidence, EvidenceKind
 from bulkhead.attestation.inputs import load_certificates, load_crls
 from bulkhead.attestation.nvidia import NvidiaRoots, VerifiedGpu, parse_report, verify_gpu
@@ -167,7 +169,28 @@ class HardwareVerifier:
         Raises:
             ConnectionFailedError: a service that may be asked did not answer.
         """
-        cache = self._collateral.under(trust_policy.collateral)
+        self._look_up(encoded, self._collateral.under(trust_policy.collateral), trust_policy)
+
+    def collateral_for(self, encoded: bytes, *, trust_policy: TrustPolicy) -> tuple[CollateralEntry, ...]:
+        """Return the pieces at hand that verifying ``encoded`` evidence looks for; none for other kinds of evidence."""
+        found = CarriedCollateral()
+        self._look_up(encoded, self._collateral.under(trust_policy.collateral).noting(found), trust_policy)
+        return found.entries
+
+    def carrying(self, entries: Iterable[CollateralEntry], *, now_s: int) -> "HardwareVerifier":
+        """Return a verifier with the same roots and these pieces alone, by which old evidence is verified offline.
+
+        Args:
+            entries: as :meth:`collateral_for` returned them then; untrusted.
+            now_s: Unix seconds of the time as of which evidence is verified; copies age until then.
+        """
+        return HardwareVerifier(
+            collateral=self._collateral.carrying(entries, now_s=now_s),
+            roots=self._roots,
+            random_bytes=self._random_bytes,
+        )
+
+    def _look_up(self, encoded: bytes, cache: CollateralCache, trust_policy: TrustPolicy) -> None:
         with contextlib.suppress(EvidenceError):
             evidence = Evidence.parse(encoded)
             if evidence.kind is not EvidenceKind.HARDWARE:

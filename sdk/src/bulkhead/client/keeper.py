@@ -129,7 +129,14 @@ class GrantKeeper:
         if channel not in self._channels:
             self._channels.append(channel)  # the one before still serves requests in flight; all end with the session
         sealing = ClientSession(grant=grant, session_key=self._key, random_bytes=self._random_bytes)
-        return Link(sealing=sealing, grant=grant, received=received, nonce=nonce, channel=channel)
+        return Link(
+            sealing=sealing,
+            grant=grant,
+            received=received,
+            nonce=nonce,
+            collateral=self._trust.collateral_for(received),
+            channel=channel,
+        )
 
     async def _keep_fresh(self) -> None:
         while True:

@@ -3,6 +3,7 @@
 import ssl
 from dataclasses import dataclass
 
+from bulkhead.attestation.collateral.kinds import CollateralEntry
 from bulkhead.client.opening import ReceivedGrant
 from bulkhead.client.status import Peer
 from bulkhead.client.transport import Channel
@@ -22,6 +23,7 @@ class Link:
         grant: verified.
         received: what it was verified from, kept for saved receipts.
         nonce: the client's nonce that the evidence answers.
+        collateral: what hardware evidence was verified with, likewise.
         channel: to the worker.
     """
 
@@ -29,6 +31,7 @@ class Link:
     grant: VerifiedGrant
     received: ReceivedGrant
     nonce: bytes
+    collateral: tuple[CollateralEntry, ...]
     channel: Channel
 
     @property

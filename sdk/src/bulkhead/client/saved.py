@@ -26,6 +26,7 @@ def saved_receipt(link: Link, signed: SignedReceipt, *, answer: Usage | None = N
         offer=link.received.offer,
         ticket_issuer=link.received.ticket_issuer,
         nonce=link.nonce,
+        collateral=link.collateral,
     ).encode()
 
 

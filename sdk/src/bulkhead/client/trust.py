@@ -10,6 +10,7 @@ from typing import Self
 from bulkhead.attestation import EvidenceKind, HardwareVerifier, TrustPolicy
 from bulkhead.attestation.collateral.cache import CollateralCache
 from bulkhead.attestation.collateral.https import HttpsFetcher
+from bulkhead.attestation.collateral.kinds import CollateralEntry
 from bulkhead.attestation.collateral.store import CollateralStore, default_directory
 from bulkhead.client.config import Profile, TicketIssuerPin
 from bulkhead.client.opening import ReceivedGrant
@@ -96,6 +97,12 @@ class Trust:
         """
         if self.hardware is not None and EvidenceKind.HARDWARE in self.trust_policy.accepted_kinds:
             await asyncio.to_thread(self.hardware.prepare, received.offer.evidence, trust_policy=self.trust_policy)
+
+    def collateral_for(self, received: ReceivedGrant) -> tuple[CollateralEntry, ...]:
+        """Return what verifying the grant's evidence takes from vendors, for saved receipts; offline."""
+        if self.hardware is None or EvidenceKind.HARDWARE not in self.trust_policy.accepted_kinds:
+            return ()
+        return self.hardware.collateral_for(received.offer.evidence, trust_policy=self.trust_policy)
 
     def verify(self, received: ReceivedGrant, *, expectation: Expectation, now_s: int) -> VerifiedGrant:
         """Return the grant if everything of it holds (:func:`bulkhead.protocol.grant.verify_grant`).

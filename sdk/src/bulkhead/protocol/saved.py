@@ -4,7 +4,9 @@ The file is RFC 8785 JSON, binary fields unpadded base64url::
 
     {"version":1, "receipt":…, "signature":…, "answer":{"prompt_tokens":…,"completion_tokens":…} or null,
      "ticket":…, "ticket_issuer":…, "authority":…, "evidence":…, "nonce":…, "worker_certificate":…,
-     "model_digest":…, "policy_digest":…, "decision":{"leaf":…,"index":0,"proof":[…],"checkpoint":"…"},
+     "model_digest":…, "policy_digest":…,
+     "collateral":[{"kind":…,"name":…,"data":…,"chain":…,"fetched_s":…,"source":…}],
+     "decision":{"leaf":…,"index":0,"proof":[…],"checkpoint":"…"},
      "log":{"proof":"…","path":[…]} or null}
 
 ``receipt`` and the leaves are the exact signed and logged bytes. ``answer`` is what the client itself counted while it
@@ -18,6 +20,7 @@ from dataclasses import dataclass, replace
 from typing import Final, Self
 
 from bulkhead.attestation import Tier
+from bulkhead.attestation.collateral.kinds import MAX_ENTRY_BYTES, CollateralEntry, CollateralKind
 from bulkhead.attestation.evidence import MAX_EVIDENCE_BYTES
 from bulkhead.attestation.statement import NONCE_BYTES
 from bulkhead.encoding import Json, b64url_encode, canonical_json
@@ -60,7 +63,8 @@ __all__ = [
 ]
 
 SAVED_RECEIPT_VERSION: Final = 1
-MAX_SAVED_BYTES: Final = 4 * 1024 * 1024  # evidence of 72 GPUs in base64, and room for the rest
+MAX_SAVED_BYTES: Final = 16 * 1024 * 1024  # evidence of 72 GPUs in base64, and collateral of some 100 kB a piece
+MAX_COLLATERAL: Final = 256  # a processor's five, and three for each distinct GPU certificate and manifest
 MAX_CHECKPOINT_CHARS: Final = 65_536  # a log's own has about 300
 MAX_PROOF_CHARS: Final = 1_000_000  # two records, and a checkpoint with a hundred post-quantum cosignatures
 CLOCK_SKEW_S: Final = 60  # between worker and control plane, as for tickets
@@ -90,6 +94,7 @@ class SavedReceipt:
         offer: what the session's grant was verified from.
         ticket_issuer: raw Ed25519 public key (32 bytes) of the ticket's issuer.
         nonce: the client's 32 bytes that the evidence answers.
+        collateral: what vendors publish and hardware evidence was verified with.
         logged: where the log holds it, if that was asked for.
     """
 
@@ -98,6 +103,7 @@ class SavedReceipt:
     offer: SessionOffer
     ticket_issuer: bytes
     nonce: bytes
+    collateral: tuple[CollateralEntry, ...] = ()
     logged: LoggedReceipt | None = None
 
     def with_log(self, logged: LoggedReceipt) -> "SavedReceipt":
@@ -126,6 +132,7 @@ class SavedReceipt:
                 "worker_certificate": b64url_encode(offer.worker_certificate),
                 "model_digest": b64url_encode(offer.model_digest),
                 "policy_digest": b64url_encode(offer.policy_digest),
+                "collateral": list(map(_entry_json, self.collateral)),
                 "decision": _record_json(offer.decision),
                 "log": None
                 if self.logged is None
@@ -164,6 +171,7 @@ class SavedReceipt:
                 ),
                 ticket_issuer=fields.binary("ticket_issuer", max_bytes=32, size=32),
                 nonce=fields.binary("nonce", max_bytes=NONCE_BYTES, size=NONCE_BYTES),
+                collateral=_read_collateral(fields),
                 logged=_read_logged(fields),
             )
 
@@ -239,11 +247,12 @@ def verify_saved(
     ts_s = receipt.ts_us // _US_PER_S
     if not claims.issued_at_s - CLOCK_SKEW_S <= ts_s < claims.expires_at_s + CLOCK_SKEW_S:
         raise ReceiptTimeError("the receipt was not made during the life of its ticket")
+    then_s = min(max(ts_s, claims.issued_at_s), claims.expires_at_s - 1)
     grant = verify_grant(  # 2
         replace(saved.offer, session=claims.session),
         expectation=_expectation(saved, claims, tenant),
-        anchors=anchors,
-        now_s=min(max(ts_s, claims.issued_at_s), claims.expires_at_s - 1),
+        anchors=_as_of(anchors, saved.collateral, then_s),
+        now_s=then_s,
     )
     check_receipt_claims(receipt, grant.claims)  # 3
     if saved.answer is not None and saved.answer != receipt.usage:  # 4
@@ -296,6 +305,13 @@ def verify_logged(
     return proven
 
 
+def _as_of(anchors: TrustAnchors, collateral: tuple[CollateralEntry, ...], then_s: int) -> TrustAnchors:
+    """Return the anchors with a verifier of hardware evidence that has the collateral of then, and nothing newer."""
+    if anchors.hardware is None:
+        return anchors
+    return replace(anchors, hardware=anchors.hardware.carrying(collateral, now_s=then_s))
+
+
 def _expectation(saved: SavedReceipt, claims: TicketClaims, tenant: str) -> Expectation:
     """Return what the client of then expected, as far as the file alone can say: the rest is compared with it."""
     return Expectation(
@@ -325,6 +341,37 @@ def _read_record(fields: Fields) -> AuditReceipt:
             proof=_read_hashes(fields, "proof"),
             checkpoint=fields.text("checkpoint", max_chars=MAX_CHECKPOINT_CHARS),
         )
+
+
+def _entry_json(entry: CollateralEntry) -> dict[str, Json]:
+    return {
+        "kind": entry.kind.value,
+        "name": entry.name,
+        "data": b64url_encode(entry.data),
+        "chain": b64url_encode(entry.chain),
+        "fetched_s": entry.fetched_s,
+        "source": entry.source,
+    }
+
+
+def _read_collateral(fields: Fields) -> tuple[CollateralEntry, ...]:
+    found = []
+    for item in fields.array("collateral", max_items=MAX_COLLATERAL):
+        with Fields(item, what="saved receipt: collateral", error=ReceiptError) as entry:
+            kind = entry.text("kind")
+            if kind not in set(CollateralKind):
+                raise entry.wrong("kind", "a kind of collateral that this build knows")
+            found.append(
+                CollateralEntry(
+                    kind=CollateralKind(kind),
+                    name=entry.text("name"),
+                    data=entry.binary("data", max_bytes=MAX_ENTRY_BYTES),
+                    chain=entry.binary("chain", max_bytes=MAX_ENTRY_BYTES),
+                    fetched_s=entry.integer("fetched_s"),
+                    source=entry.text("source", max_chars=2_048),
+                )
+            )
+    return tuple(found)
 
 
 def _read_answer(fields: Fields) -> Usage | None:

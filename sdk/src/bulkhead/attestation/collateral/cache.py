@@ -1,13 +1,13 @@
 """Finding collateral: at hand first, fetched only where the tenant's policy allows it, refused with its source else."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
 from bulkhead.attestation.collateral.dates import end_of_use
-from bulkhead.attestation.collateral.kinds import CollateralEntry, CollateralItem
+from bulkhead.attestation.collateral.kinds import CollateralEntry, CollateralItem, CollateralKind
 from bulkhead.attestation.collateral.policy import CollateralPolicy
-from bulkhead.attestation.collateral.store import CollateralStore
+from bulkhead.attestation.collateral.store import CarriedCollateral, CollateralCopies
 from bulkhead.attestation.obligations import failed
 from bulkhead.errors import BulkheadError, EvidenceError, EvidenceExpiredError
 
@@ -39,7 +39,7 @@ class CollateralCache:
     """Collateral at hand and, where allowed, from vendors' services.
 
     Args:
-        store: the files at hand; None where nothing is kept.
+        store: the copies at hand; None where nothing is kept.
         policy: which kinds may be fetched, and how old a copy may be.
         fetcher: None to stay offline whatever the policy allows.
         now_s: Unix seconds of the clock by which copies age.
@@ -48,7 +48,7 @@ class CollateralCache:
     def __init__(
         self,
         *,
-        store: CollateralStore | None,
+        store: CollateralCopies | None,
         policy: CollateralPolicy,
         now_s: Callable[[], int],
         fetcher: Fetcher | None = None,
@@ -65,6 +65,14 @@ class CollateralCache:
     def offline(self) -> "CollateralCache":
         """Return the same cache without a fetcher."""
         return CollateralCache(store=self._store, policy=self._policy, now_s=self._now_s)
+
+    def carrying(self, entries: Iterable[CollateralEntry], *, now_s: int) -> "CollateralCache":
+        """Return a cache of these pieces alone, offline, as of a time (Unix seconds)."""
+        return CollateralCache(store=CarriedCollateral(entries), policy=self._policy, now_s=lambda: now_s)
+
+    def noting(self, found: CarriedCollateral) -> "CollateralCache":
+        """Return the same cache, offline; what is found in it is put into ``found``."""
+        return CollateralCache(store=_Noting(self._store, found), policy=self._policy, now_s=self._now_s)
 
     def allows(self, item: CollateralItem) -> bool:
         """Whether ``item`` may be fetched and somebody is there to do it."""
@@ -134,6 +142,23 @@ class CollateralCache:
         except BulkheadError:
             return True
         return self._is_too_old(entry) or (end_s is not None and self._now_s() > end_s)
+
+
+class _Noting:
+    """Copies that are noted as they are found."""
+
+    def __init__(self, store: CollateralCopies | None, found: CarriedCollateral) -> None:
+        self._store = store
+        self._found = found
+
+    def get(self, kind: CollateralKind, name: str) -> CollateralEntry | None:
+        entry = None if self._store is None else self._store.get(kind, name)
+        if entry is not None:
+            self._found.put(entry)
+        return entry
+
+    def put(self, entry: CollateralEntry) -> None:
+        self._found.put(entry)
 
 
 def _missing(item: CollateralItem) -> BulkheadError:

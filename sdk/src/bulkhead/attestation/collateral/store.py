@@ -7,16 +7,16 @@ What stands there is as untrusted as what comes from a network: verifiers check 
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 from bulkhead.attestation.collateral.kinds import MAX_ENTRY_BYTES, CollateralEntry, CollateralKind
 from bulkhead.encoding import b64decode, b64encode, canonical_json
 from bulkhead.errors import BulkheadError, ConfigError, EvidenceError
 from bulkhead.fields import Fields
 
-__all__ = ["CollateralStore", "default_directory"]
+__all__ = ["CarriedCollateral", "CollateralCopies", "CollateralStore", "default_directory"]
 
 MAX_ENTRIES: Final = 1_024  # of one kind: chips of fourteen racks; beyond it the oldest make room
 MAX_CHAIN_CHARS: Final = 65_536
@@ -30,6 +30,42 @@ def default_directory() -> Path:
     """Return ``$XDG_CACHE_HOME/bulkhead/collateral``, or the same under ``~/.cache``."""
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "bulkhead" / "collateral"
+
+
+class CollateralCopies(Protocol):
+    """Port: copies of collateral, in a directory or with a saved receipt."""
+
+    def get(self, kind: CollateralKind, name: str) -> CollateralEntry | None:
+        """Return a piece, or None where there is none that can be read."""
+        ...
+
+    def put(self, entry: CollateralEntry) -> None:
+        """Keep a piece in place of an older one of its name."""
+        ...
+
+
+class CarriedCollateral:
+    """Pieces that came with what they verify, such as a saved receipt. Nothing is written anywhere.
+
+    Args:
+        entries: untrusted, as every piece of collateral.
+    """
+
+    def __init__(self, entries: Iterable[CollateralEntry] = ()) -> None:
+        self._entries = {(entry.kind, entry.name): entry for entry in entries}
+
+    @property
+    def entries(self) -> tuple[CollateralEntry, ...]:
+        """Every piece, by kind and name."""
+        return tuple(self._entries[key] for key in sorted(self._entries))
+
+    def get(self, kind: CollateralKind, name: str) -> CollateralEntry | None:
+        """Return a piece, or None."""
+        return self._entries.get((kind, name))
+
+    def put(self, entry: CollateralEntry) -> None:
+        """Carry a piece."""
+        self._entries[entry.kind, entry.name] = entry
 
 
 class CollateralStore:
