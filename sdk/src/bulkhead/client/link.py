@@ -23,16 +23,16 @@ class Link:
         grant: verified.
         received: what it was verified from, kept for saved receipts.
         nonce: the client's nonce that the evidence answers.
-        collateral: what hardware evidence was verified with, likewise.
         channel: to the worker.
+        collateral: what hardware evidence was verified with, kept for saved receipts.
     """
 
     sealing: ClientSession
     grant: VerifiedGrant
     received: ReceivedGrant
     nonce: bytes
-    collateral: tuple[CollateralEntry, ...]
     channel: Channel
+    collateral: tuple[CollateralEntry, ...] = ()
 
     @property
     def half_life_s(self) -> float:
