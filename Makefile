@@ -8,7 +8,7 @@ PACKAGES := sdk/src/bulkhead service control_plane data_plane audit scripts benc
 T ?= 60
 JOBS ?= 3
 
-.PHONY: help setup setup-model demo up down test test-long lint format proto bench fuzz clean
+.PHONY: help setup setup-model demo up down test test-long lint format proto bench fuzz bench-engine clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | expand -t 14
@@ -52,6 +52,9 @@ proto: setup ## generate the gRPC code again
 
 bench: setup-model ## the table of benchmarks (benchmarks/results/ keeps the committed ones)
 	@$(PY) -m benchmarks.run
+
+bench-engine: setup-model ## the native engine against vLLM's CPU build and this machine's limits (12 minutes)
+	@$(PY) -m benchmarks.engine
 
 fuzz: setup ## atheris on every parser, T seconds each (default 60), as many at a time as there are cores
 	@$(PY) -m tests.fuzz --seconds $(T)

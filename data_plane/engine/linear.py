@@ -36,6 +36,7 @@ __all__ = [
 ]
 
 HALF_EXPONENT: Final = 15  # the largest half is below 2^16; weights are scaled to stay below 2^15
+_HALF_ROWS: Final = 512  # fbgemm packs so many inputs together and fills the last pack up with zeros
 HALF_ERROR: Final = 2.0**-26  # of a matrix's largest weight: a quarter of fp32's own rounding
 
 
@@ -97,7 +98,7 @@ class HalfLinear:
         wide = weight.float() if scale == 1.0 else weight.float() * scale
         # A bias is added to scaled products, which are unscaled through x: so it goes in as it is.
         self._packed: Any = torch.ops.quantized.linear_prepack_fp16(wide, None if bias is None else bias.float())
-        self.bytes = weight.numel() * 2
+        self.bytes = 2 * len(weight) * -(-weight.shape[1] // _HALF_ROWS) * _HALF_ROWS
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """Return [rows, out] in fp32."""

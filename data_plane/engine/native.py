@@ -44,6 +44,7 @@ class NativeEngine:
         self, *, config: EngineConfig, runner: ModelRunner, tokenizer: Tokenizer, loop: asyncio.AbstractEventLoop
     ) -> None:
         self._description = runner.description
+        self._weight_bytes = runner.weight_bytes
         self._limit = config.max_running + config.max_waiting
         self._answers = 0  # in flight, which is what memory and places are for
         self._kv_blocks = runner.pool.total
@@ -111,6 +112,10 @@ class NativeEngine:
     def describe(self) -> ModelDescription:
         """See :meth:`data_plane.engine.port.Engine.describe`."""
         return self._description
+
+    def weight_bytes(self) -> int:
+        """Return the bytes of the weights that steps compute with, and of the token table."""
+        return self._weight_bytes
 
     def health(self) -> EngineHealth:
         """See :meth:`data_plane.engine.port.Engine.health`."""

@@ -12,7 +12,7 @@ from data_plane.engine.cache import KvCache, bytes_per_block
 from data_plane.engine.config import EngineConfig
 from data_plane.engine.decoder import Decoder
 from data_plane.engine.generation import read_defaults
-from data_plane.engine.memory import overwriting_what_is_freed
+from data_plane.engine.memory import overwriting_what_is_freed, returning_what_is_freed
 from data_plane.engine.port import ModelDescription
 from data_plane.engine.sampling import Choice, Sampler, choose
 from data_plane.engine.scheduler import Chunk, Scheduler
@@ -39,9 +39,10 @@ class ModelRunner:
         self.spec = read_spec(source)
         block_tokens = config.block_tokens
         blocks, context = _plan_memory(config, self.spec)
-        with torch.inference_mode():
+        with torch.inference_mode(), returning_what_is_freed():
             self._decoder = Decoder(spec=self.spec, source=open_weights(source), weights=config.weights)
             self._cache = KvCache(spec=self.spec, blocks=blocks, block_tokens=block_tokens)
+        self.weight_bytes = self._decoder.weight_bytes
         self._cut = Cut(blocks=blocks, block_tokens=block_tokens, kv_heads=self.spec.kv_heads, window=self.spec.window)
         self.pool = BlockPool(total=blocks, scrub=self._cache.scrub)
         self.scheduler = Scheduler(

@@ -1,0 +1,1 @@
+"""The native engine against vLLM's CPU build, this model's own matrix products, and limits of memory and start."""

@@ -1,0 +1,262 @@
+"""The parts of the engine's benchmark; each returns rows for the table."""
+
+import asyncio
+import csv
+import json
+import random
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final
+
+from benchmarks.engine import native
+from benchmarks.engine.limits import Products, slab_attention_s
+from benchmarks.engine.vllm_peer import VllmPeer
+from benchmarks.report import Row, median, percentile, verdict
+from bulkhead.models import DirectorySource
+from data_plane.engine import Engine, EngineConfig, open_engine
+from data_plane.engine.config import WeightFormat
+from data_plane.engine.spec import DecoderSpec, read_spec
+
+__all__ = ["Setting", "context", "replay", "speed", "start_and_memory"]
+
+PROMPT, NEW = 32, 64
+GOALS: Final = {1: 1.5, 16: 2.0, 64: 2.3}  # of vLLM
+LIMIT_GOALS: Final = {16: 0.70, 64: 0.75}  # of the products alone
+PAUSE_S: Final = 0.3  # threads of the other process spin a while after their last work
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """What all parts share; ``vllm`` is its Python, None without the peer."""
+
+    model: Path
+    threads: int
+    repeats: int
+    vllm: Path | None
+
+    def spec(self) -> DecoderSpec:
+        """Return the model's sizes."""
+        with DirectorySource(self.model) as source:
+            return read_spec(source)
+
+    def peer(self) -> VllmPeer | None:
+        """Start vLLM, if it is wanted."""
+        if self.vllm is None:
+            return None
+        return VllmPeer(python=self.vllm, model=self.model, threads=self.threads)
+
+    @asynccontextmanager
+    async def engine(self, weights: WeightFormat = "fp32", **options: Any) -> AsyncIterator[Engine]:
+        """Open the native engine."""
+        config = EngineConfig(
+            model_path=self.model, threads=self.threads, weights=weights, **({"step_tokens": 2048} | options)
+        )
+        engine = await open_engine(config)
+        try:
+            yield engine
+        finally:
+            await engine.aclose()
+
+
+def prompts(count: int, length: int, *, seed: int) -> list[list[int]]:
+    """Return random prompts: tokens that are no special ones."""
+    source = random.Random(seed)
+    return [[source.randrange(100, 49_000) for _ in range(length)] for _ in range(count)]
+
+
+def _spread(values: Sequence[float]) -> str:
+    return f"{median(values):.1f} ({min(values):.1f}-{max(values):.1f})"
+
+
+async def speed(setting: Setting, counts: Sequence[int], formats: Sequence[WeightFormat]) -> list[Row]:
+    """Tokens/s at several counts of sequences, interleaved with vLLM and with the limit of the products."""
+    rows: list[Row] = []
+    spec, peer = setting.spec(), setting.peer()
+    for weights in formats:
+        products = Products(spec, weights)
+        async with setting.engine(weights) as engine:
+            await native.batch(engine, prompts(2, PROMPT, seed=0), new_tokens=4)
+            for count in counts:
+                if weights != "fp32" and count == 64:
+                    continue
+                rows += await _speed_of(setting, engine, products, peer, count, weights)
+    if peer is not None:
+        peer.__exit__(None, None, None)
+    return rows
+
+
+async def _speed_of(  # noqa: PLR0917 - the loop's body
+    setting: Setting, engine: Engine, products: Products, peer: VllmPeer | None, count: int, weights: WeightFormat
+) -> list[Row]:
+    own, theirs, decode, limit = [], [], [], []
+    for repeat in range(setting.repeats):
+        work = prompts(count, PROMPT, seed=repeat)
+        limit.append(count / products.step_s(count))
+        run = await native.batch(engine, work, new_tokens=NEW)
+        own.append(count * NEW / run.total_s)
+        decode.append(run.decode_per_s)
+        await asyncio.sleep(PAUSE_S)
+        if peer is not None:
+            theirs.append(count * NEW / await asyncio.to_thread(peer.batch, work, new_tokens=NEW))
+            await asyncio.sleep(PAUSE_S)
+    goal = 2.5 if weights == "bf16" and count == 1 else GOALS[count] if weights == "fp32" else None
+    what = f"{count} sequence{'s' * (count > 1)}, {weights} weights"
+    rows = []
+    if theirs:
+        ratio = median([mine / other for mine, other in zip(own, theirs, strict=True)])
+        rows.append(
+            Row(
+                what=f"tokens/s, {what}, prompts of {PROMPT}, {NEW} new tokens",
+                measured=f"{_spread(own)}; {ratio:.2f} of vLLM",
+                peer=f"vLLM fp32 {_spread(theirs)}",
+                goal="" if goal is None else f">= {goal} of vLLM",
+                verdict="" if goal is None else verdict(met=ratio >= goal),
+            )
+        )
+    share = median([mine / most for mine, most in zip(decode, limit, strict=True)])
+    least = LIMIT_GOALS.get(count) if weights == "fp32" else None
+    rows.append(
+        Row(
+            what=f"decode tokens/s, {what}, mean context {PROMPT + NEW // 2}",
+            measured=f"{_spread(decode)}; {share:.2f} of the limit",
+            peer=f"this model's products alone {_spread(limit)}",
+            goal="" if least is None else f">= {least:.2f} of the limit",
+            verdict="" if least is None else verdict(met=share >= least),
+        )
+    )
+    return rows
+
+
+async def context(setting: Setting, count: int = 16, length: int = 1024) -> list[Row]:
+    """Decoding at a mean context of ``length`` against products and contiguous attention; rate of long prompts."""
+    spec, peer = setting.spec(), setting.peer()
+    products, new_tokens = Products(spec, "fp32"), 16
+    decode, limit, prefill, theirs = [], [], [], []
+    async with setting.engine(step_tokens=512, kv_memory_mib=2048) as engine:
+        await native.batch(engine, prompts(2, PROMPT, seed=0), new_tokens=4)
+        for repeat in range(setting.repeats):
+            work = prompts(count, length - new_tokens // 2, seed=repeat)
+            limit.append(count / (products.step_s(count) + slab_attention_s(spec, count, length)))
+            run = await native.batch(engine, work, new_tokens=new_tokens)
+            decode.append(run.decode_per_s)
+            alone = prompts(1, length, seed=repeat + 100)
+            prefill.append(length / (await native.batch(engine, alone, new_tokens=1)).total_s)
+            await asyncio.sleep(PAUSE_S)
+            if peer is not None:
+                theirs.append(length / await asyncio.to_thread(peer.batch, alone, new_tokens=1))
+                await asyncio.sleep(PAUSE_S)
+    if peer is not None:
+        peer.__exit__(None, None, None)
+    share = median([mine / most for mine, most in zip(decode, limit, strict=True)])
+    return [
+        Row(
+            what=f"decode tokens/s, {count} sequences, fp32, mean context {length}",
+            measured=f"{_spread(decode)}; {share:.2f} of the limit",
+            peer=f"products and contiguous attention {_spread(limit)}",
+            goal=">= 0.75 of the limit",
+            verdict=verdict(met=share >= 0.75),
+        ),
+        Row(
+            what=f"prefill tokens/s, one prompt of {length} tokens, fp32",
+            measured=_spread(prefill),
+            peer=f"vLLM fp32 {_spread(theirs)}" if theirs else "",
+        ),
+    ]
+
+
+def slice_of_trace(path: Path, *, skip: int, count: int, stretch: float) -> list[dict[str, Any]]:
+    """Return ``count`` requests of a trace: arrivals ``stretch`` times as far apart, lengths cut to 1,024 and 64."""
+    with path.open(newline="") as stream:
+        taken = list(csv.DictReader(stream))[skip : skip + count]
+    begun = datetime.fromisoformat(taken[0]["TIMESTAMP"][:26])
+    source = random.Random(3)
+    return [
+        {
+            "at_s": (datetime.fromisoformat(line["TIMESTAMP"][:26]) - begun).total_seconds() * stretch,
+            "prompt": [source.randrange(100, 49_000) for _ in range(min(1024, max(1, int(line["ContextTokens"]))))],
+            "new_tokens": min(64, max(2, int(line["GeneratedTokens"]))),
+        }
+        for line in taken
+    ]
+
+
+async def replay(setting: Setting, trace: Path, *, count: int, stretch: float) -> list[Row]:
+    """Open-loop replay of a slice of a trace: what a user waits for the first token, and for each further one."""
+    requests = slice_of_trace(trace, skip=100, count=count, stretch=stretch)
+    async with setting.engine(step_tokens=512, kv_memory_mib=2048) as engine:
+        await native.batch(engine, prompts(2, PROMPT, seed=0), new_tokens=4)
+        own = await native.replay(engine, requests)
+    theirs: list[list[float]] = []
+    if (peer := setting.peer()) is not None:
+        with peer:
+            peer.batch(prompts(2, PROMPT, seed=0), new_tokens=4)
+            theirs = peer.replay(requests)
+    span, tokens = requests[-1]["at_s"], sum(len(item["prompt"]) for item in requests) / count
+    work = f"open-loop replay of {count} requests of {trace.stem} in {span:.0f} s (mean prompt {tokens:.0f})"
+    return [
+        Row(
+            what=f"{what}, {work}",
+            measured=_percentiles(figure(own)),
+            peer=f"vLLM {_percentiles(figure(theirs))}" if theirs else "",
+        )
+        for what, figure in (("time to first token", _first), ("time per output token", _per_token))
+    ]
+
+
+def _percentiles(seconds: list[float]) -> str:
+    return f"p50 {percentile(seconds, 50) * 1e3:.0f} ms, p99 {percentile(seconds, 99) * 1e3:.0f} ms"
+
+
+def _first(times: list[list[float]]) -> list[float]:
+    return [item[0] for item in times]
+
+
+def _per_token(times: list[list[float]]) -> list[float]:
+    return [(item[-1] - item[0]) / (len(item) - 1) for item in times if len(item) > 1]
+
+
+def start_and_memory(setting: Setting, requests: int) -> list[Row]:
+    """Time and memory of starting, and growth over many requests, in processes of their own."""
+    runs = [_probe(setting, 0) for _ in range(max(1, min(3, setting.repeats)))]
+    run = sorted(runs, key=lambda item: item["import_s"] + item["load_s"])[len(runs) // 2]
+    mib = 2**20
+    peak = (run["load_peak"] - run["import_rss"]) / run["weights"]
+    rows = [
+        Row(
+            what="start to the first token",
+            measured=f"{run['import_s'] + run['load_s'] + run['first_token_s']:.2f} s: import {run['import_s']:.2f} s "
+            f"(torch {run['torch_s']:.2f} s), load {run['load_s']:.2f} s, first token {run['first_token_s']:.2f} s",
+        ),
+        Row(
+            what="peak resident size at load, above the import",
+            measured=f"{(run['load_peak'] - run['import_rss']) / mib:.0f} MiB: {peak:.2f} of weights and token table "
+            f"({run['weights'] / mib:.0f} MiB); import {run['import_rss'] / mib:.0f} MiB",
+            goal="<= 1.15",
+            verdict=verdict(met=peak <= 1.15),
+        ),
+    ]
+    if requests:
+        resident = _probe(setting, requests)["resident"]
+        settled = resident[max(1, len(resident) // 10) :]  # the first tenth fills the allocator's pools
+        growth = (settled[-1] - settled[0]) / mib / (500 * (len(settled) - 1) / 1000)
+        rows.append(
+            Row(
+                what=f"growth of the resident size over {requests:,} requests",
+                measured=f"{growth:+.2f} MiB per 1,000 (from {settled[0] / mib:.0f} to {settled[-1] / mib:.0f} MiB)",
+                goal="< 1 MiB per 1,000",
+                verdict=verdict(met=growth < 1.0),
+            )
+        )
+    return rows
+
+
+def _probe(setting: Setting, requests: int) -> dict[str, Any]:
+    command = [sys.executable, "-m", "benchmarks.engine.probe", str(setting.model), "--threads", str(setting.threads)]
+    done = subprocess.run([*command, "--requests", str(requests)], check=True, capture_output=True, text=True)
+    answer: dict[str, Any] = json.loads(done.stdout)
+    return answer
