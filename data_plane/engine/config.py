@@ -31,6 +31,9 @@ class EngineConfig:
         max_running: requests in one batch.
         max_waiting: requests queued beyond that; one more gets QueueFullError.
         step_tokens: most tokens computed in one step; long prompts are cut into chunks of at most this.
+        guess_tokens: most tokens guessed ahead for one request in one step (prompt lookup): greedy answers stay what
+            they are, and texts that repeat their prompt come faster; 0 guesses nothing.
+        guess_running: nothing is guessed while more requests run.
         max_context_tokens: lowers the model's own context length; None keeps it.
         source: where the model's files come from, closed by the caller; None reads the directory ``model_path``.
 
@@ -46,6 +49,8 @@ class EngineConfig:
     max_running: int = 64
     max_waiting: int = 256
     step_tokens: int = 512
+    guess_tokens: int = 0
+    guess_running: int = 2
     max_context_tokens: int | None = None
     source: ModelSource | None = field(default=None, repr=False)
 
@@ -57,12 +62,14 @@ class EngineConfig:
             ("max_running", 1, MAX_RUNNING),
             ("max_waiting", 0, 2**20),
             ("step_tokens", 1, 2**20),
+            ("guess_tokens", 0, 64),
+            ("guess_running", 1, MAX_RUNNING),
         ):
             value = getattr(self, name)
             if not low <= value <= high:
                 raise ConfigError(f"engine.{name} is between {low} and {high}, not {value}")
-        if self.weights not in {"fp32", "bf16"}:
-            raise ConfigError(f"engine.weights is fp32 or bf16, not {self.weights}")
+        if self.weights not in {"fp32", "bf16", "int8"}:
+            raise ConfigError(f"engine.weights is fp32, bf16 or int8, not {self.weights}")
         if self.step_tokens < self.max_running:
             raise ConfigError("engine.step_tokens is at least engine.max_running: each running request needs a row")
         if self.max_context_tokens is not None and self.max_context_tokens < 2:

@@ -14,6 +14,7 @@ from bulkhead.errors import ContextLengthError, InvalidRequestError, ShuttingDow
 from data_plane.engine.edits import Edit, make_edits
 from data_plane.engine.grammar import GrammarCompiler
 from data_plane.engine.job import Job
+from data_plane.engine.lookup import Lookup
 from data_plane.engine.params import MAX_SEED, SamplingParams
 from data_plane.engine.port import ChatMessage, EngineRequest, ModelDescription
 from data_plane.engine.sampling import Sampler
@@ -102,20 +103,22 @@ class Intake:
         edits: tuple[Edit, ...] = make_edits(params, prompt=prompt, bad_words=bad_words, ending=ending)
         if params.structure is not None:
             edits = (*edits, await self._grammars.compile(params.structure))
+        sampler = Sampler(params, edits)
         return Job(
-            sequence=self._sequence(request, prompt),
-            sampler=Sampler(params, edits),
+            sequence=self._sequence(request, prompt, guessable=sampler.greedy),
+            sampler=sampler,
             decode=partial(self._tokenizer.decode, special=not params.skip_special_tokens),
             stream=stream,
             end_tokens=self._end_tokens,
             index=index,
+            timeout_s=request.timeout_s,
         )
 
     def _check_tokens(self, what: str, tokens: Iterable[int]) -> None:
         if not all(0 <= token < self._model.vocabulary for token in tokens):
             raise InvalidRequestError(f"{what} is not between 0 and {self._model.vocabulary - 1}")
 
-    def _sequence(self, request: EngineRequest, prompt: list[int]) -> TokenSequence:
+    def _sequence(self, request: EngineRequest, prompt: list[int], *, guessable: bool) -> TokenSequence:
         context, wanted = self._model.context_tokens, request.sampling.max_tokens
         if not prompt:
             raise InvalidRequestError("the prompt has no tokens")
@@ -135,6 +138,8 @@ class Intake:
             prompt_tokens=len(prompt),
             max_tokens=wanted or context - len(prompt),
             scope=request.scope,
+            priority=request.priority,
+            lookup=Lookup() if guessable else None,
         )
 
     async def _off_loop(self, call: Callable[[], _Result]) -> _Result:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from bulkhead.errors import BulkheadError
+from data_plane.engine.metrics import Timing
 from data_plane.engine.port import FinishReason, TokenDelta, TokenLogprob, Usage
 from data_plane.engine.sampling import Choice, RawLogprobs, Sampler
 from data_plane.engine.sequence import Sequence as TokenSequence
@@ -29,6 +30,10 @@ class Job:
         stream: where deltas go.
         end_tokens: the model's end-of-turn tokens.
         index: which of a request's answers this is.
+        timeout_s: most seconds from the queue to the end; None for no bound.
+
+    ``queued``, ``started`` and ``first`` are moments of the monotonic clock that the engine's thread sets: when the
+    answer was queued, when its first step began, when its first token was there.
     """
 
     def __init__(
@@ -40,16 +45,31 @@ class Job:
         stream: DeltaStream,
         end_tokens: frozenset[int],
         index: int = 0,
+        timeout_s: float | None = None,
     ) -> None:
         params = sampler.params
         self.sequence = sequence
         self.sampler = sampler
         self.stream = stream
         self.index = index
+        self.timeout_s = timeout_s
+        self.queued = self.started = self.first = 0.0
         self._decode = decode
         self._eos = _NONE if params.ignore_eos else end_tokens
         self._stop_tokens = frozenset(params.stop_token_ids)
         self._text = TextStream(decode=decode, stops=params.stop, keep_stop=params.include_stop_str_in_output)
+
+    def timing(self, *, ended: float, reason: str) -> Timing:
+        """Return how long what took, for metrics."""
+        return Timing(
+            queued=self.queued,
+            started=self.started,
+            first=self.first,
+            ended=ended,
+            prompt_tokens=self.sequence.prompt_tokens,
+            completion_tokens=self.sequence.completion_tokens,
+            finish_reason=reason,
+        )
 
     def prompt_text(self) -> str:
         """Return the prompt as text; before the first token was taken."""
@@ -83,6 +103,7 @@ class Job:
             usage=Usage(
                 prompt_tokens=sequence.prompt_tokens,
                 completion_tokens=sequence.completion_tokens,
+                cached_tokens=sequence.cached,
             ),
         )
 

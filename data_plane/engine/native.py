@@ -40,9 +40,7 @@ _FAILURE = "the engine failed and has stopped; its log has the details"
 class NativeEngine:
     """Implements :class:`data_plane.engine.port.Engine` with torch; made by :meth:`open`."""
 
-    def __init__(
-        self, *, config: EngineConfig, runner: ModelRunner, tokenizer: Tokenizer, loop: asyncio.AbstractEventLoop
-    ) -> None:
+    def __init__(self, *, config: EngineConfig, stepper: Stepper, runner: ModelRunner, tokenizer: Tokenizer) -> None:
         self._description = runner.description
         self._weight_bytes = runner.weight_bytes
         self._limit = config.max_running + config.max_waiting
@@ -52,19 +50,24 @@ class NativeEngine:
         self._streams: dict[str, DeltaStream] = {}  # by request id
         self._ended = asyncio.Event()
         self._intake = Intake(tokenizer=tokenizer, model=self._description, end_tokens=runner.spec.end_tokens)
-        self._stepper = Stepper(runner=runner, threads=config.threads, loop=loop, on_failure=self._failed)
-        self._stepper.start()
+        self._stepper = stepper
+        stepper.on_failure = self._failed
 
     @classmethod
     def open(cls, *, config: EngineConfig, loop: asyncio.AbstractEventLoop) -> Self:
         """Load the model and start. Blocks for seconds; raises as :func:`data_plane.engine.open_engine`."""
         with config.open_model() as source:
-            runner = ModelRunner(config, source)
-            description = runner.description
-            tokenizer = Tokenizer(
-                source=source, vocabulary=description.vocabulary, context_tokens=description.context_tokens
-            )
-        return cls(config=config, runner=runner, tokenizer=tokenizer, loop=loop)
+            stepper = Stepper(load=lambda: ModelRunner(config, source), threads=config.threads, loop=loop)
+            runner = stepper.start()
+            try:
+                description = runner.description
+                tokenizer = Tokenizer(
+                    source=source, vocabulary=description.vocabulary, context_tokens=description.context_tokens
+                )
+                return cls(config=config, stepper=stepper, runner=runner, tokenizer=tokenizer)
+            except BaseException:
+                stepper.stop()
+                raise
 
     async def generate(self, request: EngineRequest) -> AsyncGenerator[TokenDelta, None]:
         """See :meth:`data_plane.engine.port.Engine.generate`."""
@@ -112,6 +115,20 @@ class NativeEngine:
     def describe(self) -> ModelDescription:
         """See :meth:`data_plane.engine.port.Engine.describe`."""
         return self._description
+
+    def metrics(self) -> bytes:
+        """Return the engine's metrics in Prometheus' text format; see :mod:`.metrics`."""
+        return b"" if self._stepper.metrics is None else self._stepper.metrics.render()
+
+    async def profile_step(self) -> bytes:
+        """Return a trace of the next step that computes anything; see :mod:`.profile`.
+
+        Raises:
+            ShuttingDownError: the engine stopped before there was one.
+            ConflictError: a later call took this one's place.
+        """
+        self._check_serving()
+        return await asyncio.wrap_future(self._stepper.profile())
 
     def weight_bytes(self) -> int:
         """Return the bytes of the weights that steps compute with, and of the token table."""

@@ -38,6 +38,7 @@ __all__ = [
 MAX_MESSAGES: Final = 1024  # a longer conversation does not fit any supported context with its role markers
 MAX_PROMPT_CHARS: Final = 1 << 24  # four bytes for each token of the longest context
 MAX_SCOPE_BYTES: Final = 64
+MAX_PRIORITY: Final = 100
 
 
 class FinishReason(StrEnum):
@@ -87,6 +88,8 @@ class EngineRequest:
         sampling: how tokens are chosen.
         scope: secret that bounds reuse of cached prompt prefixes: state is shared only between requests of equal
             scope. Empty shares with nobody.
+        priority: higher ones leave the queue first; from -100 to 100.
+        timeout_s: the request ends with DeadlineError so long after it was queued, in seconds; None never.
 
     Raises:
         InvalidRequestError: no or several prompts, too many messages, or a field above its limit.
@@ -98,8 +101,14 @@ class EngineRequest:
     prompt_token_ids: tuple[int, ...] = ()
     sampling: SamplingParams = field(default_factory=SamplingParams)
     scope: bytes = field(default=b"", repr=False)
+    priority: int = 0
+    timeout_s: float | None = None
 
     def __post_init__(self) -> None:
+        if not -MAX_PRIORITY <= self.priority <= MAX_PRIORITY:
+            raise InvalidRequestError(f"priority is between -{MAX_PRIORITY} and {MAX_PRIORITY}")
+        if self.timeout_s is not None and not 0.0 < self.timeout_s < float("inf"):
+            raise InvalidRequestError("timeout_s is a positive number of seconds")
         if sum(map(bool, (self.messages, self.prompt, self.prompt_token_ids))) != 1:
             raise InvalidRequestError("a request has either messages, a prompt or token ids, and not an empty prompt")
         if len(self.prompt) > MAX_PROMPT_CHARS:
@@ -238,6 +247,9 @@ class EngineCounters:
         finished: requests that ended by themselves.
         cancelled: requests whose caller went away.
         preemptions: how often a request's state was given up and computed anew.
+        expired: requests that ended because their time was over.
+        guessed: tokens guessed ahead, and ``guessed_right`` of them.
+        queried_tokens: tokens of prompts looked for among cached prefixes; ``cached_tokens`` of them were found.
         busy_s: time spent in steps, in seconds.
         running: requests in the batch now.
         waiting: requests queued now.
@@ -250,6 +262,11 @@ class EngineCounters:
     finished: int = 0
     cancelled: int = 0
     preemptions: int = 0
+    expired: int = 0
+    guessed: int = 0
+    guessed_right: int = 0
+    queried_tokens: int = 0
+    cached_tokens: int = 0
     busy_s: float = 0.0
     running: int = 0
     waiting: int = 0
@@ -268,6 +285,7 @@ class Engine(Protocol):
             InvalidRequestError: a token id outside the vocabulary, text that is not Unicode, messages that the model's
                 chat template refuses, or a request id that is in flight already.
             QueueFullError: as many requests wait as the engine's configuration allows.
+            DeadlineError: the request's time was over before it was done (also in the middle of a stream).
             ShuttingDownError: the engine is draining or closed (also raised in the middle of a stream by ``aclose``).
             InternalError: a step failed (also in the middle of a stream).
         """

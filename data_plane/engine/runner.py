@@ -1,6 +1,7 @@
 """The model with its memory: loads a model directory, computes steps, and overwrites everything at the end."""
 
 from collections.abc import Sequence as Sequences
+from itertools import islice
 
 import torch
 
@@ -50,6 +51,8 @@ class ModelRunner:
             block_tokens=block_tokens,
             max_running=config.max_running,
             step_tokens=config.step_tokens,
+            guess_tokens=config.guess_tokens,
+            guess_running=config.guess_running,
         )
         self.description = ModelDescription(
             name=source.name,
@@ -62,8 +65,8 @@ class ModelRunner:
             defaults=read_defaults(source),
         )
 
-    def step(self, chunks: Sequences[Chunk], samplers: Sequences[Sampler]) -> list[Choice | None]:
-        """Compute ``chunks``; return the choice of each that samples, None for the others.
+    def step(self, chunks: Sequences[Chunk], samplers: Sequences[Sampler]) -> list[list[Choice]]:
+        """Compute ``chunks``; return the choices of each: none if it does not sample, several if guesses are right.
 
         ``samplers`` are those of the chunks, in the same order. Runs under ``torch.inference_mode``.
 
@@ -72,11 +75,11 @@ class ModelRunner:
         """
         logits, sampled = self.logits(chunks)
         if not sampled:
-            return [None] * len(chunks)
+            return [[] for _ in chunks]
         by_chunk = dict(zip(map(id, chunks), samplers, strict=True))
-        chosen = choose(logits, [by_chunk[id(chunk)] for chunk in sampled])
-        choices = dict(zip(map(id, sampled), chosen, strict=True))
-        return [choices.get(id(chunk)) for chunk in chunks]
+        chosen = iter(choose(logits, [by_chunk[id(chunk)] for chunk in sampled for _ in range(1 + len(chunk.guesses))]))
+        choices = {id(chunk): _confirmed(chunk, list(islice(chosen, 1 + len(chunk.guesses)))) for chunk in sampled}
+        return [choices.get(id(chunk), []) for chunk in chunks]
 
     def logits(self, chunks: Sequences[Chunk]) -> tuple[torch.Tensor, list[Chunk]]:
         """Compute ``chunks``; return logits [rows, vocabulary], and the chunks that they belong to in order."""
@@ -88,9 +91,18 @@ class ModelRunner:
 
         The runner is of no use afterwards. Runs under ``torch.inference_mode``.
         """
+        self.pool.forget()
         with overwriting_what_is_freed():
             self._decoder.erase()
         del self._decoder, self._cache, self.pool, self.scheduler
+
+
+def _confirmed(chunk: Chunk, choices: list[Choice]) -> list[Choice]:
+    """Return the choices up to the first that differs from its guess: what follows was computed after a wrong token."""
+    right = 0
+    while right < len(chunk.guesses) and choices[right].token == chunk.guesses[right]:
+        right += 1
+    return choices[: right + 1]
 
 
 def _plan_memory(config: EngineConfig, spec: DecoderSpec) -> tuple[int, int]:

@@ -6,28 +6,34 @@ States of a sequence and what moves it::
        ^-------- schedule: preempted ------------'
     WAITING --end--> ENDED
 
-Each call of :meth:`Scheduler.schedule` plans one step within ``step_tokens`` tokens:
+Each call of :meth:`Scheduler.schedule` plans one step within ``step_tokens`` rows:
 
-1. Running sequences come first, in order of arrival. Each gets the tokens it still has to compute, one when decoding,
-   as many as the step still has room for when its prompt is long (chunked prefill). Every running sequence has at least
-   one token's room, because ``step_tokens`` is at least ``max_running``.
-2. A sequence that needs a block when none is free takes the memory of the latest arrival, which is preempted: its
+1. Running sequences come first, by rank: higher priority, then earlier arrival. Each gets the tokens it still has to
+   compute, one when decoding, as many as the step still has room for when its prompt is long (chunked prefill). Every
+   running sequence has at least one row's room, because ``step_tokens`` is at least ``max_running``.
+2. A sequence that needs a block when none is free takes the memory of the lowest in rank, which is preempted: its
    blocks are given back, it waits again in its old rank, and later computes its tokens anew.
-3. Waiting sequences join in order of arrival while a place is free and memory holds their tokens so far. None overtakes
-   an earlier one.
+3. Waiting sequences join by rank while a place is free and memory holds their tokens so far. None overtakes a higher
+   one, and one that ``MAX_OVERTAKEN`` later arrivals overtook comes before all priorities. Whole blocks at the start of
+   its tokens that its scope can name are taken over instead of computed; its last token is always computed.
+4. While few sequences run, one that decodes may get rows for guessed tokens, from the room and the memory that is left.
 
-The earliest sequence is never preempted for another and always fits, since the pool holds a whole context: so it ends,
-and every other in turn becomes the earliest. None starves.
+The highest in rank is never preempted for another and always fits, since the pool holds a whole context: so it ends,
+and every other in turn becomes the highest. None starves.
 """
 
 import bisect
 from dataclasses import dataclass
+from typing import Final
 
 from bulkhead.errors import InternalError
 from data_plane.engine.blocks import BlockPool
+from data_plane.engine.prefix import PrefixNames
 from data_plane.engine.sequence import Sequence, SequenceState
 
-__all__ = ["Chunk", "Scheduler"]
+__all__ = ["MAX_OVERTAKEN", "Chunk", "Scheduler"]
+
+MAX_OVERTAKEN: Final = 32  # what waits behind higher priorities waits at most for so many of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,18 +63,34 @@ class Scheduler:
         pool: memory for attention state; holds at least one whole context.
         block_tokens: tokens per block.
         max_running: sequences in one step.
-        step_tokens: tokens in one step.
+        step_tokens: rows of one step.
+        guess_tokens: most guesses for one sequence in one step; 0 for none.
+        guess_running: most sequences that run while any is guessed for.
     """
 
-    def __init__(self, *, pool: BlockPool, block_tokens: int, max_running: int, step_tokens: int) -> None:
+    def __init__(
+        self,
+        *,
+        pool: BlockPool,
+        block_tokens: int,
+        max_running: int,
+        step_tokens: int,
+        guess_tokens: int = 0,
+        guess_running: int = 1,
+    ) -> None:
         self._pool = pool
         self._block_tokens = block_tokens
         self._max_running = max_running
         self._step_tokens = step_tokens
+        self._guess_tokens = guess_tokens
+        self._guess_running = guess_running
+        self._names = PrefixNames(block_tokens=block_tokens)
         self._arrivals = 0
-        self._waiting: list[Sequence] = []
+        self._waiting: list[Sequence] = []  # by rank, as the next
         self._running: list[Sequence] = []
         self.preemptions = 0
+        self.queried_tokens = 0
+        self.cached_tokens = 0
 
     @property
     def running(self) -> int:
@@ -81,12 +103,12 @@ class Scheduler:
         return len(self._waiting)
 
     def add(self, sequence: Sequence) -> None:
-        """Queue a new sequence behind all others."""
+        """Queue a new sequence behind all others of its priority."""
         if sequence.state is not SequenceState.WAITING or sequence.computed or sequence.blocks:
             raise InternalError("only a new sequence can be added")
         self._arrivals += 1
         sequence.arrival = self._arrivals
-        self._waiting.append(sequence)
+        bisect.insort(self._waiting, sequence, key=_rank)
 
     def schedule(self) -> list[Chunk]:
         """Plan one step, empty when no sequence is there. The plan's sequences hold the blocks they need."""
@@ -94,22 +116,23 @@ class Scheduler:
         room = self._step_tokens
         position = 0
         while position < len(self._running):
-            # The sequences behind keep one token's room each.
+            # The sequences behind keep one row's room each.
             behind = len(self._running) - position - 1
             if (chunk := self._next_chunk(self._running[position], room - behind)) is None:
-                continue  # the latest arrival was preempted, maybe this one
+                continue  # the lowest was preempted, maybe this one
             chunks.append(chunk)
-            room -= chunk.count
+            room -= chunk.rows
             position += 1
-        while self._waiting and room > 0 and len(self._running) < self._max_running and self._fits(self._waiting[0]):
+        while self._waiting and room > 0 and len(self._running) < self._max_running and self._admit(self._waiting[0]):
             sequence = self._waiting.pop(0)
+            self._count_overtaken(sequence)
             sequence.state = SequenceState.RUNNING
-            self._running.append(sequence)  # whatever waits arrived later than whatever runs
+            bisect.insort(self._running, sequence, key=_rank)
             chunk = self._next_chunk(sequence, room)
             if chunk is None:
                 raise InternalError("a sequence was admitted without memory for it")
             chunks.append(chunk)
-            room -= chunk.count
+            room -= chunk.rows
         return chunks
 
     def computed(self, chunk: Chunk, token: int | None) -> None:
@@ -123,8 +146,21 @@ class Scheduler:
         if sequence.state is SequenceState.ENDED:
             return
         sequence.computed = chunk.start + chunk.count
+        self._name_blocks(sequence)
         if token is not None:
             sequence.tokens.append(token)
+
+    def confirmed(self, chunk: Chunk, token: int) -> None:
+        """Record that the last token was guessed in ``chunk``, so that its state is there, and which came next."""
+        sequence = chunk.sequence
+        if sequence.state is SequenceState.ENDED:
+            return
+        at = sequence.computed - chunk.start - chunk.count
+        if at >= len(chunk.guesses) or sequence.tokens[-1] != chunk.guesses[at]:
+            raise InternalError("a token was confirmed that was not guessed")
+        sequence.computed += 1
+        self._name_blocks(sequence)
+        sequence.tokens.append(token)
 
     def end(self, sequence: Sequence) -> None:
         """Take a sequence out and give its memory back; ending it again does nothing."""
@@ -138,29 +174,84 @@ class Scheduler:
         """Return the sequence's next chunk; None if a sequence had to be preempted first."""
         count = min(sequence.pending, room)
         end = sequence.computed + count
-        missing = -(-end // self._block_tokens) - len(sequence.blocks)
+        missing = self._blocks_of(end) - len(sequence.blocks)
         if missing > self._pool.free:
             self._preempt(self._running[-1])
             return None
         if missing > 0:
             sequence.blocks.extend(self._pool.allocate(missing))
-        return Chunk(sequence, sequence.computed, count, samples=end == len(sequence.tokens))
+        guesses = self._guesses(sequence, room - count)
+        return Chunk(sequence, sequence.computed, count, samples=end == len(sequence.tokens), guesses=guesses)
 
-    def _fits(self, sequence: Sequence) -> bool:
+    def _guesses(self, sequence: Sequence, room: int) -> tuple[int, ...]:
+        if sequence.lookup is None or sequence.pending != 1 or len(self._running) > self._guess_running:
+            return ()
+        most = min(self._guess_tokens, room, sequence.max_tokens - sequence.completion_tokens - 1)
+        if most <= 0 or not (guesses := sequence.lookup.guess(sequence.tokens, most)):
+            return ()
+        missing = self._blocks_of(len(sequence.tokens) + len(guesses)) - len(sequence.blocks)
+        if missing > self._pool.free:
+            return guesses[: len(sequence.blocks) * self._block_tokens - len(sequence.tokens)]
+        if missing > 0:
+            sequence.blocks.extend(self._pool.allocate(missing))
+        return guesses
+
+    def _admit(self, sequence: Sequence) -> bool:
+        """Take over what is there of the sequence's tokens; whether memory holds the rest, else nothing is taken."""
+        reusable = (len(sequence.tokens) - 1) // self._block_tokens if sequence.scope else 0
+        self._names.extend(sequence.names, sequence.tokens, scope=sequence.scope, count=reusable)
+        for name in sequence.names[:reusable]:
+            if (block := self._pool.share(name)) is None:
+                break
+            sequence.blocks.append(block)
+        missing = self._blocks_of(len(sequence.tokens)) - len(sequence.blocks)
         # Beyond its own tokens, one block per running sequence stays free: else it would be preempted soon.
-        return -(-len(sequence.tokens) // self._block_tokens) + len(self._running) <= self._pool.free
+        if missing + len(self._running) > self._pool.free:
+            self._give_back(sequence)
+            return False
+        sequence.named = len(sequence.blocks)
+        sequence.computed = sequence.named * self._block_tokens
+        if not sequence.preemptions:
+            sequence.cached = min(sequence.computed, sequence.prompt_tokens)
+            self.queried_tokens += sequence.prompt_tokens
+            self.cached_tokens += sequence.cached
+        return True
+
+    def _count_overtaken(self, first: Sequence) -> None:
+        late = [other for other in self._waiting if other.arrival < first.arrival]
+        for other in late:
+            other.overtaken += 1
+        if any(other.overtaken == MAX_OVERTAKEN for other in late):
+            self._waiting.sort(key=_rank)
+
+    def _name_blocks(self, sequence: Sequence) -> None:
+        whole = sequence.computed // self._block_tokens
+        if not sequence.scope or whole <= sequence.named:
+            return
+        self._names.extend(sequence.names, sequence.tokens, scope=sequence.scope, count=whole)
+        for index in range(sequence.named, whole):
+            self._pool.name(sequence.blocks[index], sequence.names[index])
+        sequence.named = whole
 
     def _preempt(self, victim: Sequence) -> None:
         if len(self._running) == 1:
             raise InternalError("the pool is smaller than one context")
         self._running.remove(victim)
         victim.state = SequenceState.WAITING
-        victim.computed = 0
         victim.preemptions += 1
         self.preemptions += 1
         self._give_back(victim)
-        bisect.insort(self._waiting, victim, key=lambda other: other.arrival)
+        bisect.insort(self._waiting, victim, key=_rank)
 
     def _give_back(self, sequence: Sequence) -> None:
         blocks, sequence.blocks = sequence.blocks, []
+        sequence.computed = sequence.named = 0
         self._pool.release(blocks)
+
+    def _blocks_of(self, tokens: int) -> int:
+        return -(-tokens // self._block_tokens)
+
+
+def _rank(sequence: Sequence) -> tuple[bool, int, int]:
+    late = sequence.overtaken >= MAX_OVERTAKEN
+    return not late, 0 if late else -sequence.priority, sequence.arrival

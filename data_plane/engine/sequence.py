@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
+from data_plane.engine.lookup import Lookup
+
 __all__ = ["Sequence", "SequenceState"]
 
 
@@ -24,9 +26,15 @@ class Sequence:
         prompt_tokens: how many of ``tokens`` are the prompt.
         max_tokens: most tokens to produce; prompt and answer fit the context (checked before).
         scope: whose cached state may be used; empty for nobody's.
-        arrival: rank of arrival; earlier ones go first.
+        priority: higher ones go first among those that wait.
+        arrival: rank of arrival; of equal priority, earlier ones go first.
+        overtaken: how many later arrivals went first.
+        lookup: guesses the answer's next tokens; None if they are not to be guessed.
         blocks: block table: block ``i`` holds the state of tokens ``i * block_tokens`` and following.
         computed: how many of ``tokens`` have their state in ``blocks``.
+        names: of the first whole blocks of ``tokens``, as far as they were needed.
+        named: how many of ``blocks`` are known by name.
+        cached: tokens of the prompt whose state was there already.
         preemptions: how often the state was given up for an earlier request.
     """
 
@@ -35,9 +43,15 @@ class Sequence:
     prompt_tokens: int
     max_tokens: int
     scope: bytes = field(default=b"", repr=False)
+    priority: int = 0
     arrival: int = 0
+    overtaken: int = 0
+    lookup: Lookup | None = None
     blocks: list[int] = field(default_factory=list)
     computed: int = 0
+    names: list[bytes] = field(default_factory=list, repr=False)
+    named: int = 0
+    cached: int = 0
     preemptions: int = 0
     state: SequenceState = SequenceState.WAITING
 

@@ -6,23 +6,28 @@ InternalError and the thread with it: the state of the model is then not known.
 """
 
 import asyncio
+import heapq
 import logging
 import queue
 import threading
 import time
 from collections.abc import Callable
 from collections.abc import Sequence as Sequences
-from dataclasses import dataclass
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
 from typing import Final, TypeAlias
 
 import torch
 
-from bulkhead.errors import BulkheadError, InternalError
+from bulkhead.errors import BulkheadError, ConflictError, DeadlineError, InternalError, ShuttingDownError
 from data_plane.engine.job import Job
+from data_plane.engine.metrics import EngineMetrics
 from data_plane.engine.port import EngineCounters, TokenDelta
+from data_plane.engine.profile import traced
 from data_plane.engine.runner import ModelRunner
 from data_plane.engine.sampling import Choice
-from data_plane.engine.sequence import Sequence
+from data_plane.engine.scheduler import Chunk
+from data_plane.engine.sequence import Sequence, SequenceState
 from data_plane.engine.stream import DeltaStream
 
 __all__ = ["Stepper"]
@@ -44,6 +49,11 @@ class _Cancel:
 
 
 @dataclass(frozen=True, slots=True)
+class _Profile:
+    future: Future[bytes]
+
+
+@dataclass(frozen=True, slots=True)
 class _Stop:
     pass
 
@@ -51,36 +61,58 @@ class _Stop:
 class Stepper:
     """Runs steps on a thread of its own until stopped.
 
+    The thread loads the model too: OpenMP's threads belong to the thread that first called for them, and with a second
+    set of them beside it every barrier would sleep instead of spin.
+
     Args:
-        runner: the model; overwritten when the thread ends.
+        load: returns the model, which is overwritten when the thread ends.
         threads: intra-operation threads of torch.
         loop: where streams are fed.
-        on_failure: called on the loop, once, after a step has failed; it ends all streams.
+
+    ``on_failure``, set by the owner, is called on the loop, once, after a step has failed; it ends all streams.
     """
 
     def __init__(
-        self, *, runner: ModelRunner, threads: int, loop: asyncio.AbstractEventLoop, on_failure: Callable[[], None]
+        self,
+        *,
+        load: Callable[[], ModelRunner],
+        threads: int,
+        loop: asyncio.AbstractEventLoop,
     ) -> None:
-        self._runner = runner
+        self._load = load
+        self._loaded: Future[ModelRunner] = Future()
         self._threads = threads
         self._loop = loop
-        self._on_failure = on_failure
-        self._inbox: queue.SimpleQueue[_Submit | _Cancel | _Stop] = queue.SimpleQueue()
+        self.on_failure: Callable[[], None] = lambda: None
+        self._inbox: queue.SimpleQueue[_Submit | _Cancel | _Profile | _Stop] = queue.SimpleQueue()
         self._jobs: dict[int, Job] = {}  # by id of the sequence
+        self._deadlines: list[tuple[float, int, Job]] = []  # a heap
+        self._profile: Future[bytes] | None = None
         self.counters = EngineCounters()
+        self.metrics: EngineMetrics | None = None
         self._thread = threading.Thread(target=self._main, name="engine", daemon=True)
 
-    def start(self) -> None:
-        """Start the thread."""
+    def start(self) -> ModelRunner:
+        """Start the thread and return the model that it has loaded; raises what ``load`` raises. Blocks."""
         self._thread.start()
+        runner = self._runner = self._loaded.result()
+        self.metrics = EngineMetrics(counters=lambda: self.counters, blocks=runner.pool.total)
+        return runner
 
     def submit(self, job: Job) -> None:
         """Queue a request."""
+        job.queued = time.monotonic()
         self._inbox.put(_Submit(job))
 
     def cancel(self, job: Job) -> None:
         """Take a request out before the next step; nothing happens if it has ended."""
         self._inbox.put(_Cancel(job))
+
+    def profile(self) -> Future[bytes]:
+        """Return the trace of the next step that computes anything, once it is done."""
+        future: Future[bytes] = Future()
+        self._inbox.put(_Profile(future))
+        return future
 
     def stop(self) -> None:
         """Stop after the current step and wait for the thread, which overwrites the model. Blocks.
@@ -95,17 +127,27 @@ class Stepper:
 
     def _main(self) -> None:
         torch.set_num_threads(self._threads)
+        try:
+            runner = self._runner = self._load()
+        except BaseException as error:  # noqa: BLE001 - raised again where the engine is opened
+            self._loaded.set_exception(error)
+            return
+        self._loaded.set_result(runner)
         with torch.inference_mode():
             try:
                 while self._take_in():
-                    self._step()
+                    self._expire()
+                    if self._jobs:
+                        self._step_or_profile()
             except Exception:  # noqa: BLE001 - a thread's end is a boundary: whatever is raised, requests must not hang
                 _LOG.exception("an engine step failed; the engine takes no more requests")
-                self._post(self._on_failure)
+                self._post(self.on_failure)
             finally:
+                if self._profile is not None:
+                    self._profile.set_exception(ShuttingDownError("the engine has stopped"))
                 for job in self._jobs.values():
-                    self._runner.scheduler.end(job.sequence)
-                self._runner.erase()
+                    runner.scheduler.end(job.sequence)
+                runner.erase()
 
     def _take_in(self) -> bool:
         """Take in what has arrived, waiting while there is nothing to compute; False when told to stop."""
@@ -120,58 +162,95 @@ class Stepper:
                 case _Submit(job):
                     self._jobs[id(job.sequence)] = job
                     scheduler.add(job.sequence)
+                    if job.timeout_s is not None:
+                        heapq.heappush(self._deadlines, (job.queued + job.timeout_s, id(job), job))
                 case _Cancel(job):
-                    if self._jobs.pop(id(job.sequence), None) is not None:
-                        scheduler.end(job.sequence)
+                    if self._drop(job):
                         self._count(cancelled=1)
+                case _Profile(future):
+                    if self._profile is not None:
+                        self._profile.set_exception(ConflictError("another profile of a step was asked for"))
+                    self._profile = future
                 case _Stop():
                     return False
+
+    def _drop(self, job: Job) -> bool:
+        if self._jobs.pop(id(job.sequence), None) is None:
+            return False
+        self._runner.scheduler.end(job.sequence)
+        return True
+
+    def _expire(self) -> None:
+        """End the requests whose time is over."""
+        now, emissions = time.monotonic(), list[Emission]()
+        while self._deadlines and self._deadlines[0][0] <= now:
+            _, _, job = heapq.heappop(self._deadlines)
+            if self._drop(job):
+                emissions.append((job.stream, DeadlineError(f"the request was not done within {job.timeout_s:g} s")))
+        if emissions:
+            self._count(expired=len(emissions))
+            self._post(lambda: _deliver(emissions))
+
+    def _step_or_profile(self) -> None:
+        if self._profile is None:
+            self._step()
+            return
+        wanted, self._profile = self._profile, None
+        wanted.set_result(traced(self._step))
 
     def _step(self) -> None:
         scheduler, started = self._runner.scheduler, time.monotonic()
         chunks = scheduler.schedule()
         choices = self._runner.step(chunks, [self._jobs[id(chunk.sequence)].sampler for chunk in chunks])
         emissions: list[Emission] = []
-        for chunk, choice in zip(chunks, choices, strict=True):
-            scheduler.computed(chunk, None if choice is None else choice.token)
-            if choice is not None:
-                emissions.append(self._take(chunk.sequence, choice))
+        ended = time.monotonic()
+        for chunk, of_chunk in zip(chunks, choices, strict=True):
+            job = self._jobs[id(chunk.sequence)]
+            job.started = job.started or started
+            if of_chunk:
+                job.first = job.first or ended
+            self._record(chunk, of_chunk, emissions)
         self._count(
             steps=1,
-            computed_tokens=sum(chunk.count for chunk in chunks),
+            computed_tokens=sum(chunk.rows for chunk in chunks),
             produced_tokens=len(emissions),
             finished=sum(isinstance(item, TokenDelta) and item.finish_reason is not None for _, item in emissions),
+            guessed=sum(len(chunk.guesses) for chunk in chunks),
+            guessed_right=sum(max(0, len(of_chunk) - 1) for of_chunk in choices),
             busy_s=time.monotonic() - started,
         )
         self._post(lambda: _deliver(emissions))
+
+    def _record(self, chunk: Chunk, choices: Sequences[Choice], emissions: list[Emission]) -> None:
+        """Write down what a chunk gave, token by token, as far as its answer goes."""
+        scheduler, sequence = self._runner.scheduler, chunk.sequence
+        scheduler.computed(chunk, choices[0].token if choices else None)
+        for rank, choice in enumerate(choices):
+            if rank:
+                scheduler.confirmed(chunk, choice.token)
+            emissions.append(self._take(sequence, choice))
+            if sequence.state is SequenceState.ENDED:
+                return
 
     def _take(self, sequence: Sequence, choice: Choice) -> Emission:
         job = self._jobs[id(sequence)]
         item = job.take(choice)
         if isinstance(item, BulkheadError) or item.finish_reason is not None:
-            self._runner.scheduler.end(sequence)
-            del self._jobs[id(sequence)]
+            self._drop(job)
+            if isinstance(item, TokenDelta) and self.metrics is not None:
+                self.metrics.observe(job.timing(ended=time.monotonic(), reason=str(item.finish_reason)))
         return job.stream, item
 
-    def _count(
-        self,
-        *,
-        steps: int = 0,
-        computed_tokens: int = 0,
-        produced_tokens: int = 0,
-        finished: int = 0,
-        cancelled: int = 0,
-        busy_s: float = 0.0,
-    ) -> None:
+    def _count(self, *, busy_s: float = 0.0, **more: int) -> None:
+        """Add to the totals, and take down how things stand."""
         old, scheduler = self.counters, self._runner.scheduler
-        self.counters = EngineCounters(
-            steps=old.steps + steps,
-            computed_tokens=old.computed_tokens + computed_tokens,
-            produced_tokens=old.produced_tokens + produced_tokens,
-            finished=old.finished + finished,
-            cancelled=old.cancelled + cancelled,
+        self.counters = replace(
+            old,
+            **{name: getattr(old, name) + count for name, count in more.items()},
             busy_s=old.busy_s + busy_s,
             preemptions=scheduler.preemptions,
+            queried_tokens=scheduler.queried_tokens,
+            cached_tokens=scheduler.cached_tokens,
             running=scheduler.running,
             waiting=scheduler.waiting,
             kv_blocks_used=self._runner.pool.used,

@@ -1,0 +1,156 @@
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bulkhead.errors import DeadlineError, InvalidRequestError, ShuttingDownError
+from data_plane.engine import Engine, EngineRequest, SamplingParams
+from data_plane.engine.lookup import Lookup
+from tests.simulator.tiny_engine import Answer, answer, running_engine, token_request
+from tests.simulator.tiny_model import make_tiny_model, random_prompts
+
+SCOPE = b"a secret of the tenant"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_model(tmp_path_factory.mktemp("models") / "tiny-llama")
+
+
+def scoped(name: str, tokens: tuple[int, ...], scope: bytes, **options: Any) -> EngineRequest:
+    return EngineRequest(
+        request_id=name,
+        prompt_token_ids=tokens,
+        scope=scope,
+        sampling=SamplingParams(max_tokens=24, ignore_eos=True),
+        **options,
+    )
+
+
+async def ask(engine: Engine, *requests: EngineRequest) -> list[Answer]:
+    return list(await asyncio.gather(*(answer(engine, request) for request in requests)))
+
+
+def test_a_guess_is_what_followed_the_same_tokens_before() -> None:
+    """The last place where the last three tokens stood tells what may come; without one nothing is guessed."""
+    lookup = Lookup()
+    assert lookup.guess([1, 2, 3], 4) == ()
+    assert lookup.guess([1, 2, 3, 9, 8, 1, 2, 3], 4) == (9, 8, 1, 2)
+    assert lookup.guess([1, 2, 3, 9, 8, 1, 2, 3, 7, 1, 2, 3], 2) == (7, 1)
+    assert lookup.guess([1, 2, 3, 9, 8, 1, 2, 3, 7, 1, 2, 3, 5], 2) == ()
+
+
+async def test_guessing_ahead_changes_no_answer(model: Path) -> None:
+    """Greedy answers to prompts that repeat themselves are the same with guesses, some of which prove right."""
+    prompts = [prompt * 3 for prompt in random_prompts(6, seed=3, low=5, high=20)]
+    requests = [token_request(str(i), prompt, max_tokens=100) for i, prompt in enumerate(prompts)]
+    async with running_engine(model) as engine:
+        expected = [await answer(engine, request) for request in requests]
+    async with running_engine(model, guess_tokens=4, step_tokens=20) as engine:
+        alone = [await answer(engine, request) for request in requests]
+        counters = engine.counters()
+        assert counters.guessed > counters.guessed_right > 0
+        assert counters.steps < sum(len(item.tokens) for item in alone) + 30
+        together = await ask(engine, *requests)
+    assert [(item.tokens, item.text, item.usage) for item in alone] == [
+        (item.tokens, item.text, item.usage) for item in expected
+    ]
+    assert [item.tokens for item in together] == [item.tokens for item in expected]
+
+
+async def test_a_cached_prefix_changes_no_answer_and_is_counted(model: Path) -> None:
+    """The same beginning within a scope is computed once, for those who come together and later; answers stay."""
+    start = random_prompts(1, seed=5, low=60, high=60)[0]
+    prompts = [start + tail for tail in random_prompts(5, seed=6, low=2, high=9)]
+    async with running_engine(model) as engine:
+        expected = await ask(engine, *(scoped(str(i), prompt, b"") for i, prompt in enumerate(prompts)))
+        assert all(item.usage.cached_tokens == 0 for item in expected)
+        await answer(engine, scoped("first", prompts[0], SCOPE))
+        again = await ask(engine, *(scoped(str(i), prompt, SCOPE) for i, prompt in enumerate(prompts)))
+        assert all(item.usage.cached_tokens >= 56 for item in again)
+        assert [item.tokens for item in again] == [item.tokens for item in expected]
+        counters = engine.counters()
+        assert counters.cached_tokens == sum(item.usage.cached_tokens for item in again)
+        assert counters.queried_tokens > counters.cached_tokens
+
+
+async def test_a_request_whose_time_is_over_ends_and_others_go_on(model: Path) -> None:
+    """Waiting or running, a request past its time gets DeadlineError, its memory is free, its neighbour is whole."""
+    async with running_engine(model, max_running=2) as engine:
+        expected = await answer(engine, token_request("alone", (5, 6, 7), max_tokens=300, ignore_eos=True))
+        late = [
+            EngineRequest(
+                request_id=f"late {i}",
+                prompt_token_ids=(9,) * 20,
+                timeout_s=0.02,
+                sampling=SamplingParams(max_tokens=450, ignore_eos=True),
+            )
+            for i in range(3)
+        ]
+        kept = asyncio.create_task(answer(engine, token_request("kept", (5, 6, 7), max_tokens=300, ignore_eos=True)))
+        results = await asyncio.gather(*(answer(engine, request) for request in late), return_exceptions=True)
+        assert [type(result) for result in results] == [DeadlineError] * 3
+        assert (await kept).tokens == expected.tokens
+        assert engine.counters().expired == 3
+        assert engine.health().kv_blocks_used == 0
+
+
+async def test_higher_priority_leaves_the_queue_first(model: Path) -> None:
+    """With one place, the request of high priority that came last is served before the others that wait."""
+    ended: list[str] = []
+    async with running_engine(model, max_running=1) as engine:
+
+        async def take(name: str, priority: int) -> None:
+            request = scoped(name, (5, 6), b"", priority=priority)
+            await answer(engine, request)
+            ended.append(name)
+
+        async with asyncio.TaskGroup() as group:
+            for name, priority in (("running", 0), ("low", -5), ("normal", 0), ("high", 5)):
+                group.create_task(take(name, priority))
+    assert ended.index("high") < ended.index("normal") < ended.index("low")
+
+
+@pytest.mark.parametrize("options", [{"priority": 101}, {"timeout_s": 0.0}, {"timeout_s": float("inf")}])
+def test_priorities_and_times_out_of_bounds_are_refused(options: dict[str, Any]) -> None:
+    """A priority beyond its range and a time that is none are the caller's error."""
+    with pytest.raises(InvalidRequestError):
+        EngineRequest(request_id="r", prompt_token_ids=(1,), **options)
+
+
+async def test_metrics_count_with_vllms_names_and_reveal_no_content(model: Path) -> None:
+    """Queue, tokens, times, cache and preemptions stand in Prometheus' format, without request ids or text."""
+    async with running_engine(model) as engine:
+        await answer(engine, scoped("a-name-of-mine", tuple(range(5, 45)), SCOPE))
+        await answer(engine, scoped("a-name-of-mine", tuple(range(5, 45)), SCOPE))
+        text = engine.metrics().decode()  # type: ignore[attr-defined]
+    values = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+    assert float(values["bulkhead:num_requests_running"]) == 0
+    assert float(values["bulkhead:generation_tokens_total"]) == 48
+    assert float(values["bulkhead:prompt_tokens_total"]) == 80
+    assert float(values["bulkhead:prefix_cache_hits_total"]) == 32
+    assert float(values["bulkhead:prefix_cache_queries_total"]) == 80
+    assert float(values['bulkhead:request_success_total{finished_reason="length"}']) == 2
+    assert float(values["bulkhead:time_to_first_token_seconds_count"]) == 2
+    assert float(values["bulkhead:request_time_per_output_token_seconds_count"]) == 2
+    assert "bulkhead:kv_cache_usage_perc" in values
+    assert "bulkhead:num_preemptions_total" in values
+    assert "a-name-of-mine" not in text
+    assert SCOPE.decode() not in text
+
+
+async def test_a_profile_shows_one_steps_operators(model: Path) -> None:
+    """On demand one step is traced in Chrome's format; an engine that closes before one ends the wait."""
+    async with running_engine(model) as engine:
+        trace = asyncio.ensure_future(engine.profile_step())  # type: ignore[attr-defined]
+        await asyncio.sleep(0)
+        await answer(engine, token_request("r", (5, 6, 7), max_tokens=3))
+        names = {event.get("name") for event in json.loads(await trace)["traceEvents"]}
+        assert {"aten::index_copy_", "aten::max"} <= names
+        waiting = asyncio.ensure_future(engine.profile_step())  # type: ignore[attr-defined]
+        await asyncio.sleep(0)
+        await engine.aclose()
+        with pytest.raises(ShuttingDownError):
+            await waiting
