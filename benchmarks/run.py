@@ -1,7 +1,7 @@
 """Run the benchmarks and print their table; what is committed under benchmarks/results/ comes from here.
 
     make bench                                   or: python -m benchmarks.run
-    python -m benchmarks.run --only audit        # audit, attestation, opening or serving; repeatable
+    python -m benchmarks.run --only audit        # audit, attestation, loading, opening or serving; repeatable
     python -m benchmarks.run --save benchmarks/results/2026-11.md
 
 Absolute times depend on the machine and its neighbours; goals are ratios to a peer in the same run where there is one.
@@ -17,11 +17,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from benchmarks import attestation, audit_appends, opening, sealing, serving
+from benchmarks import attestation, audit_appends, model_loading, opening, sealing, serving
 from benchmarks.report import Row, as_json, machine, table
 from scripts.local_platform import LocalPlatform, chat_model
 
-PARTS: Final = ("audit", "attestation", "sealing", "opening", "serving")
+PARTS: Final = ("audit", "attestation", "sealing", "loading", "opening", "serving")
 
 
 def _say(text: str) -> None:
@@ -67,6 +67,9 @@ def main() -> int:
     if "sealing" in parts:
         _say("sealing, and the sealed stream over gRPC")
         rows += sealing.measure()
+    if "loading" in parts:
+        _say("loading of a sealed model")
+        rows += model_loading.measure(chat_model(), len(os.sched_getaffinity(0)))
     if {"opening", "serving"} & set(parts):
         rows += _on_platform(parts)
     print(as_json(rows) if arguments.as_json else f"{machine()}\n\n{table(rows)}")
