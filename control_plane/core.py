@@ -26,6 +26,7 @@ from control_plane.services.sessions.attest import Attestor
 from control_plane.services.sessions.decide import Decider
 from control_plane.services.sessions.denials import DenialLimiter
 from control_plane.services.sessions.grant import GrantIssuer
+from control_plane.services.sessions.hardware import HardwareTrust
 from control_plane.services.sessions.open import SessionOpener
 from control_plane.services.sessions.renew import SessionRenewer
 from control_plane.services.sessions.serve import Server
@@ -135,6 +136,7 @@ class Core(FleetCore):
         fleet_settings: of agents and partitions.
         platform_broker: see :class:`FleetCore`.
         now_us: wall clock, microseconds since the epoch.
+        hardware: judges hardware evidence; None appraises none.
     """
 
     def __init__(
@@ -148,6 +150,7 @@ class Core(FleetCore):
         fleet_settings: FleetSettings,
         now_us: Callable[[], int],
         platform_broker: Callable[[Floors], KeyBroker] | None = None,
+        hardware: HardwareTrust | None = None,
     ) -> None:
         super().__init__(
             database=database,
@@ -171,7 +174,9 @@ class Core(FleetCore):
             journal=journal,
             pool=self.pool,
             book=self.book,
-            attestor=Attestor(fleet=self.fleet, issuers=issuers, settings=fleet_settings, now_us=now_us),
+            attestor=Attestor(
+                fleet=self.fleet, issuers=issuers, settings=fleet_settings, hardware=hardware, now_us=now_us
+            ),
             grants=GrantIssuer(issuers=issuers, journal=journal, settings=session_settings, now_us=now_us),
             settings=session_settings,
         )

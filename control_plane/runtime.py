@@ -24,6 +24,7 @@ from control_plane.services.audit_reads import AuditReads
 from control_plane.services.fleet_admin import FleetAdmin, FleetQuery
 from control_plane.services.issuers import IssuerAdmin, Issuers
 from control_plane.services.sessions import SessionService
+from control_plane.services.sessions.hardware import HardwareTrust
 from service.bulkhead_fleet.v1 import fleet_pb2_grpc as agents_pb2_grpc
 from service.files import make_private_directory
 
@@ -64,6 +65,7 @@ class Runtime:
             fleet_settings=resources.config.fleet,
             platform_broker=key_broker(resources.config),
             now_us=now_us,
+            hardware=HardwareTrust.from_settings(resources.config.fleet),
         )
 
     async def load(self) -> None:

@@ -23,7 +23,7 @@ MAX_PROFILES: Final = 32  # NVML knows 18 GPU-instance profiles
 MAX_STARTS: Final = 8  # one per memory slice
 MAX_PROCESS_SLOTS: Final = 128
 MAX_TEXT_CHARS: Final = 255
-EVIDENCE_KINDS: Final = ("operator", "simulated")
+EVIDENCE_KINDS: Final = ("hardware", "operator", "simulated")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,10 +43,10 @@ class Inventory:
     """What a compute tray has, as its agent reports it.
 
     Attributes:
-        tiers: tiers that the agent can serve; never ``confidential``, which no agent of this build can show.
+        tiers: tiers that the agent can serve; never ``confidential``, which no backend of this build can place.
         profiles: MIG geometry of all GPUs of the tray.
         ingress_address: host:port of the tray's ingress.
-        evidence_kind: ``operator`` or ``simulated``.
+        evidence_kind: ``hardware``, ``operator`` or ``simulated``.
         process_slots: largest number of ``process`` partitions.
     """
 
@@ -72,9 +72,7 @@ class Inventory:
         ids.check_name(self.rack, "inventory.rack")
         ids.check_name(self.region, "inventory.region")
         if not self.tiers or Tier.CONFIDENTIAL in self.tiers:
-            raise UnsupportedError(
-                "inventory.tiers: this build has no verifier for tier confidential, or none is named"
-            )
+            raise UnsupportedError("inventory.tiers: this build places no confidential partitions, or no tier is named")
         if self.evidence_kind not in EVIDENCE_KINDS or self.simulated != (self.evidence_kind == "simulated"):
             raise InvalidRequestError("inventory.evidence_kind: simulated exactly when the tray is")
         if not 0 <= self.process_slots <= MAX_PROCESS_SLOTS or len(self.gpus) > MAX_GPUS:

@@ -147,7 +147,7 @@ class Fleet:
         Raises:
             CredentialInvalidError: the hello names another agent than the certificate.
             SimulatedEvidenceError: a simulated tray where none is allowed.
-            EvidencePolicyError: another evidence key than the pinned one.
+            EvidencePolicyError: another evidence key than the pinned one, or hardware evidence without a policy.
             InvalidRequestError, UnsupportedError: the hello or its inventory is malformed, or unknown geometry.
             StateUnavailableError: it could not be noted; the agent tries again.
         """
@@ -232,6 +232,8 @@ class Fleet:
     def _check_evidence_key(self, hello: Hello) -> None:
         if hello.inventory.simulated and not self._settings.allow_simulated:
             raise SimulatedEvidenceError("the tray is simulated, and this platform does not allow that")
+        if hello.inventory.evidence_kind == "hardware" and self._settings.hardware_policy is None:
+            raise EvidencePolicyError("this platform has no policy for hardware evidence (fleet.hardware_policy)")
         pinned = self._settings.evidence_keys.get(hello.agent_id)
         if pinned is not None and bytes.fromhex(pinned) != hello.evidence_public_key:
             raise EvidencePolicyError("the agent's evidence key is not the one pinned for it")

@@ -1,6 +1,7 @@
 """How the control plane treats sessions and the fleet; tables of its configuration file."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final
 
 from bulkhead.errors import ConfigError
@@ -54,6 +55,9 @@ class FleetSettings:
         allow_simulated: whether agents of simulated trays are admitted at all (development).
         evidence_keys: agent id -> hexadecimal Ed25519 key that its evidence must be signed with. An agent that is not
             listed is believed what it says under its certificate, and a change of its key is recorded.
+        hardware_policy: trust policy (TOML, docs/trust-policy.md) for agents in confidential guests; without it none is
+            admitted. Tenants judge the same evidence again under their own.
+        collateral_directory: of what vendors publish for it; without it the user's cache directory.
         heartbeat_timeout_s: an agent that is silent this long counts as disconnected.
         agent_grace_s: a disconnected agent's partitions are lost after this long.
         lease_s: validity of an audit lease (docs/protocol.md, "Audit lease").
@@ -70,6 +74,8 @@ class FleetSettings:
 
     allow_simulated: bool = False
     evidence_keys: dict[str, str] = field(default_factory=dict)
+    hardware_policy: Path | None = None
+    collateral_directory: Path | None = None
     heartbeat_timeout_s: float = 10.0
     agent_grace_s: float = 15.0
     lease_s: float = 30.0

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field, replace
 
 import grpc
@@ -66,6 +66,9 @@ def inventory(tray: int, **changes: object) -> pb.Inventory:
     return pb.Inventory(**(fields | changes))  # type: ignore[arg-type]
 
 
+Quoted = Callable[..., Sequence[bytes]]
+
+
 @dataclass
 class FakeWorker:
     """What a worker would hold."""
@@ -93,6 +96,7 @@ class FakeAgent:
     follows_leases: bool = True
     descriptor: Callable[[PartitionDescriptor], PartitionDescriptor] = lambda found: found
     evidence_nonce: bytes | None = None
+    quoted: Quoted | None = None  # issues the evidence in place of the simulator's key
     workers: dict[str, FakeWorker] = field(default_factory=dict)
     commands: list[pb.Command] = field(default_factory=list)
     leases: list[pb.Lease] = field(default_factory=list)
@@ -290,7 +294,7 @@ class FakeAgent:
             partition=command.partition_id,
             tenant=order.tenant_id,
             tier=Tier(order.tier),
-            simulated=True,
+            simulated=self.inventory.simulated,
             region=self.inventory.region,
             rack=self.inventory.rack,
             tray=str(self.inventory.tray),
@@ -302,9 +306,9 @@ class FakeAgent:
             model_digest=order.model_digest,
             software="fake-agent",
         )
-        issuer = EvidenceIssuer(kind=EvidenceKind.SIMULATED, key=self.evidence_key)
+        issue = self.quoted or EvidenceIssuer(kind=EvidenceKind.SIMULATED, key=self.evidence_key).issue
         nonce = self.evidence_nonce or command.attest.nonce
-        (evidence,) = issuer.issue(
+        (evidence,) = issue(
             [AttestationRequest(nonce=nonce, context=command.attest.session_context)],
             keyset=worker.keys.keyset.encoded,
             descriptor=self.descriptor(described),

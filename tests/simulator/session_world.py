@@ -43,6 +43,7 @@ from control_plane.services.fleet_admin import FleetAdmin, FleetQuery
 from control_plane.services.issuers import IssuerAdmin, IssuerKeys, Issuers
 from control_plane.services.journal import Journal
 from control_plane.services.refusals import RefusalRecorder
+from control_plane.services.sessions.hardware import HardwareTrust
 from control_plane.services.settings import FleetSettings, SessionSettings
 from control_plane.storage.engine import Database, Transaction
 from control_plane.storage.migrate import migrate
@@ -113,6 +114,7 @@ class SessionWorld:
         issuer_keys: IssuerKeys,
         session_settings: SessionSettings,
         fleet_settings: FleetSettings,
+        hardware: HardwareTrust | None = None,
     ) -> None:
         self.database = database
         self.audit = audit
@@ -128,6 +130,7 @@ class SessionWorld:
             session_settings=session_settings,
             fleet_settings=fleet_settings,
             now_us=now_us,
+            hardware=hardware,
         )
         self.callers: dict[str, Caller] = {}
         self.refusals = RefusalRecorder(journal=self.journal, monotonic_s=time.monotonic)
@@ -359,6 +362,7 @@ async def session_world(
     sessions: SessionSettings | None = None,
     fleet: FleetSettings = FAST,
     audit: AuditConfig | None = None,
+    hardware: HardwareTrust | None = None,
 ) -> AsyncIterator[SessionWorld]:
     """Open a control plane over the databases in ``directory``, new or left by an earlier one."""
     config = audit or AuditConfig(
@@ -374,6 +378,7 @@ async def session_world(
         issuer_keys=TicketIssuerKeys(make_private_directory(directory / "issuers")),
         session_settings=sessions or SessionSettings(),
         fleet_settings=fleet,
+        hardware=hardware,
     )
     try:
         await database.write(_insert_model)

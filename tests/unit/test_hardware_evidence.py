@@ -2,6 +2,7 @@
 
 import dataclasses
 import datetime as dt
+from pathlib import Path
 
 import pytest
 
@@ -194,7 +195,9 @@ def test_copies_older_than_the_policy_allows_are_not_used(world):
 
 
 def test_obligations_are_numbered_without_gaps():
-    """HW-1, HW-2 and so on."""
+    """HW-1, HW-2 and so on, each with its sentence in docs/trust-policy.md."""
+    page = (Path(__file__).resolve().parents[2] / "docs" / "trust-policy.md").read_text()
+    assert all(f"| {number} | {sentence} |" in page for number, sentence in HARDWARE_OBLIGATIONS.items())
     assert list(HARDWARE_OBLIGATIONS) == [f"HW-{number}" for number in range(1, len(HARDWARE_OBLIGATIONS) + 1)]
 
 

@@ -3,17 +3,19 @@
 Obligations of :meth:`Attestor.attest`; a tenant's SDK checks the same again, and trusts nothing of this:
 
 1. The evidence answers this client's nonce and this session's context, and is of the kind that the agent reports.
-2. It is signed with the key that the agent showed under its certificate (pinned in configuration, where it is).
+2. It is signed with the key that the agent showed under its certificate (pinned in configuration, where it is), or
+   quoted by hardware that the platform's own policy accepts.
 3. Tenant, partition, agent, model, tier, region and simulation in the descriptor are those that were ordered, and the
    worker takes this control plane's tickets.
 4. The keyset is sound and alive, is the one the evidence covers, and holds the key of the TLS certificate.
 5. The appraised tier is at least what was decided.
 """
 
+import asyncio
 import hmac
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from cryptography import x509
@@ -46,6 +48,7 @@ from control_plane.services.fleet import Fleet
 from control_plane.services.issuers import Issuers
 from control_plane.services.pool import certificate_der
 from control_plane.services.sessions.decide import Decided
+from control_plane.services.sessions.hardware import HardwareTrust
 from control_plane.services.settings import FleetSettings
 
 __all__ = ["AttestedWorker", "Attestor"]
@@ -93,10 +96,20 @@ class Attestor:
         fleet: the agents.
         issuers: of this control plane's tickets.
         settings: time-outs; whether simulated evidence may be appraised at all.
+        hardware: judges hardware evidence; None appraises none.
         now_us: wall clock, microseconds since the epoch.
     """
 
-    def __init__(self, *, fleet: Fleet, issuers: Issuers, settings: FleetSettings, now_us: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        *,
+        fleet: Fleet,
+        issuers: Issuers,
+        settings: FleetSettings,
+        hardware: HardwareTrust | None,
+        now_us: Callable[[], int],
+    ) -> None:
+        self._hardware = hardware
         self._fleet = fleet
         self._issuers = issuers
         self._settings = settings
@@ -136,7 +149,7 @@ class Attestor:
         if not isinstance(outcome, Attested):
             raise AgentUnavailableError("the node agent answered an attestation with something else")
         now_s = self._now_us() // US_PER_S
-        worker = self._appraise(outcome, agent, decided, nonce=nonce, context=context, now_s=now_s)  # 1, 2, 5
+        worker = await self._appraise(outcome, agent, decided, nonce=nonce, context=context, now_s=now_s)  # 1, 2, 5
         self._check_descriptor(worker, partition, agent)  # 3
         certificate = certificate_der(outcome.worker_certificate)
         return AttestedWorker(
@@ -157,16 +170,18 @@ class Attestor:
         """
         self._fleet.agent(partition.agent_id)
 
-    def _appraise(
+    async def _appraise(
         self, outcome: Attested, agent: Agent, decided: Decided, *, nonce: bytes, context: bytes, now_s: int
     ) -> AppraisedWorker:
-        key = agent.row.evidence_public_key
+        kind, key = EvidenceKind(agent.inventory.evidence_kind), agent.row.evidence_public_key
+        if kind is EvidenceKind.HARDWARE:
+            return await self._appraise_hardware(outcome, decided, nonce=nonce, context=context, now_s=now_s)
         worker = appraise(  # 1, 5
             outcome.evidence,
             nonce=nonce,
             context=context,
             trust_policy=TrustPolicy(
-                accepted_kinds=frozenset({EvidenceKind(agent.inventory.evidence_kind)}),
+                accepted_kinds=frozenset({kind}),
                 operator_keys=(key,),  # 2
                 minimum_tier=decided.wanted.tier,
                 maximum_age_s=MAX_EVIDENCE_AGE_S,
@@ -178,6 +193,28 @@ class Attestor:
         if not hmac.compare_digest(signer, b64url_encode(key)):  # 2
             raise EvidencePolicyError("the evidence is not signed with the agent's own key")
         return worker
+
+    async def _appraise_hardware(
+        self, outcome: Attested, decided: Decided, *, nonce: bytes, context: bytes, now_s: int
+    ) -> AppraisedWorker:
+        """Appraise under the platform's policy, in a thread: services may be asked, and signatures are many."""
+        if self._hardware is None:
+            raise EvidencePolicyError("this platform has no policy for hardware evidence (fleet.hardware_policy)")
+        policy = replace(
+            self._hardware.policy,
+            accepted_kinds=frozenset({EvidenceKind.HARDWARE}),
+            minimum_tier=decided.wanted.tier,
+            maximum_age_s=MAX_EVIDENCE_AGE_S,
+        )
+        return await asyncio.to_thread(  # 1, 2, 5
+            appraise,
+            outcome.evidence,
+            nonce=nonce,
+            context=context,
+            trust_policy=policy,
+            now_s=now_s,
+            hardware=self._hardware.verifier,
+        )
 
     def _check_descriptor(self, worker: AppraisedWorker, partition: Partition, agent: Agent) -> None:
         descriptor = worker.descriptor
