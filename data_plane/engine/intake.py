@@ -67,11 +67,12 @@ class Intake:
             InvalidRequestError, ContextLengthError: as :meth:`data_plane.engine.port.Engine.generate`.
             ShuttingDownError: closed.
         """
-        prompt = await self._prompt(request)
+        prompt = await self.prompt(request)
         bad_words = await self._bad_words(request.sampling)
         return [await self._job(request, prompt, bad_words, stream, index) for index in range(request.sampling.n)]
 
-    async def _prompt(self, request: EngineRequest) -> list[int]:
+    async def prompt(self, request: EngineRequest) -> list[int]:
+        """Return the tokens of a request's prompt, cut where it asks; raises as :meth:`jobs`."""
         self._check_tokens("a prompt token id", request.prompt_token_ids)
         if request.messages:
             tokens = await self.encode_chat(request.messages)

@@ -17,7 +17,6 @@ from data_plane.engine.config import EngineConfig
 from data_plane.engine.intake import Intake
 from data_plane.engine.job import Job
 from data_plane.engine.port import (
-    ChatMessage,
     Embedding,
     EmbedRequest,
     EngineCounters,
@@ -108,9 +107,9 @@ class NativeEngine:
         """See :meth:`data_plane.engine.port.Engine.tokenize`."""
         return tuple(await self._intake.encode(text))
 
-    async def count_tokens(self, messages: tuple[ChatMessage, ...]) -> int:
+    async def count_tokens(self, request: EngineRequest) -> int:
         """See :meth:`data_plane.engine.port.Engine.count_tokens`."""
-        return len(await self._intake.encode_chat(messages))
+        return len(await self._intake.prompt(request))
 
     def describe(self) -> ModelDescription:
         """See :meth:`data_plane.engine.port.Engine.describe`."""

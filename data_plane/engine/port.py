@@ -308,8 +308,8 @@ class Engine(Protocol):
         """
         ...
 
-    async def count_tokens(self, messages: tuple[ChatMessage, ...]) -> int:
-        """Return the length in tokens of the prompt that ``messages`` become; raises as :meth:`generate`."""
+    async def count_tokens(self, request: EngineRequest) -> int:
+        """Return the length in tokens of what :meth:`generate` makes of the request's prompt; raises as it does."""
         ...
 
     def describe(self) -> ModelDescription:

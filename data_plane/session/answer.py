@@ -7,7 +7,7 @@ full buffer makes the engine's side wait; the engine then joins tokens itself, u
 import asyncio
 import contextlib
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, TypeAlias
 
 from bulkhead.errors import BulkheadError
@@ -54,7 +54,7 @@ class AnswerBuffer:
         for piece in self._pieces(record):
             last = self._records[-1] if self._records else None
             if isinstance(piece, Delta) and isinstance(last, Delta) and self._joinable(last, piece):
-                self._records[-1] = Delta(text=last.text + piece.text, tokens=last.tokens + piece.tokens)
+                self._records[-1] = _joined(last, piece)
             else:
                 self._records.append(piece)
             self._size += _size(piece)
@@ -112,11 +112,22 @@ class AnswerBuffer:
         if isinstance(record, EmbedResult) or len(record.text) <= most:
             return [record]
         texts = [record.text[start : start + most] for start in range(0, len(record.text), most)]
-        return [Delta(text=text, tokens=0 if index else record.tokens) for index, text in enumerate(texts)]
+        rest = [replace(record, text=text, tokens=0, logprobs=()) for text in texts[1:]]
+        return [replace(record, text=texts[0]), *rest]
 
     def _joinable(self, last: Delta, piece: Delta) -> bool:
         limits = self._limits
-        return len(last.text) + len(piece.text) <= limits.characters and last.tokens + piece.tokens <= limits.tokens
+        return (
+            last.index == piece.index
+            and len(last.text) + len(piece.text) <= limits.characters
+            and last.tokens + piece.tokens <= limits.tokens
+        )
+
+
+def _joined(last: Delta, piece: Delta) -> Delta:
+    return replace(
+        last, text=last.text + piece.text, tokens=last.tokens + piece.tokens, logprobs=last.logprobs + piece.logprobs
+    )
 
 
 def _size(record: Delta | EmbedResult) -> int:

@@ -11,7 +11,7 @@ Rules:
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import structlog
@@ -24,17 +24,13 @@ from bulkhead.errors import (
     TicketExpiredError,
 )
 from bulkhead.protocol.context import Method
-from bulkhead.protocol.payloads import (
-    Delta,
-    EmbedResult,
-    End,
-    GenerateRequest,
-    parse_embed_request,
-    parse_generate_request,
-)
+from bulkhead.protocol.generate import MAX_TOKENS
+from bulkhead.protocol.payloads import EmbedResult, End, parse_embed_request, parse_generate_request
 from bulkhead.protocol.server import ServerRequest
-from data_plane.engine.port import ChatMessage, EmbedRequest, Engine, EngineRequest, SamplingParams
+from bulkhead.sealing import PaddingMode
+from data_plane.engine.port import EmbedRequest, Engine, SamplingParams, TokenDelta
 from data_plane.session.answer import Outcome
+from data_plane.session.asking import answer_delta, answer_end, engine_request
 from data_plane.session.receipts import ReceiptDesk
 from data_plane.session.response import Response, SealedPart
 
@@ -150,41 +146,41 @@ class Exchange:
 
     async def _generate(self) -> End:
         asked = parse_generate_request(self._request.payload)
-        messages = tuple(ChatMessage(role=item.role, content=item.content) for item in asked.messages)
-        self._response.prompt_tokens = await self._ports.engine.count_tokens(messages)
-        request = EngineRequest(
+        if asked.logprobs is not None and self._request.claims.padding is PaddingMode.STRICT:
+            raise InvalidRequestError("log probabilities do not fit the records of strict padding")
+        request = engine_request(
+            asked,
             request_id=f"{self._request.info.request_id}/{self._request.info.sequence}",
-            messages=messages,
-            sampling=SamplingParams(
-                max_tokens=self._max_tokens(asked),
-                temperature=asked.temperature,
-                top_p=asked.top_p,
-                top_k=asked.top_k,
-                seed=asked.seed,
-                stop=asked.stop,
-            ),
             scope=self._ports.scope,
+            defaults=self._ports.engine.describe().defaults,
         )
+        self._response.prompt_tokens = await self._ports.engine.count_tokens(request)
+        request = replace(request, sampling=replace(request.sampling, max_tokens=self._max_tokens(request.sampling)))
+        ends: dict[int, TokenDelta] = {}
         async with contextlib.aclosing(self._ports.engine.generate(request)) as deltas:
             async for delta in deltas:
                 self._response.completion_tokens += len(delta.token_ids)
                 if delta.text or delta.token_ids:
-                    await self._response.buffer.put(Delta(text=delta.text, tokens=len(delta.token_ids)))
+                    await self._response.buffer.put(answer_delta(delta))
                 if delta.finish_reason is not None:
-                    return End(finish_reason=delta.finish_reason.value, usage=self._response.usage)
+                    ends[delta.index] = delta
+                if delta.usage is not None:
+                    return answer_end(ends, usage=self._response.usage, cached_tokens=delta.usage.cached_tokens)
         raise InternalError("the engine ended a request without saying why")
 
-    def _max_tokens(self, asked: GenerateRequest) -> int | None:
-        """Return the answer's limit: what is asked for, within ticket and partition; the rest of the context if less.
+    def _max_tokens(self, asked: SamplingParams) -> int:
+        """Return each answer's limit: what is asked for, within ticket and partition; the rest of the context if less.
 
-        A request that names more than the context leaves is the engine's to refuse.
+        A request that names more than the context leaves is the engine's to refuse. Ticket and partition bound all of
+        a request's answers together.
         """
-        limits = [self._request.claims.limits.max_tokens, self._ports.max_output_tokens or None, asked.max_tokens]
-        limit = min(value for value in limits if value is not None)
+        most = min(self._request.claims.limits.max_tokens, self._ports.max_output_tokens or MAX_TOKENS) // asked.n
+        if most < max(1, asked.min_tokens):
+            raise InvalidRequestError("the session's limit of tokens is below the least that is asked for")
         if asked.max_tokens is not None:
-            return limit
+            return min(most, asked.max_tokens)
         rest = self._ports.engine.describe().context_tokens - self._response.prompt_tokens
-        return max(1, min(limit, rest))
+        return max(1, min(most, rest))
 
     async def _embed(self) -> End:
         asked = parse_embed_request(self._request.payload)

@@ -5,7 +5,6 @@ from collections.abc import AsyncGenerator
 
 from bulkhead.errors import UnsupportedError
 from data_plane.engine.port import (
-    ChatMessage,
     Embedding,
     EmbedRequest,
     EngineHealth,
@@ -61,9 +60,9 @@ class ScriptedEngine:
         """Return one token per character."""
         return tuple(map(ord, text))
 
-    async def count_tokens(self, messages: tuple[ChatMessage, ...]) -> int:
+    async def count_tokens(self, request: EngineRequest) -> int:
         """Return 5, always."""
-        return 5 if messages else 0
+        return 5 if request.messages else 0
 
     def describe(self) -> ModelDescription:
         """Describe nothing in particular."""

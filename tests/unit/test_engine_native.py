@@ -14,7 +14,7 @@ from bulkhead.errors import (
     ShuttingDownError,
     UnsupportedError,
 )
-from data_plane.engine import ChatMessage, EmbedRequest, EngineState, FinishReason
+from data_plane.engine import EmbedRequest, EngineState, FinishReason
 from tests.simulator.tiny_engine import answer, chat_request, running_engine, token_request
 from tests.simulator.tiny_model import CONTEXT, make_tiny_model, random_prompts
 
@@ -93,7 +93,7 @@ async def test_a_stream_ends_once_with_reason_and_usage(model: Path) -> None:
         assert all(delta.finish_reason is None and delta.usage is None for delta in result.deltas[:-1])
         assert result.finish_reason is FinishReason.LENGTH
         assert result.usage.completion_tokens == len(result.tokens) == 12
-        assert result.usage.prompt_tokens == await engine.count_tokens((ChatMessage(role="user", content="hello"),))
+        assert result.usage.prompt_tokens == await engine.count_tokens(chat_request("count", "hello"))
 
 
 async def test_the_end_of_turn_token_stops_an_answer(model: Path) -> None:

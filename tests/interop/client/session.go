@@ -152,6 +152,7 @@ func ask(ctx context.Context, configured settings) map[string]any {
 	payload := canonical(map[string]any{
 		"messages":   []any{map[string]any{"role": "user", "content": configured.Prompt}},
 		"max_tokens": configured.MaxTokens,
+		"temperature": int64(0),
 	})
 	sent := newRequest(given.ticket, held.ticket, held.keys, key, newIdentifier("req"), "generate", payload, 0)
 	started := time.Now()

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from bulkhead.client.client import AsyncBulkhead, SessionOpening
     from bulkhead.client.config import Profile, SessionDefaults, TicketIssuerPin, list_profiles, load_profile
     from bulkhead.client.fleet import FleetAdmin
-    from bulkhead.client.generation import Completion, Embeddings, Generation
+    from bulkhead.client.generation import Choice, Completion, Embeddings, Generation
     from bulkhead.client.opening import Progress
     from bulkhead.client.policies import PolicyAdmin
     from bulkhead.client.session import AsyncSession
@@ -35,6 +35,7 @@ __all__ = [
     "AuditRecord",
     "BlockingGeneration",
     "Bulkhead",
+    "Choice",
     "Completion",
     "Delta",
     "Embeddings",
@@ -62,7 +63,7 @@ _HOMES: Final = {
     "bulkhead.client.client": ("AsyncBulkhead", "SessionOpening"),
     "bulkhead.client.config": ("Profile", "SessionDefaults", "TicketIssuerPin", "list_profiles", "load_profile"),
     "bulkhead.client.fleet": ("FleetAdmin",),
-    "bulkhead.client.generation": ("Completion", "Embeddings", "Generation"),
+    "bulkhead.client.generation": ("Choice", "Completion", "Embeddings", "Generation"),
     "bulkhead.client.opening": ("Progress",),
     "bulkhead.client.policies": ("PolicyAdmin",),
     "bulkhead.client.session": ("AsyncSession",),

@@ -6,7 +6,7 @@ import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self, TypeVar
+from typing import Final, Self, TypeVar, Unpack
 
 from bulkhead.attestation import AppraisedWorker, Tier
 from bulkhead.client.audit import AuditRecord, RecordFilter
@@ -17,6 +17,7 @@ from bulkhead.client.opening import OPEN_DEADLINE_S, OnProgress
 from bulkhead.client.session import AsyncSession
 from bulkhead.client.views import SessionView
 from bulkhead.errors import CancelledError, InvalidRequestError
+from bulkhead.protocol.generate import GenerateOptions
 from bulkhead.protocol.payloads import Delta, Usage
 from bulkhead.protocol.receipts import Receipt, SignedReceipt
 from bulkhead.transparency import VerifiedLeaf
@@ -221,11 +222,13 @@ class Session:
         messages: Messages,
         *,
         max_tokens: int | None = None,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        top_k: int = 0,
+        temperature: float | None = 0.0,
+        top_p: float | None = None,
+        top_k: int | None = None,
         seed: int | None = None,
         stop: tuple[str, ...] = (),
+        prompt: str = "",
+        **options: Unpack[GenerateOptions],
     ) -> "BlockingGeneration":
         """Return an answer to iterate over; as :meth:`AsyncSession.generate`."""
 
@@ -238,6 +241,8 @@ class Session:
                 top_k=top_k,
                 seed=seed,
                 stop=stop,
+                prompt=prompt,
+                **options,
             )
 
         return BlockingGeneration(self._thread, self._thread.call(work))
@@ -247,11 +252,13 @@ class Session:
         messages: Messages,
         *,
         max_tokens: int | None = None,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        top_k: int = 0,
+        temperature: float | None = 0.0,
+        top_p: float | None = None,
+        top_k: int | None = None,
         seed: int | None = None,
         stop: tuple[str, ...] = (),
+        prompt: str = "",
+        **options: Unpack[GenerateOptions],
     ) -> Completion:
         """Return the whole answer, or raise; as :meth:`AsyncSession.generate_text`."""
         return self._thread.call(
@@ -263,6 +270,8 @@ class Session:
                 top_k=top_k,
                 seed=seed,
                 stop=stop,
+                prompt=prompt,
+                **options,
             )
         )
 

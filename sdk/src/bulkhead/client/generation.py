@@ -7,7 +7,7 @@ at least once, and both receipts carry the same request id.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterable, Mapping
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from types import TracebackType
@@ -26,7 +26,7 @@ from bulkhead.errors import (
 from bulkhead.ids import REQUEST, new_id
 from bulkhead.protocol.client import ClientEvent, ClientRequest, Complete
 from bulkhead.protocol.context import Method
-from bulkhead.protocol.payloads import Delta, EmbedResult, End, Failure, Message, Usage
+from bulkhead.protocol.payloads import Delta, EmbedResult, End, Failure, Message, TokenLogprob, Usage
 from bulkhead.protocol.receipts import Receipt, SignedReceipt
 from bulkhead.v1 import inference_pb2, inference_pb2_grpc
 
@@ -125,13 +125,25 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """One of several answers to a prompt: its text, why it ended, and its tokens' log probabilities if asked for."""
+
+    text: str
+    finish_reason: str
+    stop_reason: str | int | None = None
+    logprobs: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Completion:
     """A whole answer.
 
     Attributes:
-        text: all of it.
-        finish_reason: `stop` or `length`.
-        usage: tokens.
+        text: all of it; of the first of several.
+        finish_reason: `stop` or `length`; likewise.
+        usage: tokens, of all answers.
+        choices: each answer.
+        cached_tokens: tokens of the prompt that were not computed again.
         request_id: names it in receipts and logs.
         receipt: verified.
         signed_receipt: the same as the worker signed it, to be kept.
@@ -143,6 +155,8 @@ class Completion:
     request_id: str
     receipt: Receipt
     signed_receipt: SignedReceipt
+    choices: tuple[Choice, ...] = ()
+    cached_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -234,9 +248,12 @@ class Generation:
         Raises:
             BulkheadError: it is not whole.
         """
-        text = "".join([delta.text async for delta in self])
+        deltas = [delta async for delta in self]
+        choices = self._choices(deltas)
         return Completion(
-            text=text,
+            text=choices[0].text,
+            choices=choices,
+            cached_tokens=self._end.cached_tokens if self._end is not None else 0,
             finish_reason=self.finish_reason,
             usage=self.usage,
             request_id=self.request_id,
@@ -254,6 +271,21 @@ class Generation:
                         self._end = event
                     case EmbedResult():
                         raise SealError("the worker answered a prompt with an embedding")
+
+    def _choices(self, deltas: Sequence[Delta]) -> tuple[Choice, ...]:
+        end = self._end
+        reasons = [] if end is None else [(end.finish_reason, end.stop_reason), *end.others]
+        if any(delta.index >= len(reasons) for delta in deltas):
+            raise SealError("the worker sent an answer whose end it did not tell")
+        return tuple(
+            Choice(
+                text="".join(delta.text for delta in deltas if delta.index == index),
+                logprobs=tuple(entry for delta in deltas if delta.index == index for entry in delta.logprobs),
+                finish_reason=finish,
+                stop_reason=stop,
+            )
+            for index, (finish, stop) in enumerate(reasons or [("", None)])
+        )
 
     def _complete(self) -> Complete:
         if self._answer.complete is None:

@@ -2,7 +2,7 @@
 
 import logging
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, Self, Unpack
 
 from bulkhead.attestation import AppraisedWorker, Tier
 from bulkhead.client.generation import (
@@ -19,6 +19,7 @@ from bulkhead.client.link import Link
 from bulkhead.client.opening import SessionControl
 from bulkhead.errors import BulkheadError, SessionClosedError
 from bulkhead.protocol.context import Method
+from bulkhead.protocol.generate import GenerateOptions
 from bulkhead.protocol.payloads import (
     EmbedRequest,
     GenerateRequest,
@@ -114,34 +115,40 @@ class AsyncSession:
         messages: Messages,
         *,
         max_tokens: int | None = None,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        top_k: int = 0,
+        temperature: float | None = 0.0,
+        top_p: float | None = None,
+        top_k: int | None = None,
         seed: int | None = None,
         stop: tuple[str, ...] = (),
+        prompt: str = "",
+        **options: Unpack[GenerateOptions],
     ) -> Generation:
         """Return an answer to iterate over; nothing is sent before the iteration begins.
 
         Args:
-            messages: a conversation, or one user turn as a string.
+            messages: a conversation, or one user turn as a string; empty to continue ``prompt``.
             max_tokens: most completion tokens; None for as many as ticket and context allow.
-            temperature: 0 is greedy.
-            top_p: above 0, at most 1.
-            top_k: 0 for all tokens.
+            temperature: 0 is greedy; None takes the model's own default, as vLLM's server does.
+            top_p: above 0, at most 1; None likewise.
+            top_k: 0 for all tokens; None likewise.
             seed: makes sampling repeatable.
             stop: texts that end the answer.
+            prompt: text to continue without a chat template.
+            options: the further fields of :class:`bulkhead.protocol.payloads.GenerateRequest`.
 
         Raises:
             InvalidRequestError: a value out of bounds; nothing was sent.
         """
         request = GenerateRequest(
-            messages=check_messages(messages),
+            messages=check_messages(messages) if messages or not prompt else (),
+            prompt=prompt,
             max_tokens=max_tokens,
             temperature=temperature,
             top_p=top_p,
             top_k=top_k,
             seed=seed,
             stop=tuple(stop),
+            **options,
         )
         return Generation(self._answer(Method.GENERATE, encode_generate_request(request)))
 
@@ -150,11 +157,13 @@ class AsyncSession:
         messages: Messages,
         *,
         max_tokens: int | None = None,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        top_k: int = 0,
+        temperature: float | None = 0.0,
+        top_p: float | None = None,
+        top_k: int | None = None,
         seed: int | None = None,
         stop: tuple[str, ...] = (),
+        prompt: str = "",
+        **options: Unpack[GenerateOptions],
     ) -> Completion:
         """Return the whole answer, or raise; arguments as :meth:`generate`."""
         generation = self.generate(
@@ -165,6 +174,8 @@ class AsyncSession:
             top_k=top_k,
             seed=seed,
             stop=stop,
+            prompt=prompt,
+            **options,
         )
         async with generation:
             return await generation.completion()

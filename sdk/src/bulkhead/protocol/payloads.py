@@ -21,6 +21,17 @@ from bulkhead.errors import (
     error_from_code,
 )
 from bulkhead.fields import Fields
+from bulkhead.protocol.generate import (
+    MAX_ANSWERS,
+    MAX_LOGPROBS,
+    MAX_PAYLOAD_BYTES,
+    MAX_TOKENS,
+    GenerateRequest,
+    Message,
+    encode_fields,
+    encode_generate_request,
+    parse_generate_request,
+)
 from bulkhead.sealing.padding import MAX_RECORD_BYTES
 
 __all__ = [
@@ -33,6 +44,7 @@ __all__ = [
     "GenerateRequest",
     "Message",
     "Record",
+    "TokenLogprob",
     "Usage",
     "encode_embed_request",
     "encode_generate_request",
@@ -42,51 +54,14 @@ __all__ = [
     "parse_record",
 ]
 
-MAX_PAYLOAD_BYTES: Final = 2 * 1024 * 1024  # four bytes for each token of the longest contexts, below gRPC's 4 MiB
-MAX_MESSAGES: Final = 1_024
 MAX_INPUTS: Final = 256
-MAX_STOPS: Final = 16
-MAX_STOP_CHARS: Final = 256
-MAX_TOKENS: Final = 2**31 - 1
-MAX_TEMPERATURE: Final = 100.0
-MAX_SEED: Final = 2**53 - 1  # RFC 8785 section 3.2.2.3
 MAX_ERROR_CHARS: Final = 1_024
 MAX_CODE_CHARS: Final = 64
 MAX_DIMENSIONS: Final = 8_192
-ROLES: Final = frozenset({"system", "user", "assistant"})
+MAX_TOKEN_CHARS: Final = 1_024  # of a token alone as text
+MAX_DELTA_LOGPROBS: Final = 64
 FINISH_REASONS: Final = frozenset({"stop", "length"})
 _DELTA_START: Final = b'{"text":'  # of no other record: the names are sorted
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Message:
-    """One turn of a conversation; ``role`` is ``system``, ``user`` or ``assistant``."""
-
-    role: str
-    content: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GenerateRequest:
-    """A prompt and how to continue it.
-
-    Attributes:
-        messages: the conversation, 1 to 1,024 turns.
-        max_tokens: most completion tokens; None for as many as ticket and context allow.
-        temperature: 0 (greedy) to 100.
-        top_p: above 0, at most 1.
-        top_k: 0 for all tokens.
-        seed: 0 to 2^53 - 1, or None for a fresh one.
-        stop: up to 16 texts of 1 to 256 characters that end the answer.
-    """
-
-    messages: tuple[Message, ...]
-    max_tokens: int | None = None
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
-    seed: int | None = None
-    stop: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,11 +80,32 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TokenLogprob:
+    """Natural logarithms of the model's own probabilities at one place of an answer.
+
+    Attributes:
+        token_id: the token that stands there.
+        text: it alone as text.
+        logprob: of that token.
+        rank: 1 for the likeliest.
+        top: the likeliest tokens, each (id, text, logarithm), likeliest first.
+    """
+
+    token_id: int
+    text: str
+    logprob: float
+    rank: int
+    top: tuple[tuple[int, str, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Delta:
-    """The next piece of an answer and the number of tokens behind it."""
+    """The next piece of answer ``index``, the number of tokens behind it, and their log probabilities if asked for."""
 
     text: str
     tokens: int
+    index: int = 0
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,10 +118,21 @@ class EmbedResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class End:
-    """The answer is whole; ``finish_reason`` is ``stop`` or ``length``."""
+    """The answer is whole, or all answers are.
+
+    Attributes:
+        finish_reason: ``stop`` or ``length``; of the first answer.
+        usage: tokens of all answers.
+        stop_reason: the text or token that the request named and that ended the first answer.
+        cached_tokens: tokens of the prompt that were not computed again.
+        others: finish and stop reason of each further answer, in order.
+    """
 
     finish_reason: str
     usage: Usage
+    stop_reason: str | int | None = None
+    cached_tokens: int = 0
+    others: tuple[tuple[str, str | int | None], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,85 +155,15 @@ class Failure:
 Record: TypeAlias = Delta | EmbedResult | End | Failure
 
 
-def encode_generate_request(request: GenerateRequest) -> bytes:
-    """Return the payload of method ``generate``.
-
-    Raises:
-        InvalidRequestError: a value out of bounds, named; the worker would say the same.
-    """
-    payload: dict[str, Json] = {
-        "messages": [{"role": message.role, "content": message.content} for message in request.messages],
-        "temperature": request.temperature,
-        "top_p": request.top_p,
-        "top_k": request.top_k,
-        "stop": list(request.stop),
-    }
-    payload.update(
-        {
-            name: value
-            for name, value in (("max_tokens", request.max_tokens), ("seed", request.seed))
-            if value is not None
-        }
-    )
-    encoded = _encoded(payload)
-    parse_generate_request(encoded)  # the bounds stand in one place, and the caller hears of them before sealing
-    return encoded
-
-
-def _encoded(payload: dict[str, Json]) -> bytes:
-    try:
-        return canonical_json(payload)
-    except MalformedRequestError:
-        for name, value in payload.items():  # once more, to say which one it is
-            try:
-                canonical_json(value)
-            except MalformedRequestError as error:
-                raise InvalidRequestError(f"request: {name} is not finite, or no Unicode text") from error
-        raise
-
-
 def encode_embed_request(request: EmbedRequest) -> bytes:
     """Return the payload of method ``embed``.
 
     Raises:
         InvalidRequestError: a value out of bounds, named.
     """
-    encoded = _encoded({"input": list(request.inputs)})
+    encoded = encode_fields({"input": list(request.inputs)})
     parse_embed_request(encoded)
     return encoded
-
-
-def parse_generate_request(payload: bytes) -> GenerateRequest:
-    """Return the request in an opened payload (untrusted by the worker).
-
-    ``messages`` is required; everything else has a default.
-
-    Raises:
-        InvalidRequestError: not canonical JSON or UTF-8, a field unknown, missing, of a wrong type or out of bounds.
-    """
-    with Fields.parse(payload, max_bytes=MAX_PAYLOAD_BYTES, what="request", error=InvalidRequestError) as fields:
-        messages = tuple(_read_message(item) for item in fields.array("messages", min_items=1, max_items=MAX_MESSAGES))
-        default = GenerateRequest(messages=messages)
-        top_p = fields.number("top_p", low=0, high=1) if "top_p" in fields else default.top_p
-        if top_p <= 0:
-            raise fields.wrong("top_p", "a number above 0 and at most 1")
-        return GenerateRequest(
-            messages=messages,
-            max_tokens=fields.integer("max_tokens", low=1, high=MAX_TOKENS) if "max_tokens" in fields else None,
-            temperature=(
-                fields.number("temperature", low=0, high=MAX_TEMPERATURE)
-                if "temperature" in fields
-                else default.temperature
-            ),
-            top_p=top_p,
-            top_k=fields.integer("top_k", high=MAX_TOKENS) if "top_k" in fields else default.top_k,
-            seed=fields.integer("seed", high=MAX_SEED) if "seed" in fields else None,
-            stop=(
-                fields.texts("stop", max_items=MAX_STOPS, max_chars=MAX_STOP_CHARS)
-                if "stop" in fields
-                else default.stop
-            ),
-        )
 
 
 def parse_embed_request(payload: bytes) -> EmbedRequest:
@@ -255,17 +192,7 @@ def encode_record(record: Record) -> bytes:
                 {"type": "embedding", "index": record.index, "vector": b64url_encode(_pack(record.vector))}
             )
         case End():
-            usage = record.usage
-            data = canonical_json(
-                {
-                    "type": "end",
-                    "finish_reason": record.finish_reason,
-                    "usage": {
-                        "prompt_tokens": usage.prompt_tokens,
-                        "completion_tokens": usage.completion_tokens,
-                    },
-                }
-            )
+            data = canonical_json(_end_fields(record))
         case Failure():
             data = canonical_json({"type": "error", "code": record.code, "message": record.message})
     if len(data) > MAX_RECORD_BYTES:
@@ -283,6 +210,8 @@ def parse_record(data: bytes) -> Record:
         return _parse_delta(data)
     with Fields.parse(data, max_bytes=MAX_RECORD_BYTES, what="response record", error=SealError) as fields:
         match fields.text("type"):
+            case "delta":
+                return _read_rich_delta(fields)
             case "embedding":
                 return EmbedResult(
                     index=fields.integer("index", high=MAX_INPUTS - 1),
@@ -299,13 +228,67 @@ def parse_record(data: bytes) -> Record:
                 raise fields.wrong("type", "embedding, end or error")
 
 
+def _end_fields(end: End) -> dict[str, Json]:
+    fields: dict[str, Json] = {
+        "type": "end",
+        "finish_reason": end.finish_reason,
+        "usage": {"prompt_tokens": end.usage.prompt_tokens, "completion_tokens": end.usage.completion_tokens},
+    }
+    if end.stop_reason is not None:
+        fields["stop_reason"] = end.stop_reason
+    if end.cached_tokens:
+        fields["cached_tokens"] = end.cached_tokens
+    if end.others:
+        fields["others"] = [[finish, stop] for finish, stop in end.others]
+    return fields
+
+
 def _encode_delta(delta: Delta) -> bytes:
     """Return a delta's RFC 8785 bytes; json's escapes are the RFC's, and this is the hot path of a stream."""
+    if delta.index or delta.logprobs:
+        return _encode_rich_delta(delta)
     text = json.dumps(delta.text, ensure_ascii=False)
     try:
         return f'{{"text":{text},"tokens":{delta.tokens:d},"type":"delta"}}'.encode()
     except UnicodeEncodeError as error:
         raise MalformedRequestError("a delta's text holds a lone surrogate") from error
+
+
+def _encode_rich_delta(delta: Delta) -> bytes:
+    fields: dict[str, Json] = {"type": "delta", "text": delta.text, "tokens": delta.tokens, "index": delta.index}
+    if delta.logprobs:
+        fields["logprobs"] = [
+            [entry.token_id, entry.text, entry.logprob, entry.rank, [list(likely) for likely in entry.top]]
+            for entry in delta.logprobs
+        ]
+    return canonical_json(fields)
+
+
+def _read_rich_delta(fields: Fields) -> Delta:
+    entries = fields.array("logprobs", min_items=1, max_items=MAX_DELTA_LOGPROBS) if "logprobs" in fields else []
+    return Delta(
+        text=fields.text("text", max_chars=MAX_RECORD_BYTES, empty=True),
+        tokens=fields.integer("tokens", high=MAX_TOKENS),
+        index=fields.integer("index", high=MAX_ANSWERS - 1),
+        logprobs=tuple(_read_logprob(entry) for entry in entries),
+    )
+
+
+def _read_logprob(value: Json) -> TokenLogprob:
+    match value:
+        case [int(token), str(text), int() | float() as logprob, int(rank), [*top]] if len(top) <= MAX_LOGPROBS:
+            likely = tuple(_read_likely(item) for item in top)
+            checked = _read_likely([token, text, logprob])
+            return TokenLogprob(token_id=token, text=text, logprob=checked[2], rank=rank, top=likely)
+    raise SealError("response record: a log probability is malformed")
+
+
+def _read_likely(value: Json) -> tuple[int, str, float]:
+    match value:
+        case [int(token), str(text), int() | float() as logprob]:
+            if not isinstance(token, bool) and len(text) <= MAX_TOKEN_CHARS and logprob <= 0:
+                return token, text, float(logprob)
+    raise SealError("response record: a log probability is malformed")
 
 
 def _parse_delta(data: bytes) -> Delta:
@@ -325,9 +308,13 @@ def _read_end(fields: Fields) -> End:
     finish_reason = fields.text("finish_reason")
     if finish_reason not in FINISH_REASONS:
         raise fields.wrong("finish_reason", "stop or length")
+    others = fields.array("others", min_items=1, max_items=MAX_ANSWERS - 1) if "others" in fields else []
     with fields.nested("usage") as usage:
         return End(
             finish_reason=finish_reason,
+            stop_reason=_stop_reason(fields.value("stop_reason")) if "stop_reason" in fields else None,
+            cached_tokens=fields.integer("cached_tokens", low=1, high=MAX_TOKENS) if "cached_tokens" in fields else 0,
+            others=tuple(_read_finish(item) for item in others),
             usage=Usage(
                 prompt_tokens=usage.integer("prompt_tokens", high=MAX_TOKENS),
                 completion_tokens=usage.integer("completion_tokens", high=MAX_TOKENS),
@@ -335,12 +322,17 @@ def _read_end(fields: Fields) -> End:
         )
 
 
-def _read_message(value: Json) -> Message:
-    with Fields(value, what="message", error=InvalidRequestError) as fields:
-        role = fields.text("role")
-        if role not in ROLES:
-            raise fields.wrong("role", "system, user or assistant")
-        return Message(role=role, content=fields.text("content", max_chars=MAX_PAYLOAD_BYTES, empty=True))
+def _read_finish(value: Json) -> tuple[str, str | int | None]:
+    match value:
+        case [str(finish), stop] if finish in FINISH_REASONS:
+            return finish, None if stop is None else _stop_reason(stop)
+    raise SealError("response record: a finish reason is malformed")
+
+
+def _stop_reason(value: Json) -> str | int:
+    if isinstance(value, str | int) and not isinstance(value, bool):
+        return value
+    raise SealError("response record: a stop reason is malformed")
 
 
 def _pack(vector: tuple[float, ...]) -> bytes:

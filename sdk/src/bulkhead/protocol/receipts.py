@@ -27,7 +27,8 @@ from bulkhead.errors import (
 )
 from bulkhead.fields import Fields
 from bulkhead.protocol.context import Method
-from bulkhead.protocol.payloads import MAX_TOKENS, Usage
+from bulkhead.protocol.generate import MAX_TOKENS
+from bulkhead.protocol.payloads import Usage
 from bulkhead.protocol.tickets import TicketClaims
 
 __all__ = [

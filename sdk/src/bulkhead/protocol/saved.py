@@ -26,6 +26,7 @@ from bulkhead.attestation.statement import NONCE_BYTES
 from bulkhead.encoding import Json, b64url_encode, canonical_json
 from bulkhead.errors import InclusionError, ProofError, ReceiptCountError, ReceiptError, ReceiptTimeError, RecordError
 from bulkhead.fields import Fields
+from bulkhead.protocol.generate import MAX_TOKENS
 from bulkhead.protocol.grant import (
     MAX_CERTIFICATE_BYTES,
     Expectation,
@@ -34,7 +35,7 @@ from bulkhead.protocol.grant import (
     VerifiedGrant,
     verify_grant,
 )
-from bulkhead.protocol.payloads import MAX_TOKENS, Usage
+from bulkhead.protocol.payloads import Usage
 from bulkhead.protocol.receipts import (
     MAX_RECEIPT_BYTES,
     SIGNATURE_BYTES,

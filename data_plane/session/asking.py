@@ -1,0 +1,98 @@
+"""Between what is said inside the seal and the engine's port; the two are bounded alike, each where it is read."""
+
+from collections.abc import Mapping
+
+from bulkhead.errors import InternalError
+from bulkhead.protocol.payloads import Delta, End, GenerateRequest, TokenLogprob, Usage
+from data_plane.engine.params import Structure, StructureKind
+from data_plane.engine.port import ChatMessage, EngineRequest, SamplingDefaults, SamplingParams, TokenDelta
+
+__all__ = ["answer_delta", "answer_end", "engine_request"]
+
+
+def engine_request(
+    asked: GenerateRequest, *, request_id: str, scope: bytes, defaults: SamplingDefaults
+) -> EngineRequest:
+    """Return the engine's request for a sealed one; what it leaves open is the model's default.
+
+    Raises:
+        InvalidRequestError: a value that the engine refuses.
+    """
+    return EngineRequest(
+        request_id=request_id,
+        messages=tuple(ChatMessage(role=item.role, content=item.content) for item in asked.messages),
+        prompt=asked.prompt,
+        scope=scope,
+        sampling=SamplingParams(
+            max_tokens=defaults.max_tokens if asked.max_tokens is None else asked.max_tokens,
+            min_tokens=asked.min_tokens,
+            temperature=defaults.temperature if asked.temperature is None else asked.temperature,
+            top_p=defaults.top_p if asked.top_p is None else asked.top_p,
+            top_k=defaults.top_k if asked.top_k is None else asked.top_k,
+            min_p=defaults.min_p if asked.min_p is None else asked.min_p,
+            repetition_penalty=(
+                defaults.repetition_penalty if asked.repetition_penalty is None else asked.repetition_penalty
+            ),
+            presence_penalty=asked.presence_penalty,
+            frequency_penalty=asked.frequency_penalty,
+            logit_bias=tuple(asked.logit_bias.items()),
+            bad_words=asked.bad_words,
+            seed=asked.seed,
+            n=asked.n,
+            stop=asked.stop,
+            stop_token_ids=asked.stop_token_ids,
+            include_stop_str_in_output=asked.include_stop_str_in_output,
+            skip_special_tokens=asked.skip_special_tokens,
+            ignore_eos=asked.ignore_eos,
+            logprobs=asked.logprobs,
+            echo=asked.echo,
+            truncate_prompt_tokens=asked.truncate_prompt_tokens,
+            structure=_structure(asked),
+        ),
+    )
+
+
+def _structure(asked: GenerateRequest) -> Structure | None:
+    if asked.json_schema:
+        return Structure(kind=StructureKind.JSON_SCHEMA, patterns=(asked.json_schema,))
+    if asked.regex:
+        return Structure(kind=StructureKind.REGEX, patterns=(asked.regex,))
+    return Structure(kind=StructureKind.CHOICE, patterns=asked.choice) if asked.choice else None
+
+
+def answer_delta(delta: TokenDelta) -> Delta:
+    """Return the record of what the engine produced."""
+    return Delta(
+        text=delta.text,
+        tokens=len(delta.token_ids),
+        index=delta.index,
+        logprobs=tuple(
+            TokenLogprob(
+                token_id=entry.token_id, text=entry.text, logprob=entry.logprob, rank=entry.rank, top=entry.top
+            )
+            for entry in delta.logprobs
+        ),
+    )
+
+
+def answer_end(ends: Mapping[int, TokenDelta], *, usage: Usage, cached_tokens: int) -> End:
+    """Return the end of a request whose answers ended with ``ends``, by index.
+
+    Raises:
+        InternalError: an answer did not end.
+    """
+    reasons = [
+        (delta.finish_reason.value, delta.stop_reason)
+        for _, delta in sorted(ends.items())
+        if delta.finish_reason is not None
+    ]
+    if not reasons or sorted(ends) != list(range(len(reasons))):
+        raise InternalError("the engine ended a request before all of its answers")
+    (finish_reason, stop_reason), *others = reasons
+    return End(
+        finish_reason=finish_reason,
+        stop_reason=stop_reason,
+        usage=usage,
+        cached_tokens=cached_tokens,
+        others=tuple(others),
+    )
