@@ -122,6 +122,9 @@ func (r *request) receive(chunk []byte) {
 		usage := f.nested("usage")
 		r.prompt, r.completion = usage.integer("prompt_tokens", 0, 1<<31-1), usage.integer("completion_tokens", 0, 1<<31-1)
 		usage.end()
+		if _, cached := f.left["cached_tokens"]; cached { // the others answer to what this client does not ask for
+			f.integer("cached_tokens", 1, r.prompt)
+		}
 		r.end = value.(map[string]any)
 	case kind == "error":
 		f.textUpTo("code", 1, 64)

@@ -150,8 +150,8 @@ func ask(ctx context.Context, configured settings) map[string]any {
 	sole.AddCert(held.certificate)
 	worker := dial(given.address, given.authority, sole, nil)
 	payload := canonical(map[string]any{
-		"messages":   []any{map[string]any{"role": "user", "content": configured.Prompt}},
-		"max_tokens": configured.MaxTokens,
+		"messages":    []any{map[string]any{"role": "user", "content": configured.Prompt}},
+		"max_tokens":  configured.MaxTokens,
 		"temperature": int64(0),
 	})
 	sent := newRequest(given.ticket, held.ticket, held.keys, key, newIdentifier("req"), "generate", payload, 0)
