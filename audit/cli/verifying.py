@@ -11,6 +11,7 @@ from audit.lockstore import FileLockStore
 from audit.sql import SqlAuditReader, SqlLockStore, open_store
 from audit.sql.verify import verify_database
 from audit.store import LockStore
+from bulkhead.cli.audit_verify import Pins
 from bulkhead.cli.console import emit, example, json_option
 from bulkhead.errors import ConfigError
 from bulkhead.transparency.export import verify_export
@@ -39,6 +40,8 @@ _INDEX_CHUNK: Final = 2_000
     "--checkpoint", "seen", multiple=True, metavar="FILE", type=click.Path(path_type=Path, exists=True, dir_okay=False),
     help="A checkpoint (signed note) from earlier that must be part of the same history (exports only). Repeatable.",
 )  # fmt: skip
+@click.option("--witness", "witnesses", multiple=True, help="Public key of a witness that must cosign (exports only).")
+@click.option("--quorum", type=click.IntRange(0), help="How many of the witnesses are enough; default: all.")
 @json_option
 def verify(
     path: Path | str,
@@ -47,6 +50,8 @@ def verify(
     keys_dir: Path | None,
     lock_path: Path | str | None,
     seen: tuple[Path, ...],
+    witnesses: tuple[str, ...],
+    quorum: int | None,
     as_json: bool,
 ) -> None:
     """Verify an audit database, a copy of one, or an export. Exit code 1 names the first record that does not hold."""
@@ -54,7 +59,7 @@ def verify(
     if isinstance(path, str) or _is_sqlite(path):
         _verify_database(path, pinned, keys_dir, lock_path, as_json=as_json)
     else:
-        _verify_export(path, pinned, seen, as_json=as_json)
+        _verify_export(path, Pins.of(list(pinned.values()), witnesses, quorum), seen, as_json=as_json)
 
 
 @click.command("reindex", epilog=example("bulkhead-audit reindex --db var/audit/audit.db"))
@@ -90,13 +95,20 @@ def _verify_database(
     emit(report, as_json=as_json, text="\n".join(lines))
 
 
-def _verify_export(path: Path, pinned: dict[str, str], seen: tuple[Path, ...], *, as_json: bool) -> None:
-    if not pinned:
+def _verify_export(path: Path, pins: Pins, seen: tuple[Path, ...], *, as_json: bool) -> None:
+    if not pins.vkeys:
         raise ConfigError("an export is verified against the keys of its logs: give --log-key")
     ticker = Ticker("verified")
     notes = [note.read_text(encoding="utf-8") for note in seen]
     with path.open("rb") as file:
-        found = verify_export(file, vkeys=list(pinned.values()), seen=notes, progress=lambda done: ticker(done, 0))
+        found = verify_export(
+            file,
+            vkeys=pins.vkeys,
+            seen=notes,
+            progress=lambda done: ticker(done, 0),
+            witnesses=pins.witnesses,
+            quorum=pins.quorum,
+        )
     lines = [
         f"{log.origin}: {log.records:,} records from {log.first:,} on, covered by a signed checkpoint of size "
         f"{log.checkpoint.size:,}."

@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator
 from typing import Any
 
-from audit.model import Page, RecordFilter
+from audit.model import Order, Page, RecordFilter
 from bulkhead.encoding import MAX_SAFE_INTEGER
 from bulkhead.errors import InvalidRequestError
 from bulkhead.ids import PARTITION, SESSION, check_id
@@ -30,8 +30,12 @@ class AuditServicer(audit_pb2_grpc.AuditServiceServicer):
         self._reads = reads
 
     async def ListRecords(self, request: pb.ListRecordsRequest, context: Any) -> pb.ListRecordsResponse:  # noqa: N802, ARG002  gRPC's names
-        """List records, newest first."""
-        page = Page(limit=page_size(request.page.size), after=_bounded(request.page.token, MAX_TOKEN_CHARS))
+        """List records in the order asked for."""
+        page = Page(
+            limit=page_size(request.page.size),
+            after=_bounded(request.page.token, MAX_TOKEN_CHARS),
+            order=Order.OLDEST_FIRST if request.oldest_first else Order.NEWEST_FIRST,
+        )
         found = await self._reads.records(_call(), request.filter.tenant_id, _filter(request.filter), page)
         return pb.ListRecordsResponse(
             records=[

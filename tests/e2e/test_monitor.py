@@ -1,14 +1,18 @@
 """A tenant's own look at its log on real processes: journalled requests, rounds, proofs as files, others' tools."""
 
 import json
+import os
 import shutil
+import subprocess
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from audit.records.schema import DATA_MEMBERS
 from bulkhead.client import Bulkhead
-from scripts.local_platform import LocalPlatform
+from scripts.local_platform import BIN, LocalPlatform
 from tests.simulator import live
 from tests.simulator.go_tools import run_fsck
 
@@ -72,3 +76,35 @@ def test_the_monitor_on_a_running_platform(platform: LocalPlatform, tmp_path: Pa
     vkey = next(line for line in seen.client_config.read_text().splitlines() if line.startswith("log_vkey"))
     (tmp_path / "vkey").write_text(vkey.partition('"')[2].rstrip('"'))
     assert "Successfully fsck'd log" in run_fsck(tiles.as_uri(), tmp_path / "vkey")
+
+
+def listed(platform: LocalPlatform, *options: str) -> list[dict[str, Any]]:
+    done = live.cli(platform, "officer", "bulkhead", "audit", "list", *options, "--json")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_lists_continue_and_follow(platform: LocalPlatform) -> None:
+    """A list goes on behind a record, either way; --follow shows what comes, and its own reads do not feed it."""
+    first = listed(platform, "--oldest-first", "--limit", "2")
+    second = listed(platform, "--oldest-first", "--limit", "2", "--after", str(first[-1]["index"]))
+    assert [record["index"] for record in first + second] == [0, 1, 2, 3]
+    newest = listed(platform, "--limit", "2")
+    older = listed(platform, "--limit", "2", "--after", str(newest[-1]["index"]))
+    assert [record["index"] for record in older] == [newest[-1]["index"] - 1, newest[-1]["index"] - 2]
+
+    command = [str(BIN / "bulkhead"), "audit", "list", "--follow", "--limit", "1", "--interval", "1", "--json"]
+    environment = {**os.environ, "BULKHEAD_CONFIG": str(platform.client_config), "BULKHEAD_PROFILE": "officer"}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as following:
+        try:
+            assert following.stdout is not None
+            shown = json.loads(following.stdout.readline())["index"]
+            listed(platform, "--action", "decision", "--limit", "1")
+            came = json.loads(following.stdout.readline())
+            assert came["index"] > shown
+            before = listed(platform, "--limit", "1")
+            time.sleep(3)
+            after = listed(platform, "--limit", "1")
+            assert after[0]["index"] - before[0]["index"] <= 3  # two lists here and at most one by the follower
+        finally:
+            following.terminate()

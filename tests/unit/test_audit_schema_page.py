@@ -9,6 +9,7 @@ from audit.records.schema import DATA_MEMBERS, FIELDS, About, json_schema, page
 from bulkhead.encoding import canonical_json
 from bulkhead.errors import RecordError
 from bulkhead.transparency.leaf import parse_leaf
+from control_plane.domain.tenancy import UPDATABLE
 from tests.unit.test_audit_records import every_kind
 
 ROOT = Path(__file__).parents[2]
@@ -70,6 +71,11 @@ def test_schema_and_parser_agree_on_presence(name):
         parse_leaf(canonical_json(raw))
     with pytest.raises(RecordError):
         parse_leaf(canonical_json(json.loads(whole.leaf) | {f"{name}_": "x"}))
+
+
+def test_a_tenant_s_facts_are_published():
+    """Every setting of a tenant that its records show is in the schema."""
+    assert set(UPDATABLE) <= DATA_MEMBERS.keys()
 
 
 def test_secrets_given_to_builders_do_not_get_in():

@@ -1,24 +1,23 @@
 """`bulkhead audit`: for officers, and for anyone who holds an export and a log key."""
 
-import datetime as dt
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import click
 
+from bulkhead.cli.audit_list import list_records
 from bulkhead.cli.audit_proofs import write_proof
 from bulkhead.cli.audit_tiles import serve_tiles
 from bulkhead.cli.audit_verify import verify
-from bulkhead.cli.console import emit, emit_rows, example, json_option, note
+from bulkhead.cli.console import emit, example, json_option
 from bulkhead.cli.monitor import monitor
 from bulkhead.cli.receipts import prove_receipt
-from bulkhead.cli.record_text import US_PER_S, proof_text, record_text, what, when, where, who, why
+from bulkhead.cli.record_text import proof_text, record_text
 from bulkhead.cli.settings import Settings, on_channel, settings_of
 from bulkhead.errors import ConfigError, InvalidRequestError
 
 if TYPE_CHECKING:
-    from bulkhead.client.audit import AuditRecord, RecordFilter
     from bulkhead.client.transport import Channel
 
 __all__ = ["audit"]
@@ -34,45 +33,10 @@ def audit() -> None:
     """The audit log: who did what, why and where, and the proof of it."""
 
 
+audit.add_command(list_records)
 audit.add_command(monitor)
 audit.add_command(verify)
 audit.add_command(serve_tiles)
-
-
-@audit.command(
-    "list",
-    epilog=example("bulkhead audit list --decision deny --since 24h", "bulkhead audit list --session sess_01h… --json"),
-)
-@_tenant_option
-@click.option("--action", default="", help="Action, e.g. decision or outcome.")
-@click.option("--decision", type=click.Choice(("allow", "deny", "error")), help="Outcome of a decision.")
-@click.option("--session", default="", help="Session id.")
-@click.option("--subject", default="", help="Subject id (pseudonym).")
-@click.option("--since", help="Not before: 30m, 24h, 7d, or 2026-01-31T10:00:00Z.")
-@click.option("--until", help="Before; as --since.")
-@click.option("--limit", type=click.IntRange(1), default=50, show_default=True, help="Most records shown.")
-@json_option
-@click.pass_context
-def list_records(ctx: click.Context, /, *, since: str | None, until: str | None, as_json: bool, **options: Any) -> None:
-    """List records. What is listed is the server's word: `prove` and `verify` check it."""
-    limit = options.pop("limit")
-    records = on_channel(ctx, lambda channel: _records(channel, limit, since=since, until=until, **options))
-    emit_rows(
-        records,
-        as_json=as_json,
-        columns={
-            "index": lambda item: item.index,
-            "when": lambda item: when(item.fields),
-            "who": lambda item: who(item.fields),
-            "what": lambda item: what(item.fields),
-            "why": lambda item: why(item.fields),
-            "where": lambda item: where(item.fields),
-            "record": lambda item: item.fields.record_id,
-        },
-        empty="no records",
-    )
-    if len(records) == limit and not as_json:
-        note(f"the first {limit}; --limit shows more")
 
 
 @audit.command("show", epilog=example("bulkhead audit show rec_01h…", "bulkhead audit show 12 --json"))
@@ -172,11 +136,14 @@ def prove(
 @audit.command("export", epilog=example("bulkhead audit export log.jsonl && bulkhead audit verify log.jsonl"))
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
 @_tenant_option
+@click.option("--format", "form", type=click.Choice(("jsonl",)), default="jsonl", show_default=True, help="JSON lines.")
+@click.option("--first", type=click.IntRange(0), default=0, show_default=True, help="Leave out the records before it.")
 @json_option
 @click.pass_context
-def export(ctx: click.Context, file: Path, *, tenant: str, as_json: bool) -> None:
+def export(ctx: click.Context, file: Path, *, tenant: str, form: str, first: int, as_json: bool) -> None:
     """Write the whole log, with its checkpoints, to FILE; it verifies offline."""
-    size = on_channel(ctx, lambda channel: _export(channel, file, tenant))
+    del form  # there is one
+    size = on_channel(ctx, lambda channel: _export(channel, file, tenant, first))
     emit(
         {"file": str(file), "bytes": size},
         as_json=as_json,
@@ -184,57 +151,7 @@ def export(ctx: click.Context, file: Path, *, tenant: str, as_json: bool) -> Non
     )
 
 
-async def _records(
-    channel: "Channel", limit: int, *, since: str | None, until: str | None, **options: Any
-) -> list["AuditRecord"]:
-    from bulkhead.client.audit import AuditLog
-
-    records: list[AuditRecord] = []
-    async for record in AuditLog(channel).records(_filter(since=since, until=until, **options)):
-        records.append(record)
-        if len(records) >= limit:
-            break
-    return records
-
-
-def _filter(
-    *,
-    tenant: str,
-    action: str,
-    decision: str | None,
-    session: str,
-    subject: str,
-    since: str | None,
-    until: str | None,
-) -> "RecordFilter":
-    from bulkhead.client.audit import RecordFilter
-
-    return RecordFilter(
-        tenant_id=tenant,
-        action=action,
-        decision=decision or "",
-        session_id=session,
-        subject=subject,
-        from_us=_moment_us(since, "--since"),
-        until_us=_moment_us(until, "--until"),
-    )
-
-
-def _moment_us(text: str | None, option: str) -> int:
-    if text is None:
-        return 0
-    now = dt.datetime.now(dt.UTC)
-    ago = _AGO.fullmatch(text)
-    if ago is not None:
-        return int((now.timestamp() - int(ago[1]) * _UNIT_S[ago[2]]) * US_PER_S)
-    try:
-        moment = dt.datetime.fromisoformat(text)
-    except ValueError as error:
-        raise click.UsageError(f"{option}: expected 30m, 24h, 7d or an ISO 8601 time") from error
-    return int((moment if moment.tzinfo else moment.replace(tzinfo=dt.UTC)).timestamp() * US_PER_S)
-
-
-async def _export(channel: "Channel", file: Path, tenant: str) -> int:
+async def _export(channel: "Channel", file: Path, tenant: str, first: int) -> int:
     """Write to a neighbour first: what lies under the asked name is a whole export or nothing."""
     from contextlib import aclosing
 
@@ -244,7 +161,7 @@ async def _export(channel: "Channel", file: Path, tenant: str) -> int:
     size = 0
     try:
         with partial.open("wb") as target:
-            async with aclosing(AuditLog(channel).export(tenant_id=tenant)) as chunks:
+            async with aclosing(AuditLog(channel).export(tenant_id=tenant, first=first)) as chunks:
                 async for chunk in chunks:
                     size += target.write(chunk)
         partial.replace(file)

@@ -79,8 +79,15 @@ class AuditLog:
         self._channel = channel
         self._stub = audit_pb2_grpc.AuditServiceStub(channel.raw)
 
-    def records(self, wanted: RecordFilter | None = None) -> AsyncGenerator[AuditRecord, None]:
-        """Yield matching records in the server's order.
+    def records(
+        self, wanted: RecordFilter | None = None, *, oldest_first: bool = False, after: int | None = None
+    ) -> AsyncGenerator[AuditRecord, None]:
+        """Yield matching records in the server's order, page by page; pages are stable while the log grows.
+
+        Args:
+            wanted: which records.
+            oldest_first: otherwise newest first.
+            after: index of a record of the one log that is read: only those behind it, in that order.
 
         Raises:
             RecordError: the server sent something that is not a record.
@@ -96,9 +103,11 @@ class AuditLog:
             from_us=chosen.from_us,
             until_us=chosen.until_us,
         )
+        first = "" if after is None else f"i{after}"
 
         async def fetch(page: common_pb2.PageRequest) -> tuple[Iterable[AuditRecord], str]:
-            request = audit_pb2.ListRecordsRequest(filter=message, page=page)
+            page.token = page.token or first
+            request = audit_pb2.ListRecordsRequest(filter=message, page=page, oldest_first=oldest_first)
             reply = await self._channel.unary(self._stub.ListRecords, request, idempotent=True)
             return [_record(item) for item in reply.records], reply.next_page_token
 

@@ -103,19 +103,25 @@ class ListRecordsRequest(_message.Message):
 
     FILTER_FIELD_NUMBER: _builtins.int
     PAGE_FIELD_NUMBER: _builtins.int
+    OLDEST_FIRST_FIELD_NUMBER: _builtins.int
+    oldest_first: _builtins.bool
+    """Oldest first; otherwise newest first."""
     @_builtins.property
     def filter(self) -> Global___RecordFilter: ...
     @_builtins.property
-    def page(self) -> _common_pb2.PageRequest: ...
+    def page(self) -> _common_pb2.PageRequest:
+        """Its token is a page's `next_page_token`, or `i` and a record's index: the records behind that one."""
+
     def __init__(
         self,
         *,
         filter: Global___RecordFilter | None = ...,
         page: _common_pb2.PageRequest | None = ...,
+        oldest_first: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "page", b"page"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "page", b"page"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "oldest_first", b"oldest_first", "page", b"page"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
