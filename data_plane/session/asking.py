@@ -1,5 +1,6 @@
 """Between what is said inside the seal and the engine's port; the two are bounded alike, each where it is read."""
 
+import hmac
 from collections.abc import Mapping
 
 from bulkhead.errors import InternalError
@@ -7,7 +8,7 @@ from bulkhead.protocol.payloads import Delta, End, GenerateRequest, TokenLogprob
 from data_plane.engine.params import Structure, StructureKind
 from data_plane.engine.port import ChatMessage, EngineRequest, SamplingDefaults, SamplingParams, TokenDelta
 
-__all__ = ["answer_delta", "answer_end", "engine_request"]
+__all__ = ["answer_delta", "answer_end", "engine_request", "sharing_scope"]
 
 
 def engine_request(
@@ -50,6 +51,18 @@ def engine_request(
             structure=_structure(asked),
         ),
     )
+
+
+def sharing_scope(secret: bytes, *, session: str, cache_salt: str) -> bytes:
+    """Return what bounds reuse of a prompt's state: the session, or the salt that a request names instead.
+
+    Args:
+        secret: of this worker, which serves one tenant.
+        session: the session's id, out of its verified ticket.
+        cache_salt: from the sealed request; empty for none.
+    """
+    kind, name = ("salt", cache_salt) if cache_salt else ("session", session)
+    return hmac.digest(secret, f"bulkhead/v1 cache {kind}\0{name}".encode(), "sha256")
 
 
 def _structure(asked: GenerateRequest) -> Structure | None:

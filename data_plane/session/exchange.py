@@ -30,7 +30,7 @@ from bulkhead.protocol.server import ServerRequest
 from bulkhead.sealing import PaddingMode
 from data_plane.engine.port import EmbedRequest, Engine, SamplingParams, TokenDelta
 from data_plane.session.answer import Outcome
-from data_plane.session.asking import answer_delta, answer_end, engine_request
+from data_plane.session.asking import answer_delta, answer_end, engine_request, sharing_scope
 from data_plane.session.receipts import ReceiptDesk
 from data_plane.session.response import Response, SealedPart
 
@@ -151,7 +151,7 @@ class Exchange:
         request = engine_request(
             asked,
             request_id=f"{self._request.info.request_id}/{self._request.info.sequence}",
-            scope=self._ports.scope,
+            scope=sharing_scope(self._ports.scope, session=self._request.claims.session, cache_salt=asked.cache_salt),
             defaults=self._ports.engine.describe().defaults,
         )
         self._response.prompt_tokens = await self._ports.engine.count_tokens(request)

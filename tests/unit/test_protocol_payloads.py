@@ -66,7 +66,7 @@ def raw(**changes):
             json_schema='{"type":"object"}',
         ),
         GenerateRequest(messages=HELLO, choice=("yes", "no"), temperature=0.0, top_p=1.0, top_k=0),
-        GenerateRequest(messages=HELLO, regex="[a-z]+"),
+        GenerateRequest(messages=HELLO, regex="[a-z]+", cache_salt="team"),
     ],
 )
 def test_generate_request_survives(request_):

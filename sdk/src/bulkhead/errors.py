@@ -87,6 +87,7 @@ the message, is the contract: it travels as ``google.rpc.ErrorInfo.reason`` and 
     │   ├── ConsistencyError           two checkpoints of one log do not agree: a fork or a rewind
     │   ├── RecordError                a leaf is not the record it claims to be
     │   └── UsageError                 the log states usage that no receipt shows
+    ├── IsolationError                 a partition does not keep scopes apart, or its measurement cannot tell
     ├── LogForkError                   database and lock store disagree: writing has stopped
     ├── UnsupportedError               this build does not do that
     └── InternalError                  a defect; the log has the details under the request id
@@ -130,6 +131,7 @@ __all__ = [
     "InclusionError",
     "InternalError",
     "InvalidRequestError",
+    "IsolationError",
     "KeyBrokerError",
     "KeyMismatchError",
     "KeyReleaseError",
@@ -691,6 +693,12 @@ class UsageError(ProofError):
     code = "USAGE_UNPROVEN"
 
 
+class IsolationError(BulkheadError):
+    """A measured partition does not keep its scopes apart, or the measurement cannot tell."""
+
+    code = "ISOLATION_UNPROVEN"
+
+
 class LogForkError(BulkheadError):
     """Database and lock store disagree; writing has stopped."""
 
@@ -792,6 +800,7 @@ CODE_TO_STATUS: Final[Mapping[str, str]] = MappingProxyType(
         "CONSISTENCY_INVALID": "DATA_LOSS",
         "RECORD_INVALID": "DATA_LOSS",
         "USAGE_UNPROVEN": "DATA_LOSS",
+        "ISOLATION_UNPROVEN": "FAILED_PRECONDITION",
         "LOG_FORK": "UNAVAILABLE",
         "UNSUPPORTED": "UNIMPLEMENTED",
         "INTERNAL": "INTERNAL",

@@ -10,6 +10,7 @@ from bulkhead.cli.broker import broker
 from bulkhead.cli.chat import chat
 from bulkhead.cli.console import Program, example
 from bulkhead.cli.evidence import evidence
+from bulkhead.cli.isolation import isolation_test
 from bulkhead.cli.models import model
 from bulkhead.cli.profiles import profile
 from bulkhead.cli.receipts import receipt
@@ -37,7 +38,7 @@ def program(ctx: click.Context, profile_name: str | None, config_path: Path | No
     ctx.obj = Settings(profile_name, config_path)
 
 
-for _command in (chat, session, evidence, receipt, audit, model, broker, profile):
+for _command in (chat, session, evidence, receipt, audit, model, broker, profile, isolation_test):
     program.add_command(_command)
 
 

@@ -44,6 +44,7 @@ MAX_SCHEMA_CHARS: Final = 65_536
 MAX_REGEX_CHARS: Final = 4_096
 MAX_CHOICES: Final = 256
 MAX_CHOICE_CHARS: Final = 1_024
+MAX_SALT_CHARS: Final = 256
 ROLES: Final = frozenset({"system", "user", "assistant"})
 
 
@@ -86,6 +87,8 @@ class GenerateRequest:
         json_schema: JSON schema, as text, that the answer is held to.
         regex: regular expression that the answer is held to.
         choice: texts that the answer is one of.
+        cache_salt: state of prompts is reused between the tenant's requests of equal salt, whatever their session;
+            empty shares within the session only.
     """
 
     messages: tuple[Message, ...] = ()
@@ -114,6 +117,7 @@ class GenerateRequest:
     json_schema: str = ""
     regex: str = ""
     choice: tuple[str, ...] = ()
+    cache_salt: str = ""
 
 
 class GenerateOptions(TypedDict, total=False):
@@ -137,6 +141,7 @@ class GenerateOptions(TypedDict, total=False):
     json_schema: str
     regex: str
     choice: tuple[str, ...]
+    cache_salt: str
 
 
 _DEFAULTS: Final = GenerateRequest()
@@ -224,6 +229,7 @@ def parse_generate_request(payload: bytes) -> GenerateRequest:
             json_schema=read.text("json_schema", max_chars=MAX_SCHEMA_CHARS),
             regex=read.text("regex", max_chars=MAX_REGEX_CHARS),
             choice=read.texts("choice", max_items=MAX_CHOICES, max_chars=MAX_CHOICE_CHARS),
+            cache_salt=read.text("cache_salt", max_chars=MAX_SALT_CHARS),
         )
         _check_together(given, request)
         return request
