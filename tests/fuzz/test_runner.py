@@ -11,10 +11,14 @@ _ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.mark.parametrize(
     ("name", "seconds", "said"),
-    [("crash", 20, "IndexError: planted"), ("growth", 20, "MemoryGrowthError")],
+    [
+        ("crash", 20, "IndexError: planted"),
+        ("growth", 20, "MemoryGrowthError"),
+        pytest.param("hang", 40, "libFuzzer: timeout", marks=pytest.mark.long),
+    ],
 )
 def test_a_planted_fault_is_found(name: str, seconds: int, said: str, tmp_path: Path) -> None:
-    """A parser that raises something else than our errors, or keeps what it read, ends the run with status 1."""
+    """A parser that raises something else than our errors, keeps what it reads or does not end, is status 1."""
     done = subprocess.run(
         [
             sys.executable, "-m", "tests.fuzz", "--module", "tests.fuzz.planted", "--only", f"planted-{name}",
