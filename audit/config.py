@@ -72,7 +72,7 @@ class AuditConfig:
     quiet_round_interval_s: float = 600.0
     witnesses: tuple[WitnessTarget, ...] = ()
     witness_quorum: int = 0
-    publish_interval_s: float = 2.0
+    publish_interval_s: float = 5.0
 
     def __post_init__(self) -> None:
         """Check the values.

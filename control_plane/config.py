@@ -120,7 +120,7 @@ class AuditTable:
     quiet_round_interval_s: float = 600.0
     witnesses: tuple[WitnessTarget, ...] = ()
     witness_quorum: int = 0
-    publish_interval_s: float = 2.0
+    publish_interval_s: float = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

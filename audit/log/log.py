@@ -19,13 +19,14 @@ from audit.log.listing import list_records
 from audit.log.opening import Opened, open_parts, platform_log
 from audit.log.prover import Prover
 from audit.log.publishing import Publisher, current_path, keep_publishing
-from audit.log.rounds import RoundMaker, RoundState, make_rounds
+from audit.log.rounds import CommittedRound, RoundMaker, RoundState, make_rounds
 from audit.log.serving import Serving
 from audit.log.writer import CommitThread
 from audit.model import (
     Appended,
     AuditHealth,
     Failpoint,
+    Head,
     LogInfo,
     Page,
     Progress,
@@ -360,7 +361,7 @@ class AuditLog:
         publishing = keep_publishing(
             self._publisher,
             interval_s=self._config.publish_interval_s,
-            state=lambda: (self.platform_log, self._known.head(self.platform_log.log_id), self._rounds.newest),
+            state=self._publication_state,
             ended=lambda: self._writer.fork is not None,
         )
         self._tasks = (
@@ -371,6 +372,10 @@ class AuditLog:
     async def _round_state(self) -> RoundState:
         last = await self._catch_up()
         return RoundState(self._known.heads(), self._known.newest(), None if last is None else last + 1)
+
+    async def _publication_state(self) -> tuple[LogInfo, Head, CommittedRound | None]:
+        await self._catch_up()  # another process may have published more than this one has seen
+        return self.platform_log, self._known.head(self.platform_log.log_id), self._rounds.newest
 
     async def _catch_up(self) -> int | None:
         """Learn what other processes have appended; return the last round if there may be such processes.

@@ -23,6 +23,7 @@ from bulkhead.transparency.rounds import RoundPath
 
 __all__ = ["Published", "Publisher", "current_path", "keep_publishing"]
 
+PUBLICATION: Final = "publication"
 _TIMEOUT_S: Final = 5.0  # for one request to a witness
 
 
@@ -70,7 +71,7 @@ class Publisher:
         self._keep = keep
         self.published: Published | None = None
         self.failures: dict[str, BulkheadError] = {}
-        """Why each witness that did not cosign last time did not, by its name."""
+        """Why a witness did not cosign last time, by its name; :data:`PUBLICATION`: why nobody was asked."""
 
     @property
     def witnessed(self) -> bool:
@@ -135,20 +136,19 @@ async def keep_publishing(
     publisher: Publisher,
     *,
     interval_s: float,
-    state: Callable[[], tuple[LogInfo, Head, CommittedRound | None]],
+    state: Callable[[], Awaitable[tuple[LogInfo, Head, CommittedRound | None]]],
     ended: Callable[[], bool],
 ) -> None:
     """Publish whenever the platform's log has grown, at most once per interval, until cancelled or ``ended``."""
     async with aiohttp.ClientSession() as http:
         while not ended():
             await asyncio.sleep(interval_s)
-            info, head, newest = state()
-            done = publisher.published
-            if done is not None and done.frontier.size == head.size:
-                continue
             try:
-                await publisher.publish(http, info, head, newest)
+                info, head, newest = await state()
+                done = publisher.published
+                if done is None or done.frontier.size != head.size:
+                    await publisher.publish(http, info, head, newest)
             except BulkheadError as error:  # e.g. the database cannot be read now: the next turn tries again
-                publisher.failures[info.origin] = error
+                publisher.failures[PUBLICATION] = error
             else:
-                publisher.failures.pop(info.origin, None)
+                publisher.failures.pop(PUBLICATION, None)

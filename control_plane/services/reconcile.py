@@ -95,6 +95,7 @@ class Reconciler:
         self._idle_grace_us = idle_grace_s * US_PER_S
         self._now_us = now_us
         self._idle_since_us: dict[str, int] = {}
+        self._unwitnessed: dict[str, str] = {}
 
     async def at_start(self) -> None:
         """Take up where the process before ended; before any port is open.
@@ -118,6 +119,7 @@ class Reconciler:
             await self._guarded("sessions", self._end_sessions)
             await self._guarded("partitions", self._release_idle)
             await self._guarded("denials", self._denials.sum_up)
+            self._tell_of_witnesses()
             await self._guarded("issuers", self._issuers.refresh)
             if ticks % SEEN_EVERY == 0:
                 await self._guarded("agents", self._fleet.note_seen)
@@ -141,6 +143,16 @@ class Reconciler:
             await work()
         except BulkheadError as error:  # state or audit is out of reach: the next tick tries again
             log.warning("reconcile.postponed", what=name, code=error.code)
+
+    def _tell_of_witnesses(self) -> None:
+        """Say, once each, which witness does not cosign the platform's log, and when all do again."""
+        failing = dict(self._journal.audit.health().witnesses)
+        for name, reason in failing.items():
+            if self._unwitnessed.get(name) != reason:
+                log.warning("audit.unwitnessed", witness=name, reason=reason)
+        if self._unwitnessed and not failing:
+            log.info("audit.witnessed")
+        self._unwitnessed = failing
 
     async def _end_sessions(self) -> None:
         await self._sessions.sweep_expired()

@@ -21,6 +21,7 @@ MODULES: Final = (
     "tests.fuzz.collateral_targets",
     "tests.fuzz.model_targets",
     "tests.fuzz.protocol_targets",
+    "tests.fuzz.transparency_targets",
 )
 CORPUS: Final = Path(__file__).with_name("corpus")
 

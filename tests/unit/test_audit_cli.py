@@ -2,6 +2,9 @@ import asyncio
 import json
 import shutil
 import sqlite3
+import subprocess
+import sys
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -9,6 +12,7 @@ from click.testing import CliRunner, Result
 
 from audit.cli import program
 from audit.cli.options import Ticker
+from bulkhead.transparency.tiles import verify_tiles
 from tests.simulator.audit_world import OTHER, TENANT, decision, opened
 
 
@@ -172,7 +176,53 @@ def test_reindex_repairs_the_index(directory, tmp_path):
     asyncio.run(while_open())
 
 
-@pytest.mark.parametrize("command", ["list", "tail", "show", "verify", "export", "vkeys", "reindex"])
+def test_tiles_are_written_and_served(directory, tmp_path):
+    """A log is written as files that verify, and served over HTTP by a process that prints its URL and ends."""
+    written = run("tiles", "--db", directory / "audit.db", "--tenant", TENANT, "--out", tmp_path / "tiles", "--json")
+    assert json.loads(written.stdout)["entries"] == 11
+    vkeys = run("vkeys", "--db", directory / "audit.db", "--keys", directory / "keys").stdout.split()
+    checkpoint = (tmp_path / "tiles" / "checkpoint").read_text()
+    vkey = next(key for key in vkeys if key.startswith(checkpoint.partition("\n")[0] + "+"))
+    found = verify_tiles(
+        lambda path: (tmp_path / "tiles" / path).read_bytes(), vkey=vkey, origin=vkey.partition("+")[0]
+    )
+    assert found.checkpoint.size == 11
+
+    command = [
+        sys.executable,
+        "-c",
+        "from audit.cli import main; main()",
+        "serve-tiles",
+        "--db",
+        directory / "audit.db",
+    ]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            url = process.stdout.readline().strip()
+            assert url.endswith("/platform/1/")  # tenants' logs only where they are named
+            with urllib.request.urlopen(f"{url}checkpoint") as reply:  # noqa: S310 - our own server
+                assert reply.read().decode().startswith("audit.bulkhead.test/platform/1\n")
+            process.terminate()
+            assert process.wait(10) == 0
+        finally:
+            process.kill()
+
+
+def test_a_damaged_tile_is_named(directory, tmp_path):
+    """Writing tiles from a database whose records are not those of the checkpoint fails, and names the record."""
+    shutil.copy(directory / "audit.db", tmp_path / "copy.db")
+    with sqlite3.connect(tmp_path / "copy.db") as connection:
+        connection.execute("UPDATE audit_leaf SET leaf = replace(leaf, 'tiny', 'TINY') WHERE log_id = 2 AND idx = 4")
+    connection.close()
+    shown = run("tiles", "--db", tmp_path / "copy.db", "--tenant", TENANT, "--out", tmp_path / "tiles", code=1).output
+    assert "record 4 (rec_" in shown
+    assert not (tmp_path / "tiles" / "checkpoint").exists()
+
+
+@pytest.mark.parametrize(
+    "command", ["tiles", "serve-tiles", "list", "tail", "show", "verify", "export", "vkeys", "reindex"]
+)
 def test_help_shows_an_example(command):
     """Every command's help ends with a command line to copy."""
     shown = run(command, "--help").stdout

@@ -8,6 +8,7 @@ import pytest
 import structlog
 
 from audit.log import AuditLog
+from bulkhead.errors import ConfigError
 from bulkhead.transparency import LeafFields, parse_leaf
 from control_plane import issuance
 from control_plane.command import main
@@ -15,6 +16,7 @@ from control_plane.config import ControlPlaneConfig
 from control_plane.issuance import IssuanceRecorder
 from control_plane.services.journal import Journal
 from service.config import load_config
+from tests.simulator.witnesses import pinned
 
 
 @pytest.fixture(autouse=True)
@@ -196,3 +198,14 @@ def test_while_the_log_is_in_use_its_writer_records(
     assert (tmp_path / "a" / "agent.key").exists()
     assert len(_issued(tmp_path)) == 1
     assert list(loaded.issuances_directory.iterdir()) == []
+
+
+def test_witnesses_stand_in_the_configuration(tmp_path: Path) -> None:
+    """Witnesses of the platform's log are read from TOML; a quorum above their number stops the start."""
+    keys = json.dumps([key.vkey for key in pinned("witness.test/w1")])
+    table = f'[[audit.witnesses]]\nurl = "https://witness.test/w1"\nvkeys = {keys}\n'
+    text = 'state_directory = "state"\n[audit]\nwitness_quorum = {quorum}\n' + table
+    config = load_config(ControlPlaneConfig, _config(tmp_path, text.replace("{quorum}", "1"))).audit_config()
+    assert (config.witnesses[0].url, config.witness_quorum) == ("https://witness.test/w1", 1)
+    with pytest.raises(ConfigError, match="witness_quorum"):
+        load_config(ControlPlaneConfig, _config(tmp_path, text.replace("{quorum}", "2")))
