@@ -9,7 +9,9 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from audit.records import Decision
-from bulkhead.attestation import EvidenceIssuer, EvidenceKind, Phase, Tier
+from bulkhead.attestation import AttestationRequest, EvidenceIssuer, EvidenceKind, Phase, Tier
+from bulkhead.attestation.obligations import obligation_of
+from bulkhead.attestation.policy import Technology
 from bulkhead.errors import (
     BulkheadError,
     CheckpointError,
@@ -31,6 +33,7 @@ from bulkhead.errors import (
 from bulkhead.models import DataKey, FileKek, SealedSource, hash_model
 from bulkhead.protocol.release import ReleaseRequest
 from bulkhead.sealing import WorkerKeys
+from tests.simulator.hardware_world import NOW_S, HardwareWorld
 from tests.simulator.release_world import ReleaseWorld
 
 
@@ -171,6 +174,54 @@ def test_simulated_workers_get_keys_in_development_mode_only(tmp_path: Path) -> 
     world.broker = world.make_broker(development_mode=True)
     request = world.request()
     assert world.open(world.release(request), request)
+
+
+@pytest.fixture(params=[Technology.SNP, Technology.TDX], ids=["snp", "tdx"])
+def confidential(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[ReleaseWorld, HardwareWorld]:
+    """A release to a confidential worker with a GPU, and the hardware that proves it."""
+    world = ReleaseWorld(tmp_path, now_s=NOW_S)
+    hardware = HardwareWorld(directory=tmp_path / "cache", technology=request.param, gpus=(0,), keys=world.keys)
+    world.software, world.policy = None, hardware.policy()
+    world.broker = world.make_broker(hardware=hardware.verifier())
+    return world, hardware
+
+
+def hardware_request(world: ReleaseWorld, hardware: HardwareWorld) -> ReleaseRequest:
+    """Return an honest request with hardware evidence."""
+    leaf, nonce = world.leaf(), world.broker.challenge()
+    evidence = hardware.evidence(
+        requests=[AttestationRequest(nonce=nonce, context=world.terms(world.sealed, leaf).context)],
+        not_after_s=world.now_s + 600,
+        phase=Phase.BOOT,
+        tenant=world.tenant,
+        model="tiny",
+        model_digest=world.sealed.manifest().model_digest,
+    )
+    return dataclasses.replace(world.request(leaf=leaf), nonce=nonce, evidence=evidence)
+
+
+def test_a_confidential_worker_gets_its_key_by_its_measurement(
+    confidential: tuple[ReleaseWorld, HardwareWorld],
+) -> None:
+    """SEV-SNP or TDX with an attested GPU, under a policy that names what was measured."""
+    world, hardware = confidential
+    request = hardware_request(world, hardware)
+    released = world.release(request)
+    assert released.worker.tier is Tier.CONFIDENTIAL
+    assert world.open(released, request)
+
+
+def test_another_measurement_gets_no_key(confidential: tuple[ReleaseWorld, HardwareWorld]) -> None:
+    """The same hardware with software that the policy does not name: refused, and no floor is raised."""
+    world, hardware = confidential
+    snp = dataclasses.replace(hardware.policy().snp, measurements=frozenset({b"\x13" * 48}))
+    image = dataclasses.replace(next(iter(hardware.policy().tdx.images or ())), mr_td=b"\x13" * 48)
+    tdx = dataclasses.replace(hardware.policy().tdx, images=(image,))
+    world.policy = hardware.policy(snp=snp, tdx=tdx)
+    with pytest.raises(EvidencePolicyError) as caught:
+        world.release(hardware_request(world, hardware))
+    assert obligation_of(caught.value) is not None
+    assert not (world.directory / "floors.json").exists()
 
 
 def test_an_older_version_is_never_released_again(world: ReleaseWorld) -> None:

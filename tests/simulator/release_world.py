@@ -6,7 +6,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bulkhead.attestation import AttestationRequest, EvidenceKind, PartitionDescriptor, Phase, Tier, TrustPolicy
+from bulkhead.attestation import (
+    AttestationRequest,
+    EvidenceKind,
+    HardwareVerifier,
+    PartitionDescriptor,
+    Phase,
+    Tier,
+    TrustPolicy,
+)
 from bulkhead.broker import FileFloors, KeyBroker, Nonces, Released
 from bulkhead.models import read_manifest
 from bulkhead.protocol.release import ReleaseRequest, ReleaseTerms, release_info
@@ -46,7 +54,7 @@ class ReleaseWorld(World):
         plain = make_tiny_model(self.directory / "plain")
         return seal(plain, self.directory / f"v{version}", model=MODEL, version=version, keys=self.directory / "keys")
 
-    def make_broker(self, *, development_mode: bool = False) -> KeyBroker:
+    def make_broker(self, *, development_mode: bool = False, hardware: HardwareVerifier | None = None) -> KeyBroker:
         """Return the broker as a new process, with the floors of the one before."""
         return KeyBroker(
             keks=[self.sealed.kek],
@@ -56,6 +64,7 @@ class ReleaseWorld(World):
             wall_s=lambda: self.now_s,
             software=self.software,
             development_mode=development_mode,
+            hardware=hardware,
         )
 
     def leaf(self, sealed: SealedModel | None = None, **changes: Any) -> bytes:

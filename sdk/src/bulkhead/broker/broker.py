@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from bulkhead.attestation import AppraisedWorker, Phase, TrustPolicy, appraise
+from bulkhead.attestation import AppraisedWorker, EvidenceKind, HardwareVerifier, Phase, TrustPolicy, appraise
 from bulkhead.broker.nonces import Nonces
 from bulkhead.errors import (
     EvidenceBindingError,
@@ -69,6 +69,7 @@ class KeyBroker:
         software: accepted software of workers, as descriptors name it up to their ``;``; None accepts any that the
             evidence's own measurement rules accept.
         development_mode: whether simulated workers get keys; set by the program that makes the broker, never by a peer.
+        hardware: verifies hardware evidence, with the collateral at hand; None has none, so such evidence is refused.
     """
 
     def __init__(
@@ -81,6 +82,7 @@ class KeyBroker:
         wall_s: Callable[[], float],
         software: frozenset[str] | None = None,
         development_mode: bool = False,
+        hardware: HardwareVerifier | None = None,
     ) -> None:
         self._keks = tuple(keks)
         self._signers = tuple(signers)
@@ -89,6 +91,7 @@ class KeyBroker:
         self._wall_s = wall_s
         self._software = software
         self._development_mode = development_mode
+        self._hardware = hardware
 
     def challenge(self) -> bytes:
         """Return a nonce for one release.
@@ -127,12 +130,15 @@ class KeyBroker:
             ModelRolledBackError: 7 fails.
             ModelKeyError: 8 fails, or no key encryption key here unwraps it.
             KeyBrokerError: the key store or the floors are out of reach.
+            ConnectionFailedError: collateral was to be fetched, and its service did not answer.
         """
         self._nonces.claim(request.nonce)  # 1
         manifest = SealedManifest.open(request.manifest, signers=self._signers)  # 2
         decision = verify_receipt(request.decision, vkey=log_vkey, origin=request.origin)
         _check_decision(decision.fields, request.tenant, manifest)  # 3
         terms = _terms(request, manifest, decision)
+        if self._hardware is not None and EvidenceKind.HARDWARE in trust_policy.accepted_kinds:
+            self._hardware.prepare(request.evidence, trust_policy=trust_policy)
         worker = appraise(  # 4
             request.evidence,
             nonce=request.nonce,
@@ -140,6 +146,7 @@ class KeyBroker:
             trust_policy=trust_policy,
             now_s=int(self._wall_s()),
             development_mode=self._development_mode,
+            hardware=self._hardware,
         )
         self._check_worker(worker, terms, manifest)  # 5
         weights_kem = self._weights_kem(worker)  # 6

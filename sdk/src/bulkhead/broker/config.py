@@ -6,7 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from bulkhead.attestation import TrustPolicy, load_trust_policy
+from bulkhead.attestation import HardwareVerifier, TrustPolicy, load_trust_policy
+from bulkhead.attestation.collateral.cache import CollateralCache
+from bulkhead.attestation.collateral.https import HttpsFetcher
+from bulkhead.attestation.collateral.store import CollateralStore, default_directory
 from bulkhead.broker.broker import KeyBroker
 from bulkhead.broker.floors import FileFloors
 from bulkhead.broker.nonces import Nonces
@@ -39,6 +42,7 @@ class BrokerConfig:
         signers: raw Ed25519 public keys that are trusted for models.
         state_directory: for the released versions and the journal.
         software: accepted software, None for any.
+        collateral_directory: of the collateral that hardware evidence is verified with.
         development_mode: whether simulated workers get keys: never where keys matter.
     """
 
@@ -51,6 +55,7 @@ class BrokerConfig:
     keks: tuple[str, ...]
     signers: tuple[bytes, ...]
     state_directory: Path
+    collateral_directory: Path
     software: frozenset[str] | None = None
     development_mode: bool = False
 
@@ -68,6 +73,18 @@ class BrokerConfig:
             wall_s=time.time,
             software=self.software,
             development_mode=self.development_mode,
+            hardware=self._hardware(),
+        )
+
+    def _hardware(self) -> HardwareVerifier:
+        rules = self.trust_policy.collateral
+        return HardwareVerifier(
+            collateral=CollateralCache(
+                store=CollateralStore(self.collateral_directory),
+                policy=rules,
+                fetcher=HttpsFetcher(allowed=rules.fetch, mirrors=rules.mirrors) if rules.fetch else None,
+                now_s=lambda: int(time.time()),
+            )
         )
 
 
@@ -104,9 +121,14 @@ def load_broker_config(path: Path) -> BrokerConfig:
             keks=fields.texts("keks", max_items=MAX_ITEMS, min_items=1, max_chars=MAX_URI_CHARS),
             signers=tuple(_key(text) for text in fields.texts("signers", max_items=MAX_ITEMS, min_items=1)),
             state_directory=state,
+            collateral_directory=_collateral(fields, base),
             software=software,
             development_mode="development_mode" in fields and fields.boolean("development_mode"),
         )
+
+
+def _collateral(fields: Fields, base: Path) -> Path:
+    return base / fields.text("collateral_directory") if "collateral_directory" in fields else default_directory()
 
 
 def _tenant(text: str) -> str:
