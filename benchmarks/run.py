@@ -17,11 +17,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from benchmarks import attestation, audit_appends, audit_offline, model_loading, opening, sealing, serving
+from benchmarks import attestation, audit_appends, audit_offline, model_loading, opening, sealing, serving, shape
 from benchmarks.report import Row, as_json, machine, table
 from scripts.local_platform import LocalPlatform, chat_model
 
-PARTS: Final = ("audit", "attestation", "sealing", "loading", "opening", "serving")
+PARTS: Final = ("audit", "attestation", "sealing", "shape", "loading", "opening", "serving")
 
 
 def _say(text: str) -> None:
@@ -72,6 +72,9 @@ def main() -> int:
     if "loading" in parts:
         _say("loading of a sealed model")
         rows += model_loading.measure(chat_model(), len(os.sched_getaffinity(0)))
+    if "shape" in parts:
+        _say("the shape of traffic (two minutes, mostly waiting)")
+        rows += asyncio.run(shape.rows())
     if {"opening", "serving"} & set(parts):
         rows += _on_platform(parts)
     print(as_json(rows) if arguments.as_json else f"{machine()}\n\n{table(rows)}")

@@ -9,7 +9,6 @@ import asyncio
 import json
 import pickle
 import sys
-import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from pathlib import Path
 from typing import Final
@@ -17,22 +16,16 @@ from typing import Final
 import grpc
 
 from bulkhead.ids import SESSION
-from bulkhead.protocol.tickets import TicketLimits, TicketVerifier
+from bulkhead.protocol.tickets import TicketLimits
 from data_plane.engine.port import EngineRequest, FinishReason, TokenDelta, Usage
-from data_plane.rpc.inference_server import InferenceServer
-from data_plane.session.lease import WorkerLease
-from data_plane.session.messages import FromWorker, LeaseGrant, ReceiptDurable, ReceiptReady, ToWorker
-from data_plane.session.receipts import ReceiptDesk
-from data_plane.session.refusals import RefusalReporter
-from data_plane.session.serving import RequestServer
-from service.tls import Identity, server_credentials
+from service.tls import server_credentials
 from tests.simulator.scripted_engine import ScriptedEngine
+from tests.simulator.sealed_service import identity_of, serve
 from tests.simulator.sealed_world import World
 
 METHOD: Final = "/benchmark.Plain/Stream"
 WORD: Final = " token"
 TOKENS_A_MESSAGE: Final = 8
-LEASE_S: Final = 3_600.0
 MAX_TOKENS: Final = 10**6
 
 
@@ -50,20 +43,6 @@ class FreeEngine(ScriptedEngine):  # type: ignore[misc]  # the tests are not typ
         yield TokenDelta(text="", token_ids=(), finish_reason=FinishReason.LENGTH, usage=usage)
 
 
-class _Agent:
-    """Makes every receipt durable at once."""
-
-    def __init__(self) -> None:
-        self.desk: ReceiptDesk | None = None
-
-    async def send(self, message: FromWorker) -> None:
-        if isinstance(message, ReceiptReady) and self.desk is not None:
-            self.desk.settle(ReceiptDurable(receipt_number=message.receipt_number, durable=True))
-
-    async def receive(self) -> ToWorker | None:
-        return None
-
-
 class _Plain(grpc.GenericRpcHandler):
     """One method: a number of tokens in, JSON messages of eight tokens out."""
 
@@ -78,31 +57,6 @@ class _Plain(grpc.GenericRpcHandler):
             yield json.dumps({"text": WORD * TOKENS_A_MESSAGE, "tokens": TOKENS_A_MESSAGE}).encode()
 
 
-def _requests(world: World) -> RequestServer:
-    agent = _Agent()
-    desk = agent.desk = ReceiptDesk(link=agent, monotonic_s=time.monotonic)
-    lease = WorkerLease(wall_s=time.time, monotonic_s=lambda: 0.0)  # its end never comes
-    lease.grant(
-        LeaseGrant(
-            valid_until_ms=int((time.time() + LEASE_S) * 1000),
-            revoked_sessions=frozenset(),
-            evidence_digests=frozenset(),
-            unacknowledged_receipts=0,
-        )
-    )
-    tickets = TicketVerifier(issuer_keys=[world.issuer.public_key])
-    return RequestServer(
-        sealed=world.server,
-        engine=FreeEngine(),
-        lease=lease,
-        desk=desk,
-        refusals=RefusalReporter(link=agent, tickets=tickets, monotonic_s=time.monotonic),
-        max_in_flight=256,
-        max_output_tokens=0,
-        wall_s=time.time,
-    )
-
-
 async def _serve(directory: Path, sessions: int, now_s: int) -> None:
     world = World(seed=1, now_s=now_s)
     offers = []
@@ -110,15 +64,9 @@ async def _serve(directory: Path, sessions: int, now_s: int) -> None:
         world.session = world.ids(SESSION)
         offers.append(world.offer(limits=TicketLimits(max_tokens=MAX_TOKENS, max_concurrent_requests=8)))
     (directory / "offers").write_bytes(pickle.dumps(offers))
-    identity = Identity(
-        certificate_pem=world.keys.tls_certificate,
-        private_key_pem=world.keys.tls_private_key(),
-    )
-    sealed = await InferenceServer.start(
-        _requests(world), identity=lambda: identity, socket_path=directory / "sealed.sock"
-    )
+    sealed = await serve(world, FreeEngine(), directory / "sealed.sock")
     plain = grpc.aio.server(handlers=(_Plain(),))
-    plain.add_secure_port(f"unix:{directory / 'plain.sock'}", server_credentials(identity))
+    plain.add_secure_port(f"unix:{directory / 'plain.sock'}", server_credentials(identity_of(world)))
     await plain.start()
     (directory / "ready").touch()
     await asyncio.to_thread(sys.stdin.buffer.read)

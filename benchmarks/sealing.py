@@ -11,26 +11,24 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final, cast
+from typing import Final
 
 import grpc
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from benchmarks.report import Row, median, verdict
 from benchmarks.sealed_worker import METHOD, WORD
-from bulkhead.client.generation import Answer
-from bulkhead.client.keeper import GrantKeeper
 from bulkhead.client.link import Link
 from bulkhead.client.status import Peer
 from bulkhead.client.transport import Channel
 from bulkhead.protocol.client import ClientRequest
 from bulkhead.protocol.context import Method
-from bulkhead.protocol.grant import SessionOffer, verify_grant
+from bulkhead.protocol.grant import SessionOffer
 from bulkhead.protocol.payloads import Delta, GenerateRequest, Message, encode_generate_request
 from bulkhead.protocol.server import ServerRequest
 from bulkhead.sealing import PaddingMode
+from tests.simulator.sealed_service import answer, link_to
 from tests.simulator.sealed_world import NOW_S, World
 
 SESSIONS: Final = 32
@@ -38,16 +36,13 @@ TOKENS: Final = 20_000
 ROUNDS: Final = 3
 REQUESTS: Final = 200
 CHUNKS: Final = 4_000
-PROMPT_CHARACTERS: Final = 1_000
+PROMPT: Final = "Say something about lighthouses. " * 30
 GOAL_TOKENS_S: Final = 61_000
 START_TIMEOUT_S: Final = 60.0
 
 
-def _payload(max_tokens: int | None = None) -> bytes:
-    content = "Say something about lighthouses. " * (PROMPT_CHARACTERS // 33)
-    return encode_generate_request(
-        GenerateRequest(messages=(Message(role="user", content=content),), max_tokens=max_tokens)
-    )
+def _payload() -> bytes:
+    return encode_generate_request(GenerateRequest(messages=(Message(role="user", content=PROMPT),)))
 
 
 def _opened(world: World) -> tuple[ClientRequest, ServerRequest]:
@@ -119,19 +114,6 @@ def _bytes_row() -> Row:
     return Row(f"bytes on the wire for 8 tokens ({8 * len(WORD)} bytes of text)", "; ".join(sizes))
 
 
-@dataclass(frozen=True, slots=True)
-class _Keeper:
-    """Stands for the SDK's keeper of one grant that needs no renewal."""
-
-    held: Link
-
-    async def link(self) -> Link:
-        return self.held
-
-    def now_s(self) -> int:
-        return int(time.time())
-
-
 Stream = Callable[[int], Awaitable[int]]
 
 
@@ -159,18 +141,10 @@ def _channel(raw: grpc.aio.Channel, roots: bytes) -> Channel:
     return channel
 
 
-def _sealed(world: World, offer: SessionOffer, channel: Channel) -> Stream:
-    expectation = replace(world.expectation(), nonce=world.nonce)
-    grant = verify_grant(offer, expectation=expectation, anchors=world.anchors(), now_s=int(time.time()))
-    link = Link(
-        sealing=world.client(grant), grant=grant, received=None, nonce=b"", channel=channel  # type: ignore[arg-type]
-    )  # fmt: skip
-
+def _sealed(link: Link) -> Stream:
     async def stream(tokens: int) -> int:
-        keeper = cast("GrantKeeper", _Keeper(link))
-        answer = Answer(keeper=keeper, method=Method.GENERATE, payload=_payload(tokens), stall_s=60.0)
         count = 0
-        async for event in answer.events():
+        async for event in answer(link, PROMPT, max_tokens=tokens).events():
             count += event.tokens if isinstance(event, Delta) else 0
         return count
 
@@ -209,7 +183,10 @@ async def _stream_row() -> Row:
             sockets = (f"unix:{directory / name}.sock" for name in ("sealed", "plain"))
             raw, plain_channel = (grpc.aio.secure_channel(path, credentials, options=options) for path in sockets)
             async with _channel(raw, roots) as channel, plain_channel:
-                sealed, plain = [_sealed(world, offer, channel) for offer in offers], [_plain(plain_channel)] * SESSIONS
+                sealed, plain = (
+                    [_sealed(link_to(world, offer, channel)) for offer in offers],
+                    [_plain(plain_channel)] * SESSIONS,
+                )
                 await _rate(sealed, 800)
                 await _rate(plain, 800)
                 rates: dict[str, list[float]] = {"sealed": [], "plain": []}

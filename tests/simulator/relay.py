@@ -2,19 +2,32 @@
 
 import asyncio
 import threading
+import time
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-__all__ = ["RecordingRelay"]
+__all__ = ["RecordingRelay", "Seen"]
 
 _READ_BYTES = 65_536
 _START_TIMEOUT_S = 5.0
 
 
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What an observer sees of one piece of traffic: when, on which connection, which way, what bytes."""
+
+    at_s: float
+    connection: int
+    upwards: bool
+    data: bytes
+
+
 class RecordingRelay:
     """Listens on a free loopback port and relays to ``target``; use as a context manager from synchronous tests.
 
-    The target may be set after the start, so that a process can be configured with the relay's address first.
+    The target is ``host:port`` or ``unix:path``. It may be set after the start, so that a process can be configured
+    with the relay's address first.
 
     The relay runs on an event loop of its own thread, so that it works whatever the test's own loop does.
     """
@@ -26,6 +39,7 @@ class RecordingRelay:
         self._server: asyncio.Server | None = None
         self._recorded: list[bytes] = []
         self.connections = 0
+        self.seen: list[Seen] = []
         self._cut = False
 
     def cut(self) -> None:
@@ -77,25 +91,35 @@ class RecordingRelay:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
+        connection = self.connections
         if self._cut:
             writer.close()
             return
         try:
             host, _, port = self.target.rpartition(":")
-            up_reader, up_writer = await asyncio.open_connection(host, int(port))
+            if host == "unix":
+                up_reader, up_writer = await asyncio.open_unix_connection(port)
+            else:
+                up_reader, up_writer = await asyncio.open_connection(host, int(port))
         except OSError:
             writer.close()
             return
         try:
-            await asyncio.gather(self._pump(reader, up_writer), self._pump(up_reader, writer))
+            await asyncio.gather(
+                self._pump(reader, up_writer, connection, upwards=True),
+                self._pump(up_reader, writer, connection, upwards=False),
+            )
         finally:
             writer.close()
             up_writer.close()
 
-    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _pump(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, connection: int, *, upwards: bool
+    ) -> None:
         try:
             while data := await reader.read(_READ_BYTES):
                 self._recorded.append(data)
+                self.seen.append(Seen(time.monotonic(), connection, upwards, data))
                 writer.write(data)
                 await writer.drain()
             if writer.can_write_eof():

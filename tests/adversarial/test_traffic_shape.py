@@ -1,0 +1,51 @@
+"""What the shape of sealed traffic tells an observer of the network, under each padding (docs/threat-model.md)."""
+
+import pytest
+
+from bulkhead.sealing import PaddingMode
+from data_plane.session import response
+from tests.simulator.observer import Leak, Trace, different_lengths, equal_lengths, measure
+
+TICK_S = 0.05
+TOKEN_S = 0.012
+SLACK = 0.3  # four standard deviations of a blind guesser's luck in 30 tries
+
+
+@pytest.fixture(autouse=True)
+def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A strict answer takes 1.6 s for 16 ticks: here half of that, and tokens as much faster."""
+    monkeypatch.setattr(response, "TICK_S", TICK_S)
+
+
+def _total(trace: Trace) -> int:
+    return sum(size for _, size in trace.down)
+
+
+async def test_padding_hides_which_answer_of_equal_length_was_given() -> None:
+    """Without padding the sizes give the answer away; buckets hide it from sizes, strict padding from times too."""
+    leaks: dict[PaddingMode, Leak] = {}
+    for mode in PaddingMode:
+        leaks[mode], _ = await measure(equal_lengths(tokens=24), mode, rounds=5, token_s=TOKEN_S)
+    off, default, strict = leaks.values()
+    assert off.by_size > 0.9
+    assert default.by_size < off.by_size - 0.4
+    assert strict.by_size < strict.chance + 0.1
+    assert strict.accuracy < strict.chance + SLACK
+    assert off.size < default.size < strict.size
+
+
+async def test_strict_padding_hides_the_lengths_of_prompt_and_answer() -> None:
+    """Prompts and answers of any length within the same doubling are one sequence of sizes at fixed times."""
+    leak, traces = await measure(different_lengths(tokens=24), PaddingMode.STRICT, rounds=5, token_s=TOKEN_S)
+    sizes = {tuple(size for _, size in trace.down) for trace in traces if len(trace.down) == 16}
+    assert len(sizes) <= 2  # an HTTP/2 setting may ride on a record
+    assert sum(len(trace.down) == 16 for trace in traces) > 0.8 * len(traces)
+    assert leak.by_size < leak.chance + SLACK
+    assert leak.accuracy < leak.chance + SLACK
+    assert max(map(_total, traces)) < 2.1 * min(map(_total, traces))
+
+
+async def test_buckets_do_not_hide_lengths() -> None:
+    """Default padding still tells answers of different lengths apart, as the threat model says."""
+    leak, _ = await measure(different_lengths(tokens=24), PaddingMode.DEFAULT, rounds=4, token_s=TOKEN_S)
+    assert leak.accuracy > 0.6
