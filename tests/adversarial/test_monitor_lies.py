@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from audit.config import WitnessTarget
+from bulkhead.client.own_witness import OwnWitness
 from bulkhead.errors import UnavailableError
 from bulkhead.ids import REQUEST, new_id
 from bulkhead.protocol.saved import PublicPins
@@ -271,3 +272,27 @@ async def test_a_larger_checkpoint_that_the_server_denies(world, tmp_path):
     check = await world.check(gossip=shared)
     assert kinds(check) == ["fork"]
     assert "denies" in check.alarms[0].message
+
+
+async def test_two_monitors_share_a_witness(world, tmp_path):
+    """Two clients without a common directory find out by a witness of their own: it cosigns one history only."""
+    await world.request()
+    forked = await split(world)
+    theirs = Server(forked, world.log_id)
+    async with our_witness("witness.test/own", tmp_path / "w", [world.server.vkey]) as url:
+        own = OwnWitness.of(url, tuple(key.vkey for key in pinned("witness.test/own")))
+        shared = {"own_witness": own, "journals": ()}
+        for _ in range(2):
+            assert kinds(await world.check(state=tmp_path / "mine", **shared)) == []
+            assert kinds(await world.check(theirs, state=tmp_path / "theirs", **shared)) == []
+        await world.log.append(world.log_id, decision(number=7))
+        await forked.append(world.log_id, decision(number=8))
+        mine = await world.check(state=tmp_path / "mine", **shared)
+        found = await world.check(theirs, state=tmp_path / "theirs", **shared)
+        assert (kinds(mine), kinds(found)) == ([], ["fork"])
+        await forked.append(world.log_id, decision(number=9))
+        again = await world.check(theirs, state=tmp_path / "third", **shared)
+        assert kinds(again) == ["fork"]
+    away = await world.check(state=tmp_path / "mine", **shared)
+    assert (kinds(away), len(away.notes)) == ([], 1)
+    await forked.close()

@@ -43,6 +43,11 @@ _OPTIONS: Final = (
         help="Directory shared with other monitors of the log: each leaves its checkpoint, and compares the others'.",
     ),
     click.option(
+        "--own-witness", "witness_url",
+        help="URL of a witness of one's own (`bulkhead-audit witness serve`) that is asked to cosign the tenant's log.",
+    ),
+    click.option("--own-witness-key", "witness_keys", multiple=True, help="Its verifier key; repeatable."),
+    click.option(
         "--grace", type=click.IntRange(0), default=60, show_default=True,
         help="Seconds that a journal or a receipt may take to get here, or into the log.",
     ),
@@ -93,9 +98,12 @@ def _chosen(
     journals: tuple[Path, ...],
     kept: tuple[Path, ...],
     gossip: Path | None,
+    witness_url: str | None,
+    witness_keys: tuple[str, ...],
     grace: int,
 ) -> "MonitorOptions":
     from bulkhead.client.monitoring import MonitorOptions
+    from bulkhead.client.own_witness import OwnWitness
     from bulkhead.protocol.saved import PublicPins
     from bulkhead.transparency.cosignature import Witness
 
@@ -115,6 +123,7 @@ def _chosen(
         journals=journals or own,
         kept=kept,
         gossip=gossip,
+        own_witness=None if witness_url is None else OwnWitness.of(witness_url, witness_keys),
         grace_s=grace,
     )
 

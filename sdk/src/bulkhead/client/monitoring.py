@@ -6,6 +6,7 @@ verified, its cosignatures included; receipts and proofs that somebody kept, and
 must be of the same history. Only then is what was learnt written down.
 """
 
+import asyncio
 import hashlib
 import tempfile
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
@@ -16,6 +17,7 @@ from typing import BinaryIO, Final, Protocol, cast
 from bulkhead.client.gossip import Gossip
 from bulkhead.client.journal import JournalReader
 from bulkhead.client.monitor_state import MonitorState, read_state, write_state
+from bulkhead.client.own_witness import OwnWitness
 from bulkhead.errors import (
     ConfigError,
     ConsistencyError,
@@ -36,10 +38,12 @@ from bulkhead.transparency.note import NoteVerifier
 from bulkhead.transparency.receipt import AuditReceipt, verify_receipt
 from bulkhead.transparency.rounds import RoundPath, verify_round_path
 from bulkhead.transparency.tlog_proof import verify_record_proof
+from bulkhead.transparency.witnessing import AddCheckpoint, WitnessSize
 
 __all__ = ["Check", "LogSource", "Monitor", "MonitorOptions"]
 
 _US_PER_S: Final = 1_000_000
+_WITNESS_TRIES: Final = 3  # its size, the proof, and a race with another monitor
 
 
 class LogSource(Protocol):
@@ -77,6 +81,7 @@ class MonitorOptions:
         journals: request journals of all of the tenant's clients; without one, records are not held against requests.
         kept: saved receipts and tlog-proof files.
         gossip: directory shared with other monitors of the same log, or None.
+        own_witness: asked to cosign the tenant's log itself, or None.
         grace_s: how long a journal or receipt of another machine may take to get here and into the log.
         max_round_age_s: a newest round that is older is a gap: the platform makes one every ten minutes at least.
     """
@@ -87,6 +92,7 @@ class MonitorOptions:
     journals: tuple[Path, ...] = ()
     kept: tuple[Path, ...] = ()
     gossip: Path | None = None
+    own_witness: OwnWitness | None = None
     grace_s: int = 60
     max_round_age_s: int = 900
 
@@ -165,6 +171,7 @@ class Monitor:
             await self._check_round()
             await self._check_kept()
             await self._check_gossip()
+            await self._ask_witness()
             if self._options.journals:
                 grace_us = self._options.grace_s * _US_PER_S
                 followed.overdue(entries, now_us=self._now_us(), grace_us=grace_us)
@@ -316,6 +323,27 @@ class Monitor:
             except ConsistencyError as error:
                 self._state.followed.alarm(alarm_of(error, f"{name} {other.size} {other.root.hex()}"))
         gossip.leave(self._state.followed.note)
+
+    async def _ask_witness(self) -> None:
+        """Have the own witness cosign what was followed: it refuses another history than the one it has seen."""
+        witness, followed = self._options.own_witness, self._state.followed
+        if witness is None or not followed.size:
+            return
+        request = AddCheckpoint(0, (), followed.note)
+        try:
+            for _ in range(_WITNESS_TRIES):
+                answer = await asyncio.to_thread(witness.ask, request)
+                if not isinstance(answer, WitnessSize):
+                    return
+                if answer.size > followed.size:  # another monitor is ahead: the next check gets there
+                    self._notes.append(f"the own witness is ahead, at size {answer.size}")
+                    return
+                proof = (await self._source.consistency(answer.size, followed.size))[0]
+                request = AddCheckpoint(answer.size, proof, followed.note)
+        except UnavailableError as error:
+            self._notes.append(error.message)
+        except (ConsistencyError, ProofError) as error:
+            followed.alarm(alarm_of(error, "the own witness"))
 
 
 def _read_all(paths: Iterable[Path]) -> Iterator[tuple[Path, bytes]]:
