@@ -116,9 +116,9 @@ class StepBatch:
 
 
 def make_batch(chunks: Sequences[Chunk], cut: Cut) -> tuple[StepBatch, list[Chunk]]:
-    """Return a plan's tensors, and its chunks that sample in the order of their rows among the logits.
+    """Return a plan's tensors, and its chunks that have logits in the order of their rows among them.
 
-    A sampling chunk has ``1 + len(chunk.guesses)`` rows of logits: those of its last token and of each guess.
+    A chunk has logits for its ``prompt_rows``, and if it samples for its last token and each guess.
     """
     decoding = [chunk for chunk in chunks if chunk.rows == 1]
     ordered = [*decoding, *(chunk for chunk in chunks if chunk.rows > 1)]
@@ -134,6 +134,7 @@ def make_batch(chunks: Sequences[Chunk], cut: Cut) -> tuple[StepBatch, list[Chun
         span = range(chunk.start, chunk.start + chunk.rows)
         positions += span
         blocks += [table[position // cut.block_tokens] for position in span]
+        sampled += range(begin, begin + chunk.prompt_rows)
         if chunk.samples:
             sampled += range(len(tokens) - 1 - len(chunk.guesses), len(tokens))
         if chunk.rows > 1:
@@ -150,7 +151,7 @@ def make_batch(chunks: Sequences[Chunk], cut: Cut) -> tuple[StepBatch, list[Chun
         prompts=tuple(prompts),
         sampled=None if len(sampled) == len(tokens) else torch.tensor(sampled, dtype=torch.int64),
     )
-    return batch, [chunk for chunk in ordered if chunk.samples]
+    return batch, [chunk for chunk in ordered if chunk.samples or chunk.prompt_rows]
 
 
 def _prompt_chunk(chunk: Chunk, begin: int, cut: Cut) -> PromptChunk:

@@ -106,7 +106,7 @@ class Intake:
             edits = (*edits, await self._grammars.compile(params.structure))
         sampler = Sampler(params, edits)
         return Job(
-            sequence=self._sequence(request, prompt, guessable=sampler.greedy),
+            sequence=self._sequence(request, prompt, guessable=sampler.greedy, first=index == 0),
             sampler=sampler,
             decode=partial(self._tokenizer.decode, special=not params.skip_special_tokens),
             stream=stream,
@@ -119,7 +119,7 @@ class Intake:
         if not all(0 <= token < self._model.vocabulary for token in tokens):
             raise InvalidRequestError(f"{what} is not between 0 and {self._model.vocabulary - 1}")
 
-    def _sequence(self, request: EngineRequest, prompt: list[int], *, guessable: bool) -> TokenSequence:
+    def _sequence(self, request: EngineRequest, prompt: list[int], *, guessable: bool, first: bool) -> TokenSequence:
         context, wanted = self._model.context_tokens, request.sampling.max_tokens
         if not prompt:
             raise InvalidRequestError("the prompt has no tokens")
@@ -140,6 +140,7 @@ class Intake:
             max_tokens=wanted or context - len(prompt),
             scope=request.scope,
             priority=request.priority,
+            prompt_logits=first and request.sampling.prompt_logprobs is not None,
             lookup=Lookup() if guessable else None,
         )
 

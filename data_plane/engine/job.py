@@ -5,6 +5,7 @@ that the request names), a stop string, its most tokens. Until it has its least 
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Final
 
 from bulkhead.errors import BulkheadError
@@ -90,14 +91,17 @@ class Job:
         if (ended or full) and stopped is None:
             rest, stopped = self._text.flush()
             text += rest
-        logprobs = () if choice.logprobs is None else (self._named(choice.logprobs),)
-        if not (ended or full or stopped is not None):
-            return TokenDelta(text=text, token_ids=(token,), index=self.index, logprobs=logprobs)
-        return TokenDelta(
+        delta = TokenDelta(
             text=text,
             token_ids=(token,),
             index=self.index,
-            logprobs=logprobs,
+            logprobs=() if choice.logprobs is None else (self._named(choice.logprobs),),
+            prompt_logprobs=self._prompt_logprobs(),
+        )
+        if not (ended or full or stopped is not None):
+            return delta
+        return replace(
+            delta,
             finish_reason=FinishReason.STOP if ended or stopped is not None else FinishReason.LENGTH,
             stop_reason=stopped if stopped is not None else token if ended and token in self._stop_tokens else None,
             usage=Usage(
@@ -106,6 +110,11 @@ class Job:
                 cached_tokens=sequence.cached,
             ),
         )
+
+    def _prompt_logprobs(self) -> tuple[TokenLogprob, ...]:
+        if not self.sampler.prompt or self.sequence.completion_tokens > 1:
+            return ()
+        return tuple(map(self._named, self.sampler.prompt))
 
     def _named(self, raw: RawLogprobs) -> TokenLogprob:
         return TokenLogprob(

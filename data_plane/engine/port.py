@@ -156,6 +156,7 @@ class TokenDelta:
         text: complete characters only; may be empty while a character or a possible stop string is incomplete.
         token_ids: the tokens produced, whose text may come with a later delta.
         logprobs: of ``token_ids``, if asked for.
+        prompt_logprobs: of the prompt's tokens from the second on, if asked for; with the first answer's first delta.
         finish_reason: set on the last delta of each answer and only there.
         stop_reason: with ``stop``, the stop string or stop token that ended the answer; None for the end of turn.
         usage: of the whole request, set on its very last delta.
@@ -165,6 +166,7 @@ class TokenDelta:
     token_ids: tuple[int, ...]
     index: int = 0
     logprobs: tuple[TokenLogprob, ...] = ()
+    prompt_logprobs: tuple[TokenLogprob, ...] = ()
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None
     usage: Usage | None = None

@@ -73,10 +73,13 @@ class ModelRunner:
         Raises:
             InternalError: the model produced something that is not a number.
         """
-        logits, sampled = self.logits(chunks)
+        logits, told = self.logits(chunks)
+        by_chunk = dict(zip(map(id, chunks), samplers, strict=True))
+        if any(chunk.prompt_rows for chunk in told):
+            logits = _observed(logits, told, by_chunk)
+        sampled = [chunk for chunk in told if chunk.samples]
         if not sampled:
             return [[] for _ in chunks]
-        by_chunk = dict(zip(map(id, chunks), samplers, strict=True))
         chosen = iter(choose(logits, [by_chunk[id(chunk)] for chunk in sampled for _ in range(1 + len(chunk.guesses))]))
         choices = {id(chunk): _confirmed(chunk, list(islice(chosen, 1 + len(chunk.guesses)))) for chunk in sampled}
         return [choices.get(id(chunk), []) for chunk in chunks]
@@ -95,6 +98,22 @@ class ModelRunner:
         with overwriting_what_is_freed():
             self._decoder.erase()
         del self._decoder, self._cache, self.pool, self.scheduler
+
+
+def _observed(logits: torch.Tensor, chunks: Sequences[Chunk], samplers: dict[int, Sampler]) -> torch.Tensor:
+    """Show samplers the logits of their prompts; return the rows that tokens are chosen from."""
+    chosen: list[torch.Tensor] = []
+    at = 0
+    for chunk in chunks:
+        place, rows = chunk.start + 1, chunk.prompt_rows
+        if rows:
+            tokens = chunk.sequence.tokens[place : place + rows]
+            samplers[id(chunk)].observe(logits[at : at + rows], tokens, place=place)
+        at += rows
+        if chunk.samples:
+            chosen.append(logits[at : at + 1 + len(chunk.guesses)])
+            at += 1 + len(chunk.guesses)
+    return torch.cat(chosen) if chosen else logits[:0]
 
 
 def _confirmed(chunk: Chunk, choices: list[Choice]) -> list[Choice]:

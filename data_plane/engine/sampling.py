@@ -47,6 +47,7 @@ class Sampler:
     def __init__(self, params: SamplingParams, edits: Sequence[Edit] = ()) -> None:
         self.params = params
         self.edits = tuple(edits)
+        self.prompt: list[RawLogprobs] = []  # of the prompt's tokens from the second on
         seed = secrets.randbits(63) if params.seed is None else params.seed
         self._stream = random.Random(seed)  # noqa: S311 - repeatable sampling, not a secret
 
@@ -54,6 +55,13 @@ class Sampler:
     def greedy(self) -> bool:
         """Whether the likeliest token of the model is taken as it is: such tokens can be guessed and checked."""
         return self.params.temperature == 0.0 and not self.edits and self.params.logprobs is None
+
+    def observe(self, logits: torch.Tensor, tokens: Sequence[int], *, place: int) -> None:
+        """Note log probabilities of prompt tokens from ``place`` on; those of a preempted prompt are known already."""
+        known = 1 + len(self.prompt) - place
+        if known < len(tokens):
+            count = self.params.prompt_logprobs or 0
+            self.prompt += logprobs_of(logits[max(0, known) :], tokens[max(0, known) :], count=count)
 
     def choose(self, row: torch.Tensor) -> Choice:
         """Return the choice from one row of logits [vocabulary] (fp32), which it changes, and remember it."""

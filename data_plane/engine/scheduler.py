@@ -33,6 +33,7 @@ from data_plane.engine.sequence import Sequence, SequenceState
 
 __all__ = ["MAX_OVERTAKEN", "Chunk", "Scheduler"]
 
+MAX_PROMPT_ROWS: Final = 64  # of one chunk whose logits are all wanted: a vocabulary of 2^18 takes 64 MiB for them
 MAX_OVERTAKEN: Final = 32  # what waits behind higher priorities waits at most for so many of them
 
 
@@ -54,6 +55,12 @@ class Chunk:
     def rows(self) -> int:
         """Rows of the step that this chunk takes."""
         return self.count + len(self.guesses)
+
+    @property
+    def prompt_rows(self) -> int:
+        """How many of the first rows tell how likely the prompt's next token was, where that is wanted."""
+        wanted = self.sequence.prompt_tokens - 1 - self.start if self.sequence.prompt_logits else 0
+        return max(0, min(self.count, wanted))
 
 
 class Scheduler:
@@ -173,6 +180,8 @@ class Scheduler:
     def _next_chunk(self, sequence: Sequence, room: int) -> Chunk | None:
         """Return the sequence's next chunk; None if a sequence had to be preempted first."""
         count = min(sequence.pending, room)
+        if sequence.prompt_logits and sequence.computed < sequence.prompt_tokens - 1:
+            count = min(count, MAX_PROMPT_ROWS)
         end = sequence.computed + count
         missing = self._blocks_of(end) - len(sequence.blocks)
         if missing > self._pool.free:
@@ -198,7 +207,8 @@ class Scheduler:
 
     def _admit(self, sequence: Sequence) -> bool:
         """Take over what is there of the sequence's tokens; whether memory holds the rest, else nothing is taken."""
-        reusable = (len(sequence.tokens) - 1) // self._block_tokens if sequence.scope else 0
+        shares = sequence.scope and not sequence.prompt_logits
+        reusable = (len(sequence.tokens) - 1) // self._block_tokens if shares else 0
         self._names.extend(sequence.names, sequence.tokens, scope=sequence.scope, count=reusable)
         for name in sequence.names[:reusable]:
             if (block := self._pool.share(name)) is None:

@@ -29,6 +29,7 @@ class Sequence:
         priority: higher ones go first among those that wait.
         arrival: rank of arrival; of equal priority, earlier ones go first.
         overtaken: how many later arrivals went first.
+        prompt_logits: the logits of the prompt's own tokens are wanted, so none of its state is taken over.
         lookup: guesses the answer's next tokens; None if they are not to be guessed.
         blocks: block table: block ``i`` holds the state of tokens ``i * block_tokens`` and following.
         computed: how many of ``tokens`` have their state in ``blocks``.
@@ -46,6 +47,7 @@ class Sequence:
     priority: int = 0
     arrival: int = 0
     overtaken: int = 0
+    prompt_logits: bool = False
     lookup: Lookup | None = None
     blocks: list[int] = field(default_factory=list)
     computed: int = 0

@@ -48,5 +48,6 @@ class DeltaStream:
             deltas[-1],
             text="".join(delta.text for delta in deltas),
             token_ids=tuple(token for delta in deltas for token in delta.token_ids),
+            prompt_logprobs=deltas[0].prompt_logprobs,
             logprobs=tuple(entry for delta in deltas for entry in delta.logprobs),
         )

@@ -112,13 +112,14 @@ class AnswerBuffer:
         if isinstance(record, EmbedResult) or len(record.text) <= most:
             return [record]
         texts = [record.text[start : start + most] for start in range(0, len(record.text), most)]
-        rest = [replace(record, text=text, tokens=0, logprobs=()) for text in texts[1:]]
+        rest = [replace(record, text=text, tokens=0, logprobs=(), prompt_logprobs=()) for text in texts[1:]]
         return [replace(record, text=texts[0]), *rest]
 
     def _joinable(self, last: Delta, piece: Delta) -> bool:
         limits = self._limits
         return (
             last.index == piece.index
+            and not piece.prompt_logprobs
             and len(last.text) + len(piece.text) <= limits.characters
             and last.tokens + piece.tokens <= limits.tokens
         )

@@ -1,14 +1,18 @@
 """Between what is said inside the seal and the engine's port; the two are bounded alike, each where it is read."""
 
 import hmac
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Final
 
 from bulkhead.errors import InternalError
 from bulkhead.protocol.payloads import Delta, End, GenerateRequest, TokenLogprob, Usage
+from data_plane.engine import port
 from data_plane.engine.params import Structure, StructureKind
 from data_plane.engine.port import ChatMessage, EngineRequest, SamplingDefaults, SamplingParams, TokenDelta
 
-__all__ = ["answer_delta", "answer_end", "engine_request", "sharing_scope"]
+__all__ = ["answer_deltas", "answer_end", "engine_request", "sharing_scope"]
+
+PROMPT_PIECE: Final = 16  # entries of 21 tokens each: far below a chunk, whatever the tokens' texts
 
 
 def engine_request(
@@ -46,6 +50,7 @@ def engine_request(
             skip_special_tokens=asked.skip_special_tokens,
             ignore_eos=asked.ignore_eos,
             logprobs=asked.logprobs,
+            prompt_logprobs=asked.prompt_logprobs,
             echo=asked.echo,
             truncate_prompt_tokens=asked.truncate_prompt_tokens,
             structure=_structure(asked),
@@ -73,18 +78,19 @@ def _structure(asked: GenerateRequest) -> Structure | None:
     return Structure(kind=StructureKind.CHOICE, patterns=asked.choice) if asked.choice else None
 
 
-def answer_delta(delta: TokenDelta) -> Delta:
-    """Return the record of what the engine produced."""
-    return Delta(
-        text=delta.text,
-        tokens=len(delta.token_ids),
-        index=delta.index,
-        logprobs=tuple(
-            TokenLogprob(
-                token_id=entry.token_id, text=entry.text, logprob=entry.logprob, rank=entry.rank, top=entry.top
-            )
-            for entry in delta.logprobs
-        ),
+def answer_deltas(delta: TokenDelta) -> Iterator[Delta]:
+    """Yield the records of what the engine produced: what it tells of the prompt in pieces, then the answer's part."""
+    for at in range(0, len(delta.prompt_logprobs), PROMPT_PIECE):
+        piece = _entries(delta.prompt_logprobs[at : at + PROMPT_PIECE])
+        yield Delta(text="", tokens=0, index=delta.index, prompt_logprobs=piece)
+    if delta.text or delta.token_ids:
+        yield Delta(text=delta.text, tokens=len(delta.token_ids), index=delta.index, logprobs=_entries(delta.logprobs))
+
+
+def _entries(entries: Sequence[port.TokenLogprob]) -> tuple[TokenLogprob, ...]:
+    return tuple(
+        TokenLogprob(token_id=entry.token_id, text=entry.text, logprob=entry.logprob, rank=entry.rank, top=entry.top)
+        for entry in entries
     )
 
 

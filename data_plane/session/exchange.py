@@ -30,7 +30,7 @@ from bulkhead.protocol.server import ServerRequest
 from bulkhead.sealing import PaddingMode
 from data_plane.engine.port import EmbedRequest, Engine, SamplingParams, TokenDelta
 from data_plane.session.answer import Outcome
-from data_plane.session.asking import answer_delta, answer_end, engine_request, sharing_scope
+from data_plane.session.asking import answer_deltas, answer_end, engine_request, sharing_scope
 from data_plane.session.receipts import ReceiptDesk
 from data_plane.session.response import Response, SealedPart
 
@@ -146,7 +146,8 @@ class Exchange:
 
     async def _generate(self) -> End:
         asked = parse_generate_request(self._request.payload)
-        if asked.logprobs is not None and self._request.claims.padding is PaddingMode.STRICT:
+        logprobs = (asked.logprobs, asked.prompt_logprobs) != (None, None)
+        if logprobs and self._request.claims.padding is PaddingMode.STRICT:
             raise InvalidRequestError("log probabilities do not fit the records of strict padding")
         request = engine_request(
             asked,
@@ -160,8 +161,8 @@ class Exchange:
         async with contextlib.aclosing(self._ports.engine.generate(request)) as deltas:
             async for delta in deltas:
                 self._response.completion_tokens += len(delta.token_ids)
-                if delta.text or delta.token_ids:
-                    await self._response.buffer.put(answer_delta(delta))
+                for record in answer_deltas(delta):
+                    await self._response.buffer.put(record)
                 if delta.finish_reason is not None:
                     ends[delta.index] = delta
                 if delta.usage is not None:

@@ -229,6 +229,30 @@ async def test_log_probabilities_come_with_their_tokens(model: Path) -> None:
         assert sum(math.exp(value) for _, _, value in entry.top) <= 1.0001
 
 
+async def test_log_probabilities_of_the_prompt_are_transformers(model: Path) -> None:
+    """Of each prompt token from the second on, whatever the chunks and the neighbours, and though its state is kept."""
+    import torch
+    import transformers
+
+    oracle = transformers.AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    prompt = tuple(40 + place * 7 % 90 for place in range(150))
+    with torch.inference_mode():
+        expected = torch.log_softmax(oracle(torch.tensor([prompt])).logits[0], dim=-1)
+    options = {"max_tokens": 3, "prompt_logprobs": 2, "ignore_eos": True}
+    for settings in ({}, {"step_tokens": 20}, {"kv_memory_mib": 1, "block_tokens": 16}):
+        async with running_engine(model, **settings) as engine:
+            others = [answer(engine, token_request(f"o{i}", prompt, max_tokens=30)) for i in range(8)]
+            item, *_ = await asyncio.gather(answer(engine, token_request("p", prompt, **options)), *others)
+            again = await answer(engine, token_request("again", prompt, n=2, **options))
+        for answered in (item, again):
+            entries = [entry for delta in answered.deltas for entry in delta.prompt_logprobs]
+            assert tuple(entry.token_id for entry in entries) == prompt[1:]
+            assert [entry.logprob for entry in entries] == pytest.approx(
+                [expected[at, token].item() for at, token in enumerate(prompt[1:])], abs=1e-4
+            )
+            assert all(len(entry.top) == 2 for entry in entries)
+
+
 async def test_special_tokens_can_be_shown(model: Path) -> None:
     """skip_special_tokens = false spells them."""
     prompt = {"prompt_token_ids": (1, 40), "request_id": "s"}

@@ -143,6 +143,7 @@ class Completion:
         finish_reason: `stop` or `length`; likewise.
         usage: tokens, of all answers.
         choices: each answer.
+        prompt_logprobs: of the prompt's tokens from the second on, if asked for.
         cached_tokens: tokens of the prompt that were not computed again.
         request_id: names it in receipts and logs.
         receipt: verified.
@@ -156,6 +157,7 @@ class Completion:
     receipt: Receipt
     signed_receipt: SignedReceipt
     choices: tuple[Choice, ...] = ()
+    prompt_logprobs: tuple[TokenLogprob, ...] = ()
     cached_tokens: int = 0
 
 
@@ -253,6 +255,7 @@ class Generation:
         return Completion(
             text=choices[0].text,
             choices=choices,
+            prompt_logprobs=tuple(entry for delta in deltas for entry in delta.prompt_logprobs),
             cached_tokens=self._end.cached_tokens if self._end is not None else 0,
             finish_reason=self.finish_reason,
             usage=self.usage,

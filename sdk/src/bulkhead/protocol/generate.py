@@ -82,6 +82,7 @@ class GenerateRequest:
         skip_special_tokens: special tokens have no text.
         ignore_eos: go on past the model's end of turn.
         logprobs: log probabilities with each token, and of so many likeliest (0 to 20); None for none.
+        prompt_logprobs: the same of the prompt's tokens from the second on.
         echo: the answer begins with the prompt.
         truncate_prompt_tokens: keep so many last tokens of the prompt; -1 for what the context holds.
         json_schema: JSON schema, as text, that the answer is held to.
@@ -112,6 +113,7 @@ class GenerateRequest:
     skip_special_tokens: bool = True
     ignore_eos: bool = False
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
     echo: bool = False
     truncate_prompt_tokens: int | None = None
     json_schema: str = ""
@@ -136,6 +138,7 @@ class GenerateOptions(TypedDict, total=False):
     skip_special_tokens: bool
     ignore_eos: bool
     logprobs: int | None
+    prompt_logprobs: int | None
     echo: bool
     truncate_prompt_tokens: int | None
     json_schema: str
@@ -224,6 +227,7 @@ def parse_generate_request(payload: bytes) -> GenerateRequest:
             skip_special_tokens=read.flag("skip_special_tokens"),
             ignore_eos=read.flag("ignore_eos"),
             logprobs=read.integer("logprobs", high=MAX_LOGPROBS),
+            prompt_logprobs=read.integer("prompt_logprobs", high=MAX_LOGPROBS),
             echo=read.flag("echo"),
             truncate_prompt_tokens=read.integer("truncate_prompt_tokens", low=-1, high=MAX_TOKENS),
             json_schema=read.text("json_schema", max_chars=MAX_SCHEMA_CHARS),

@@ -100,12 +100,16 @@ class TokenLogprob:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delta:
-    """The next piece of answer ``index``, the number of tokens behind it, and their log probabilities if asked for."""
+    """The next piece of answer ``index``, the number of tokens behind it, and log probabilities if asked for.
+
+    ``logprobs`` are those of the tokens, ``prompt_logprobs`` the next ones of the prompt's tokens from the second on.
+    """
 
     text: str
     tokens: int
     index: int = 0
     logprobs: tuple[TokenLogprob, ...] = ()
+    prompt_logprobs: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -245,7 +249,7 @@ def _end_fields(end: End) -> dict[str, Json]:
 
 def _encode_delta(delta: Delta) -> bytes:
     """Return a delta's RFC 8785 bytes; json's escapes are the RFC's, and this is the hot path of a stream."""
-    if delta.index or delta.logprobs:
+    if delta.index or delta.logprobs or delta.prompt_logprobs:
         return _encode_rich_delta(delta)
     text = json.dumps(delta.text, ensure_ascii=False)
     try:
@@ -256,21 +260,26 @@ def _encode_delta(delta: Delta) -> bytes:
 
 def _encode_rich_delta(delta: Delta) -> bytes:
     fields: dict[str, Json] = {"type": "delta", "text": delta.text, "tokens": delta.tokens, "index": delta.index}
-    if delta.logprobs:
-        fields["logprobs"] = [
-            [entry.token_id, entry.text, entry.logprob, entry.rank, [list(likely) for likely in entry.top]]
-            for entry in delta.logprobs
-        ]
+    for name, entries in (("logprobs", delta.logprobs), ("prompt_logprobs", delta.prompt_logprobs)):
+        if entries:
+            fields[name] = [
+                [entry.token_id, entry.text, entry.logprob, entry.rank, [list(likely) for likely in entry.top]]
+                for entry in entries
+            ]
     return canonical_json(fields)
 
 
 def _read_rich_delta(fields: Fields) -> Delta:
-    entries = fields.array("logprobs", min_items=1, max_items=MAX_DELTA_LOGPROBS) if "logprobs" in fields else []
+    entries = {
+        name: fields.array(name, min_items=1, max_items=MAX_DELTA_LOGPROBS) if name in fields else []
+        for name in ("logprobs", "prompt_logprobs")
+    }
     return Delta(
         text=fields.text("text", max_chars=MAX_RECORD_BYTES, empty=True),
         tokens=fields.integer("tokens", high=MAX_TOKENS),
         index=fields.integer("index", high=MAX_ANSWERS - 1),
-        logprobs=tuple(_read_logprob(entry) for entry in entries),
+        logprobs=tuple(map(_read_logprob, entries["logprobs"])),
+        prompt_logprobs=tuple(map(_read_logprob, entries["prompt_logprobs"])),
     )
 
 
