@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 
 from audit.records.schema import DATA_MEMBERS
 from bulkhead.client import Bulkhead
+from bulkhead.encoding import canonical_json
 from scripts.local_platform import BIN, LocalPlatform
 from tests.simulator import live
 from tests.simulator.go_tools import run_fsck
@@ -19,7 +21,14 @@ from tests.simulator.go_tools import run_fsck
 pytestmark = pytest.mark.e2e
 
 
-def journalled(platform: LocalPlatform, directory: Path) -> LocalPlatform:
+@dataclass(frozen=True)
+class Seen:
+    """A platform through other profiles."""
+
+    client_config: Path
+
+
+def journalled(platform: LocalPlatform, directory: Path) -> Seen:
     """Return the platform as seen with profiles that journal their requests."""
     folder = directory / "config"
     shutil.copytree(platform.client_config.parent, folder)
@@ -28,7 +37,7 @@ def journalled(platform: LocalPlatform, directory: Path) -> LocalPlatform:
     for profile in ("acme", "officer"):
         text = text.replace(f"[profile.{profile}]\n", f'[profile.{profile}]\nrequest_journal = "{profile}.journal"\n')
     config.write_text(text)
-    return type("Seen", (), {"client_config": config, "root": platform.root})()
+    return Seen(config)
 
 
 def test_the_monitor_on_a_running_platform(platform: LocalPlatform, tmp_path: Path) -> None:
@@ -76,6 +85,31 @@ def test_the_monitor_on_a_running_platform(platform: LocalPlatform, tmp_path: Pa
     vkey = next(line for line in seen.client_config.read_text().splitlines() if line.startswith("log_vkey"))
     (tmp_path / "vkey").write_text(vkey.partition('"')[2].rstrip('"'))
     assert "Successfully fsck'd log" in run_fsck(tiles.as_uri(), tmp_path / "vkey")
+
+
+def test_the_log_holds_a_kept_receipt(platform: LocalPlatform, tmp_path: Path) -> None:
+    """A receipt that was kept is in the log once its record is; one that the log does not hold is a gap."""
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    done = live.cli(platform, "acme", "bulkhead", "chat", "hello", "--save-receipt", str(kept / "answer.json"))
+    assert done.returncode == 0, done.stderr
+    command = ("bulkhead", "audit", "monitor", "--state", str(tmp_path / "state"), "--kept", str(kept), "--json")
+    for _ in range(20):
+        checked = live.cli(platform, "officer", *command)
+        assert (checked.returncode, json.loads(checked.stdout)["alarms"]) == (0, []), checked.stderr
+        if json.loads((tmp_path / "state").read_text())["settled"]:
+            break
+        time.sleep(1)
+    else:
+        raise AssertionError("the log does not show the receipt")
+
+    saved = json.loads((kept / "answer.json").read_text())
+    saved["signature"] = ("A" if saved["signature"][0] != "A" else "B") + saved["signature"][1:]
+    (kept / "invented.json").write_bytes(canonical_json(saved))
+    invented = live.cli(platform, "officer", *command, "--grace", "0")
+    assert invented.returncode == 1
+    (alarm,) = json.loads(invented.stdout)["alarms"]
+    assert (alarm["kind"], alarm["message"].startswith("invented.json")) == ("gap", True)
 
 
 def listed(platform: LocalPlatform, *options: str) -> list[dict[str, Any]]:
