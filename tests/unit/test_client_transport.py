@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 
 import grpc
 import grpc.aio
@@ -11,10 +11,12 @@ import pytest
 from google.protobuf import any_pb2
 from google.rpc import error_details_pb2, status_pb2
 
+from bulkhead.client.journal import RequestJournal
 from bulkhead.client.status import CORE_STATUS, Peer
 from bulkhead.client.transport import MAX_REQUEST_BYTES, MAX_UNARY_IN_FLIGHT, Channel, RetryPolicy, check_address
 from bulkhead.errors import (
     BulkheadError,
+    ConfigError,
     ConnectionFailedError,
     CredentialRevokedError,
     DeadlineError,
@@ -342,3 +344,61 @@ def test_other_addresses_are_refused(address: str) -> None:
 def test_host_and_port_are_accepted(address: str) -> None:
     """Names, IPv4 and bracketed IPv6 addresses with a port are addresses."""
     assert check_address(address, "endpoint") == address
+
+
+async def test_each_call_is_journalled_before_and_after(tmp_path) -> None:
+    """A call's id is in the journal before it is sent, is the one that the server sees, in every attempt, and ends."""
+    path = tmp_path / "journal"
+    seen: list[str | bytes] = []
+
+    async def handler(call: int, context: grpc.aio.ServicerContext) -> None:
+        seen.append(dict(context.invocation_metadata() or ())["bulkhead-request-id"])
+        assert str(seen[-1]) in path.read_text()
+        if call == 1:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "again")
+
+    async with _serving(handler, journal=RequestJournal(path)) as (_, at):
+        await _close(at)
+    sent, answered = (json.loads(line) for line in path.read_text().splitlines())
+    assert seen == [sent["id"]] * 2
+    assert (sent["event"], sent["call"]) == ("sent", "CloseSession")
+    assert answered == {"v": 1, "event": "answered", "id": sent["id"], "code": ""}
+
+
+async def test_a_refusal_is_journalled_by_its_code(tmp_path) -> None:
+    """What a call was refused with stands in the journal."""
+    path = tmp_path / "journal"
+    refusing = _failing(grpc.StatusCode.PERMISSION_DENIED, "POLICY_DENIED", {"reasons": "[]"})
+    async with _serving(refusing, journal=RequestJournal(path)) as (_, at):
+        with pytest.raises(PolicyDeniedError):
+            await _close(at)
+    assert json.loads(path.read_text().splitlines()[-1])["code"] == "POLICY_DENIED"
+
+
+async def test_a_request_that_cannot_be_journalled_is_not_sent(tmp_path) -> None:
+    """With a journal that cannot be written, nothing reaches the server."""
+    journal = RequestJournal(tmp_path / "missing" / "journal")
+    async with _serving(_failing(grpc.StatusCode.INTERNAL), journal=journal) as (servicer, at):
+        with pytest.raises(ConfigError):
+            await _close(at)
+    assert servicer.calls == 0
+
+
+async def test_a_stream_that_was_read_as_far_as_wanted_is_answered(tmp_path) -> None:
+    """A stream's id in its message is the journal's; leaving the stream after a message counts as answered."""
+    path = tmp_path / "journal"
+
+    async def wait(call: int, context: grpc.aio.ServicerContext) -> None:
+        await asyncio.sleep(5)
+
+    async with _serving(wait, journal=RequestJournal(path)) as (_, at):
+        stub = session_pb2_grpc.SessionServiceStub(at.raw)
+        request = session_pb2.OpenSessionRequest(request_id="req_01h455vb4pex5vsknk084sn02q")
+        async with aclosing(at.stream(stub.OpenSession, request, deadline_s=5, idle_s=5)) as messages:
+            async for _ in messages:
+                break
+    events = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [(event["event"], event["id"]) for event in events] == [
+        ("sent", request.request_id),
+        ("answered", request.request_id),
+    ]

@@ -248,3 +248,14 @@ def test_every_code_has_a_status() -> None:
         return [base, *(found for child in base.__subclasses__() for found in classes(child))]
 
     assert all(status_of(kind("x")) is not grpc.StatusCode.OK for kind in classes(BulkheadError))
+
+
+@pytest.mark.parametrize(("given", "kept"), [(REQUEST_ID, True), ("nonsense", False), ("", False)])
+async def test_a_request_id_may_come_in_the_metadata(given, kept) -> None:
+    """A call whose message has no field for it is known by the caller's id in the metadata, if it has an id's form."""
+    async with _serving() as (channel, _):
+        stub = fleet_pb2_grpc.FleetQueryServiceStub(channel)
+        metadata = (("bulkhead-request-id", given),) if given else ()
+        reply = await stub.ListPartitions(fleet_pb2.ListPartitionsRequest(), metadata=metadata, timeout=5)
+    assert (reply.next_page_token == REQUEST_ID) == kept
+    assert reply.next_page_token.startswith("req_")
