@@ -1,18 +1,38 @@
-"""What the machine gives at most: a decode step's matrix products alone, and with attention over contiguous slabs."""
+"""What the machine gives at most: a decode step's matrix products alone, and with attention over contiguous slabs.
 
+Measured in a process of its own: two sets of OpenMP threads in one process slow both down.
+"""
+
+import json
+import sys
 import time
+from pathlib import Path
+from typing import Any, get_args
 
 import torch
 from torch.nn import functional
 
+from benchmarks.engine.line_process import LineProcess
+from bulkhead.models import DirectorySource
 from data_plane.engine.config import WeightFormat
 from data_plane.engine.linear import Linear, make_linear
-from data_plane.engine.spec import DecoderSpec
+from data_plane.engine.spec import DecoderSpec, read_spec
 
-__all__ = ["Products", "slab_attention_s"]
+__all__ = ["Limits"]
 
 
-class Products:
+class Limits(LineProcess):
+    """The process that measures limits for one model and format of weights."""
+
+    def __init__(self, *, model: Path, threads: int, weights: WeightFormat) -> None:
+        super().__init__([sys.executable, "-m", __name__, str(model), str(threads), weights], threads=threads)
+
+    def step_s(self, rows: int, *, context: int = 0) -> float:
+        """Return the seconds of one decode step of ``rows`` sequences: products, and with a context, attention."""
+        return float(self.ask(rows=rows, context=context))
+
+
+class _Products:
     """The matrix products of one decode step, in the engine's own layout, with random bf16 weights."""
 
     def __init__(self, spec: DecoderSpec, weights: WeightFormat) -> None:
@@ -28,8 +48,8 @@ class Products:
             (make_linear((torch.randn(shape) * 0.05).bfloat16(), weights=weights), shape[1]) for shape in shapes
         ]
 
-    def step_s(self, rows: int, *, steps: int = 6) -> float:
-        """Return the seconds of one step's products for ``rows`` sequences, the fastest of ``steps`` halves."""
+    def step_s(self, rows: int, *, steps: int = 7) -> float:
+        """Return the median seconds of one step's products for ``rows`` sequences."""
         inputs = {width: torch.randn(rows, width) for _, width in self._products}
         times = []
         with torch.inference_mode():
@@ -41,7 +61,7 @@ class Products:
         return sorted(times)[len(times) // 2]
 
 
-def slab_attention_s(spec: DecoderSpec, sequences: int, context: int, *, steps: int = 5) -> float:
+def _slab_attention_s(spec: DecoderSpec, sequences: int, context: int, *, steps: int = 5) -> float:
     """Return the seconds of all layers' attention of one step over contiguous keys and values, torch's own kernel."""
     shape = (spec.layers, sequences, spec.kv_heads, context, spec.head_dim)
     keys, values = torch.randn(shape), torch.randn(shape)
@@ -54,3 +74,24 @@ def slab_attention_s(spec: DecoderSpec, sequences: int, context: int, *, steps: 
                 functional.scaled_dot_product_attention(query, key, value, enable_gqa=True)
             times.append(time.perf_counter() - started)
     return sorted(times)[len(times) // 2]
+
+
+def main() -> None:
+    """Answer commands until the input ends."""
+    model, threads, weights = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+    torch.set_num_threads(threads)
+    with DirectorySource(model) as source:
+        spec = read_spec(source)
+    (format_,) = (known for known in get_args(WeightFormat) if known == weights)
+    products = _Products(spec, format_)
+    products.step_s(1)
+    print(json.dumps("ready"), flush=True)
+    for line in sys.stdin:
+        command: dict[str, Any] = json.loads(line)
+        rows, context = command["rows"], command["context"]
+        seconds = products.step_s(rows) + (_slab_attention_s(spec, rows, context) if context else 0.0)
+        print(json.dumps(seconds), flush=True)
+
+
+if __name__ == "__main__":
+    main()

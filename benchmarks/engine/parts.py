@@ -14,13 +14,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from benchmarks.engine import native
-from benchmarks.engine.limits import Products, slab_attention_s
+from benchmarks.engine.limits import Limits
 from benchmarks.engine.vllm_peer import VllmPeer
 from benchmarks.report import Row, median, percentile, verdict
-from bulkhead.models import DirectorySource
 from data_plane.engine import Engine, EngineConfig, open_engine
 from data_plane.engine.config import WeightFormat
-from data_plane.engine.spec import DecoderSpec, read_spec
 
 __all__ = ["Setting", "context", "replay", "speed", "start_and_memory"]
 
@@ -38,11 +36,6 @@ class Setting:
     threads: int
     repeats: int
     vllm: Path | None
-
-    def spec(self) -> DecoderSpec:
-        """Return the model's sizes."""
-        with DirectorySource(self.model) as source:
-            return read_spec(source)
 
     def peer(self) -> VllmPeer | None:
         """Start vLLM, if it is wanted."""
@@ -76,27 +69,28 @@ def _spread(values: Sequence[float]) -> str:
 async def speed(setting: Setting, counts: Sequence[int], formats: Sequence[WeightFormat]) -> list[Row]:
     """Tokens/s at several counts of sequences, interleaved with vLLM and with the limit of the products."""
     rows: list[Row] = []
-    spec, peer = setting.spec(), setting.peer()
+    peer = setting.peer()
     for weights in formats:
-        products = Products(spec, weights)
-        async with setting.engine(weights) as engine:
-            await native.batch(engine, prompts(2, PROMPT, seed=0), new_tokens=4)
-            for count in counts:
-                if weights != "fp32" and count == 64:
-                    continue
-                rows += await _speed_of(setting, engine, products, peer, count, weights)
+        with Limits(model=setting.model, threads=setting.threads, weights=weights) as limits:
+            async with setting.engine(weights) as engine:
+                await native.batch(engine, prompts(2, PROMPT, seed=0), new_tokens=4)
+                for count in counts:
+                    if weights != "fp32" and count == 64:
+                        continue
+                    rows += await _speed_of(setting, engine, limits, peer, count, weights)
     if peer is not None:
-        peer.__exit__(None, None, None)
+        peer.close()
     return rows
 
 
 async def _speed_of(  # noqa: PLR0917 - the loop's body
-    setting: Setting, engine: Engine, products: Products, peer: VllmPeer | None, count: int, weights: WeightFormat
+    setting: Setting, engine: Engine, limits: Limits, peer: VllmPeer | None, count: int, weights: WeightFormat
 ) -> list[Row]:
     own, theirs, decode, limit = [], [], [], []
     for repeat in range(setting.repeats):
         work = prompts(count, PROMPT, seed=repeat)
-        limit.append(count / products.step_s(count))
+        limit.append(count / await asyncio.to_thread(limits.step_s, count))
+        await asyncio.sleep(PAUSE_S)
         run = await native.batch(engine, work, new_tokens=NEW)
         own.append(count * NEW / run.total_s)
         decode.append(run.decode_per_s)
@@ -134,14 +128,15 @@ async def _speed_of(  # noqa: PLR0917 - the loop's body
 
 async def context(setting: Setting, count: int = 16, length: int = 1024) -> list[Row]:
     """Decoding at a mean context of ``length`` against products and contiguous attention; rate of long prompts."""
-    spec, peer = setting.spec(), setting.peer()
-    products, new_tokens = Products(spec, "fp32"), 16
+    peer, new_tokens = setting.peer(), 16
+    limits = Limits(model=setting.model, threads=setting.threads, weights="fp32")
     decode, limit, prefill, theirs = [], [], [], []
     async with setting.engine(step_tokens=512, kv_memory_mib=2048) as engine:
         await native.batch(engine, prompts(2, PROMPT, seed=0), new_tokens=4)
         for repeat in range(setting.repeats):
             work = prompts(count, length - new_tokens // 2, seed=repeat)
-            limit.append(count / (products.step_s(count) + slab_attention_s(spec, count, length)))
+            limit.append(count / await asyncio.to_thread(limits.step_s, count, context=length))
+            await asyncio.sleep(PAUSE_S)
             run = await native.batch(engine, work, new_tokens=new_tokens)
             decode.append(run.decode_per_s)
             alone = prompts(1, length, seed=repeat + 100)
@@ -150,8 +145,9 @@ async def context(setting: Setting, count: int = 16, length: int = 1024) -> list
             if peer is not None:
                 theirs.append(length / await asyncio.to_thread(peer.batch, alone, new_tokens=1))
                 await asyncio.sleep(PAUSE_S)
+    limits.close()
     if peer is not None:
-        peer.__exit__(None, None, None)
+        peer.close()
     share = median([mine / most for mine, most in zip(decode, limit, strict=True)])
     return [
         Row(

@@ -1,13 +1,13 @@
 """vLLM's CPU build as a peer: its environment, kept in the cache folder, and its process."""
 
-import json
 import os
 import re
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final
+
+from benchmarks.engine.line_process import LineProcess
 
 __all__ = ["VllmPeer", "install"]
 
@@ -40,49 +40,18 @@ def install(cache: Path) -> Path:
     return python
 
 
-class VllmPeer:
+class VllmPeer(LineProcess):
     """vLLM with one model, eager, on ``threads`` threads; a context manager that ends its process."""
 
     def __init__(self, *, python: Path, model: Path, threads: int, dtype: str = "float32") -> None:
         script = Path(__file__).with_name("vllm_process.py")
-        environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
-        self._process = subprocess.Popen(
-            [str(python), str(script), str(model), dtype],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            env=environment,
-        )
-        self.threads: int = self._answer()["threads"]
+        super().__init__([str(python), str(script), str(model), dtype], threads=threads)
 
     def batch(self, prompts: Sequence[Sequence[int]], *, new_tokens: int) -> float:
         """Return the seconds that ``new_tokens`` for each prompt take, all together."""
-        return float(self._ask(do="batch", prompts=prompts, new_tokens=new_tokens))
+        return float(self.ask(do="batch", prompts=prompts, new_tokens=new_tokens))
 
     def replay(self, requests: Sequence[dict[str, Any]]) -> list[list[float]]:
         """Return when each request's tokens came, in seconds after its arrival."""
-        answer: list[list[float]] = self._ask(do="replay", requests=requests)
+        answer: list[list[float]] = self.ask(do="replay", requests=requests)
         return answer
-
-    def _ask(self, **command: Any) -> Any:
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(command) + "\n")
-        self._process.stdin.flush()
-        return self._answer()
-
-    def _answer(self) -> Any:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"vLLM's process ended with status {self._process.wait()}")
-        return json.loads(line)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._process.terminate()
-        self._process.wait()

@@ -40,7 +40,7 @@ class ModelRunner:
         self.spec = read_spec(source)
         block_tokens = config.block_tokens
         blocks, context = _plan_memory(config, self.spec)
-        with torch.inference_mode(), returning_what_is_freed():
+        with torch.inference_mode(), returning_what_is_freed(), overwriting_what_is_freed():
             self._decoder = Decoder(spec=self.spec, source=open_weights(source), weights=config.weights)
             self._cache = KvCache(spec=self.spec, blocks=blocks, block_tokens=block_tokens)
         self.weight_bytes = self._decoder.weight_bytes

@@ -49,3 +49,32 @@ def test_more_than_is_free_is_refused() -> None:
     with pytest.raises(InternalError):
         pool.allocate(3)
     assert pool.free == 2
+
+
+def test_a_named_block_is_shared_kept_and_found_again() -> None:
+    """Who says the name owns the block too; without owners it is kept as it is, and no name is given twice."""
+    scrubbed: list[int] = []
+    pool = BlockPool(total=3, scrub=scrubbed.extend)
+    first, second = pool.allocate(2)
+    pool.name(first, b"prefix")
+    pool.name(second, b"prefix")  # taken: this one stays without
+    assert pool.share(b"prefix") == first
+    pool.release([first, second])
+    assert scrubbed == [second]
+    assert pool.used == 1
+    pool.release([first])
+    assert (pool.used, pool.kept, pool.free) == (0, 1, 3)
+    assert scrubbed == [second]
+    assert pool.share(b"prefix") == first
+    assert pool.share(b"other") is None
+    pool.release([first])
+    pool.forget()
+    assert scrubbed == [second, first]
+    assert pool.share(b"prefix") is None
+
+
+def test_a_block_that_is_not_in_use_cannot_be_named() -> None:
+    """A name for a free block would hand out what somebody else may be given."""
+    pool = BlockPool(total=2, scrub=lambda _: None)
+    with pytest.raises(InternalError):
+        pool.name(0, b"prefix")
