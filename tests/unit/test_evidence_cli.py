@@ -268,6 +268,17 @@ def test_chain_that_ends_below_the_root(monkeypatch):
     assert gpu("gpu", "short", *ocsp, "driver", "vbios")[1]["obligation"] == "GPU-2"
 
 
+def test_chain_of_one_certificate_to_a_file():
+    """A device's chain may come in files of one certificate each, in its order."""
+    case = nvidia_world.GpuCase()
+    ocsp = write(**{f"ocsp{number}": data for number, data in enumerate(case.ocsp_responses)})
+    write(gpu=case.report, driver=case.driver_rim, vbios=case.vbios_rim)
+    single = write(**{f"c{n}": nvidia_world.pem([signer]) for n, signer in enumerate(nvidia_world.world().device)})
+
+    assert gpu("gpu", *single, *ocsp, "driver", "vbios")[0] == 0
+    assert gpu("gpu", *reversed(single), *ocsp, "driver", "vbios")[1]["obligation"] == "GPU-2"
+
+
 def test_missing_certificates_of_a_gpu_are_named():
     """A report without the device's certificates says where they come from."""
     write(gpu=nvidia_world.GpuCase().report)

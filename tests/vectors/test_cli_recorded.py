@@ -148,6 +148,25 @@ def test_h100_matches_every_measurement(tmp_path):
     assert (code, facts["obligation"], facts["code"]) == (1, "GPU-5", "EVIDENCE_BINDING")
 
 
+ROOTS = [
+    (f"{SDK}/rims/rim_root.crt", None),
+    ("nvidia/nvtrust/certs/verifier_RIM_root.pem", None),
+    ("nvidia/nvtrust/certs/verifier_device_root.pem", None),
+    (f"{SDK}/rims/incorrect_rim_root.crt", "GPU-13"),
+]
+
+
+@pytest.mark.parametrize(("root", "obligation"), ROOTS)
+def test_roots_beside_the_evidence(root, obligation, tmp_path):
+    """NVIDIA's own roots may lie beside the evidence, where they change nothing; another root is refused."""
+    policy = policy_from(H100_545, "exceptions", [], tmp_path)
+    files = paths([*H100_545, DRIVER_545, VBIOS_545])
+    arguments = [*policy, "--nonce", NONCE_545, "--at", "2024-06-01"]
+
+    assert run("verify", *files, *paths([root]), *arguments)[1].get("obligation") == obligation
+    assert run("verify", *files, "--certs", *paths([root]), *arguments)[1].get("obligation") == obligation
+
+
 @pytest.mark.parametrize(("evidence", "obligation"), [(GO_SEV[0], "SNP-14"), (TDX_DEBUG[0], "TDX-19")])
 def test_no_policy_can_be_written_for_debug(evidence, obligation):
     """A guest under debug is refused when a policy is written for it, too."""

@@ -14,7 +14,7 @@ from typing import Final
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from bulkhead.attestation.collateral.amd import crl_item, vcek_item
+from bulkhead.attestation.collateral.amd import crl_item, has_endorsement, vcek_item
 from bulkhead.attestation.collateral.cache import CollateralCache
 from bulkhead.attestation.collateral.gpu import GpuCollateral, complete_gpu, end_of_gpu
 from bulkhead.attestation.collateral.intel import collateral_of, tdx_items
@@ -342,8 +342,9 @@ def _snp_collateral(
     if product is None or claims.signing_key not in {SigningKey.VCEK, SigningKey.VLEK}:
         return certificates, ()  # SNP-2 or SNP-3: said by the verifier
     key = SigningKey(claims.signing_key)
-    if not certificates and key is SigningKey.VCEK:
-        certificates = load_certificates(cache.find(vcek_item(claims, product)).data, what="the VCEK's certificate")
+    if not has_endorsement(certificates) and key is SigningKey.VCEK:
+        found = cache.find(vcek_item(claims, product)).data
+        certificates = (*certificates, *load_certificates(found, what="the VCEK's certificate"))
     item = crl_item(product, key)
     if not (require_crl or cache.has(item) or cache.allows(item)):
         return certificates, ()

@@ -41,6 +41,7 @@ _MAX_REPORT_BYTES: Final = 16_384
 _MAX_CHAIN_BYTES: Final = 65_536
 _REPORT_START: Final = b"\x11\xe0"
 _PEM: Final = b"-----BEGIN CERTIFICATE-----"
+_OF_MANIFESTS: Final = ("RIM", "Reference Value")  # in the names of NVIDIA's authorities and signers of manifests
 _VBIOS_PARTS: Final = 5  # such as 96.00.5E.00.01; drivers have two to four
 
 
@@ -100,7 +101,7 @@ def verify_files(files: EvidenceFiles) -> Mapping[str, Any]:
         pieces.add(file)
     for path in files.certificates:
         with under("GPU-2"):
-            pieces.certificates = read_bounded(path)
+            pieces.add_certificates(NamedBytes(name=str(path), data=read_bounded(path)))
     for path in files.rims:
         with under("GPU-11"):
             pieces.add_rim(NamedBytes(name=str(path), data=read_bounded(path)))
@@ -170,12 +171,30 @@ class _Pieces:
     def add(self, file: NamedBytes) -> None:
         """Take a file by what it holds."""
         if _PEM in file.data:
-            self.certificates = file.data
+            self.add_certificates(file)
             return
         try:
             self.add_ocsp(file)
         except EvidenceError:
             self.add_rim(file)
+
+    def add_certificates(self, file: NamedBytes) -> None:
+        """Take the device's chain, whole or, in its order, one certificate to a file.
+
+        A root by itself counts only as the one that is pinned anyway.
+
+        Raises:
+            EvidenceError: GPU-13: a certificate of manifests that is not the pinned root; GPU-2: malformed.
+        """
+        with under("GPU-2"):
+            certificates = load_certificates(file.data, what=file.name)
+        pinned, name = nvidia_roots(), certificates[0].subject.rfc4514_string()
+        if len(certificates) > 1:
+            self.certificates = file.data
+        elif any(word in name for word in _OF_MANIFESTS) and certificates[0] != pinned.rim:
+            raise failed("GPU-13", f"{file.name}: not the root of manifests that is pinned: no other can be given")
+        elif certificates[0] not in {pinned.device, pinned.rim}:
+            self.certificates = (self.certificates or b"") + b"\n" + certificates[0].public_bytes(Encoding.PEM)
 
     def add_rim(self, file: NamedBytes) -> None:
         """Take a manifest: the driver's or the VBIOS's, as its version says."""

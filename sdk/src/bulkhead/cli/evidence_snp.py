@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from cryptography import x509
 
-from bulkhead.attestation.collateral.amd import crl_item, vcek_item
+from bulkhead.attestation.collateral.amd import crl_item, has_endorsement, vcek_item
 from bulkhead.attestation.inputs import decode_text, load_certificates, load_crls
 from bulkhead.attestation.snp import (
     SNP_OBLIGATIONS,
@@ -142,7 +142,7 @@ def _complete(
     if product is None or claims.signing_key not in {SigningKey.VCEK, SigningKey.VLEK}:
         return  # SNP-2 or SNP-3: said by the verifier
     key = SigningKey(claims.signing_key)
-    if not certificates and key is SigningKey.VCEK:
+    if not has_endorsement(certificates) and key is SigningKey.VCEK:
         entry = files.cache.find(vcek_item(claims, product))
         with under("SNP-4"):
             certificates += load_certificates(entry.data, what=entry.source)

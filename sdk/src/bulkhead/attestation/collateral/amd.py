@@ -1,13 +1,17 @@
 """AMD's key distribution service: what to ask for a report (VCEK and KDS interface specification, 57230)."""
 
+from collections.abc import Iterable
 from typing import Final
+
+from cryptography import x509
+from cryptography.x509.oid import NameOID
 
 from bulkhead.attestation.collateral.kinds import CollateralItem, CollateralKind
 from bulkhead.attestation.obligations import failed
 from bulkhead.attestation.snp.product import SnpProduct, Tcb
 from bulkhead.attestation.snp.report import SigningKey, SnpReport
 
-__all__ = ["chain_item", "crl_item", "vcek_item"]
+__all__ = ["chain_item", "crl_item", "has_endorsement", "vcek_item"]
 
 _NAMES: Final = {SnpProduct.MILAN: "Milan", SnpProduct.GENOA: "Genoa", SnpProduct.TURIN: "Turin"}
 
@@ -49,6 +53,16 @@ def crl_item(product: SnpProduct, signing_key: SigningKey) -> CollateralItem:
     return CollateralItem(
         kind=CollateralKind.AMD_CRL, name=f"{product.value}-{key}", path=f"/{key}/v1/{_NAMES[product]}/crl"
     )
+
+
+def has_endorsement(certificates: Iterable[x509.Certificate]) -> bool:
+    """Whether one of ``certificates`` calls itself a VCEK's or VLEK's, so that none need be looked for."""
+    names = {
+        attribute.value
+        for certificate in certificates
+        for attribute in certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    }
+    return not names.isdisjoint({"SEV-VCEK", "SEV-VLEK"})
 
 
 def _key(signing_key: SigningKey) -> str:
