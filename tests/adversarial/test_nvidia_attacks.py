@@ -2,6 +2,7 @@
 
 import base64
 import itertools
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -30,6 +31,7 @@ from tests.simulator.nvidia_world import (
     opaque,
     pem,
     report,
+    responder_for,
     split,
     vbios_manifest,
     world,
@@ -314,3 +316,47 @@ def test_forms_in_the_wild_are_one_and_the_same() -> None:
     expected = case.verify()
     for form, document in itertools.zip_longest(reports, manifests, fillvalue=driver_manifest()):
         assert replace(case, report=form, driver_rim=document).verify() == expected
+
+
+def _filled(make: Callable[[int], str], room: int = 250_000) -> bytes:
+    parts: list[str] = []
+    while room > 0:
+        parts.append(make(len(parts)))
+        room -= len(parts[-1])
+    return "".join(parts).encode()
+
+
+_ROOT_TAG, _ENTITY = b"<SoftwareIdentity ", b'<n:Entity name="test"/>'
+
+
+def _bombs() -> dict[str, Callable[[], bytes]]:
+    attributes = _filled(lambda number: f' a{number:x}=""')
+    namespaces = _filled(lambda number: f' xmlns:a{number:x}="u:"')
+    half = _filled(lambda number: f' xmlns:a{number:x}="u:"', 120_000)
+    return {
+        "attributes": lambda: altered(b"<n:Entity ", b"<n:Entity" + attributes + b" "),
+        "namespaces": lambda: altered(_ROOT_TAG, _ROOT_TAG.rstrip() + namespaces + b" "),
+        "namespaces times elements": lambda: altered(_ROOT_TAG, _ROOT_TAG.rstrip() + half + b" ").replace(
+            _ENTITY, _ENTITY * 900
+        ),
+        "white space": lambda: altered(b"<n:Payload>", b"<n:Payload>" + b" " * 200_000),
+    }
+
+
+@pytest.mark.parametrize("document", _bombs().values(), ids=_bombs())
+def test_documents_made_to_take_long_are_refused_at_once(document: Callable[[], bytes]) -> None:
+    """Canonicalisation takes the square of namespaces and more: what is bounded is bounded before it."""
+    case = GpuCase(driver_rim=document())
+    started = time.thread_time()
+    with pytest.raises(BulkheadError) as caught:
+        case.verify()
+    assert obligation_of(caught.value) in {"GPU-11", "GPU-12"}
+    assert time.thread_time() - started < 1.0
+
+
+def test_answers_made_to_take_long_are_refused() -> None:
+    """An answer with a crowd of responders, each of which would have to be tried, is refused as it is read."""
+    provisioner = world().device[2]
+    crowd = [responder_for(provisioner, authorised=False).certificate for _ in range(5)]
+    answer = ocsp_answer(world().device[1].certificate, provisioner, also=crowd)
+    assert_refused(GpuCase(ocsp_responses=[answer, *good_answers()]), "GPU-7")

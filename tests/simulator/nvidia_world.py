@@ -266,8 +266,9 @@ def ocsp_answer(
     reason: x509.ReasonFlags | None = None,
     this_update: dt.datetime = NOW - dt.timedelta(hours=1),
     signer: Signer | None = None,
+    also: Sequence[x509.Certificate] = (),
 ) -> bytes:
-    """Return the answer of ``issuer``, or of a responder ``signer`` whose certificate it carries."""
+    """Return the answer of ``issuer``, or of a responder ``signer`` whose certificate it carries, ``also`` others."""
     responder = signer or issuer
     builder = ocsp.OCSPResponseBuilder().add_response(
         cert=certificate,
@@ -280,8 +281,9 @@ def ocsp_answer(
         revocation_reason=reason,
     )
     builder = builder.responder_id(ocsp.OCSPResponderEncoding.HASH, responder.certificate)
-    if signer is not None:
-        builder = builder.certificates([signer.certificate])
+    carried = [*([signer.certificate] if signer else []), *also]
+    if carried:
+        builder = builder.certificates(carried)
     return builder.sign(responder.key, hashes.SHA384()).public_bytes(Encoding.DER)
 
 

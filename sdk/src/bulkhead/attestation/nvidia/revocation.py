@@ -26,6 +26,7 @@ __all__ = ["MAX_OCSP_RESPONSES", "OcspAnswers"]
 
 MAX_OCSP_RESPONSES: Final = 64  # up to 9 certificates per GPU, 4 GPUs to a tray
 _MAX_RESPONSE_BYTES: Final = 16_384  # an answer with its responder's certificate has some 1.5 kB
+_MAX_RESPONDERS: Final = 4  # certificates in an answer: NVIDIA's have one; each may cost a signature per authority
 _OBLIGATION: Final = "GPU-7"
 _CLOCK_SKEW_S: Final = 300  # between a responder's clock and the verifier's
 _DIGESTS: Final = (hashes.SHA1, hashes.SHA256, hashes.SHA384)  # of names in CertID: not a security function
@@ -107,10 +108,13 @@ def _parse(der: bytes) -> ocsp.OCSPResponse | None:
             _ = response.this_update_utc, response.next_update_utc, response.serial_number, response.hash_algorithm
             _ = response.issuer_name_hash, response.issuer_key_hash, response.signature_hash_algorithm
             extensions = [*response.extensions, *response.single_extensions]
-            for certificate in response.certificates:
+            certificates = response.certificates
+            for certificate in certificates:
                 _ = certificate.subject, certificate.issuer, certificate.extensions, certificate.public_key()
     except (ValueError, TypeError, UnsupportedAlgorithm, x509.DuplicateExtension, x509.InvalidVersion) as error:
         raise failed(_OBLIGATION, "an OCSP answer is malformed, or about several certificates") from error
+    if len(certificates) > _MAX_RESPONDERS:
+        raise failed(_OBLIGATION, f"an OCSP answer with more than {_MAX_RESPONDERS} certificates")
     if any(extension.critical for extension in extensions):
         raise failed(_OBLIGATION, "an OCSP answer has a critical extension that is not understood")
     return response

@@ -19,6 +19,8 @@ MAX_RIM_BYTES: Final = 262_144  # manifests have some 21 kB
 _OBLIGATION: Final = "GPU-11"
 _MAX_ELEMENTS: Final = 1_024  # 64 to 128 measurements and a signature of some 20 elements
 _MAX_DEPTH: Final = 8  # an X509Certificate stands at depth 5
+_MAX_ATTRIBUTES: Final = 64  # of one element: a measurement has 6, and one for each of its values
+_MAX_NAMESPACES: Final = 32  # declarations: manifests have 6; canonicalisation takes the square of their number
 _XML_NAMESPACE: Final = "{http://www.w3.org/XML/1998/namespace}"
 _SIGNATURE_VALUES: Final = frozenset({"DigestValue", "SignatureValue", "X509Certificate"})
 
@@ -87,6 +89,8 @@ def _decoded(data: bytes, what: str) -> bytes:
     # Before the parser sees anything: whatever it would do with a document type, it does not get to do it.
     if "<!" in decoded or "\x00" in decoded:
         raise failed(_OBLIGATION, f"{what}: document types, comments and CDATA are not accepted")
+    if decoded.count("xmlns") > _MAX_NAMESPACES:
+        raise failed(_OBLIGATION, f"{what}: more namespaces than a manifest has")
     return text.strip()
 
 
@@ -101,6 +105,8 @@ def _check_shape(root: "_Element", what: str) -> None:
             raise failed(_OBLIGATION, f"{what}: more elements, or deeper ones, than a manifest has")
         if not isinstance(element.tag, str):  # a processing instruction or an entity
             raise failed(_OBLIGATION, f"{what}: only elements are accepted")
+        if len(element.attrib) > _MAX_ATTRIBUTES:
+            raise failed(_OBLIGATION, f"{what}: an element with more attributes than a manifest's")
         if any(str(name).startswith(_XML_NAMESPACE) for name in element.attrib):
             raise failed(_OBLIGATION, f"{what}: attributes of the xml: namespace are not accepted")
         has_value = element.tag.rpartition("}")[2] in _SIGNATURE_VALUES and not len(element)
