@@ -132,7 +132,7 @@ class WorkerConfig:
     max_running_requests: int = 16
     max_queued_requests: int = 64
     kv_cache_mib: int = 512
-    weights: Literal["fp32", "bf16"] = "fp32"
+    weights: Literal["fp32", "bf16", "int8"] = "fp32"
     threads: int = 0
     key_life_s: int = MAX_KEYSET_LIFE_S
 

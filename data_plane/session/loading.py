@@ -11,7 +11,7 @@ import asyncio
 import hmac
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Final
+from typing import Final, cast, get_args
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -30,12 +30,14 @@ from bulkhead.models.manifest import claimed_signer
 from bulkhead.models.sealed import check_layout
 from bulkhead.protocol.release import release_info
 from data_plane.engine import EngineConfig
+from data_plane.engine.config import WeightFormat
 from data_plane.engine.port import Engine
 from data_plane.session.keys import KeyRing
 from data_plane.session.messages import AgentLink, ModelKey, StartWorker, WorkerBooted, WorkerLoading
 
 __all__ = ["ModelLoader", "certificate_der"]
 
+GUESS_TOKENS: Final = 4  # ahead, for greedy answers while few run: they cost little and change nothing
 KEY_TIMEOUT_S: Final = 300.0  # for evidence, broker and policy; a worker that gets no key ends
 
 
@@ -153,9 +155,17 @@ def _engine_config(directory: Path, start: StartWorker, source: ModelSource) -> 
         model_path=directory,
         source=source,
         threads=max(1, start.threads),
-        weights="bf16" if start.weights == "bf16" else "fp32",
+        weights=_weights(start.weights),
         kv_memory_mib=start.kv_cache_mib,
         max_running=start.max_running_requests,
         max_waiting=start.max_queued_requests,
         step_tokens=max(512, start.max_running_requests),
+        guess_tokens=GUESS_TOKENS,
     )
+
+
+def _weights(name: str) -> WeightFormat:
+    for known in get_args(WeightFormat):
+        if name == known:
+            return cast("WeightFormat", known)
+    raise ConfigError(f"weights are fp32, bf16 or int8, not {name[:40]}")
