@@ -408,11 +408,12 @@ class AuditLog:
 
     async def _in_time(self, future: "asyncio.Future[_T]", what: str, **details: str) -> _T:
         limit_s = self._config.append_timeout_s
+        late = AuditUnavailableError(f"{what} within {limit_s:g} s", details=details)
+        timer = asyncio.get_running_loop().call_later(limit_s, _give_up, future, late)
         try:
-            async with asyncio.timeout(limit_s):
-                return await future
-        except TimeoutError as error:
-            raise AuditUnavailableError(f"{what} within {limit_s:g} s", details=details) from error
+            return await future
+        finally:
+            timer.cancel()
 
     def _acknowledged(self, committed: Committed, placed: Sequence[tuple[NewLeaf, Placed]]) -> None:
         """Take note of a batch that database and lock store have; called before its callers are told."""
@@ -422,3 +423,8 @@ class AuditLog:
 
     async def _read(self, work: Callable[[], _T]) -> _T:
         return await asyncio.get_running_loop().run_in_executor(self._readers, work)
+
+
+def _give_up(future: "asyncio.Future[_T]", late: AuditUnavailableError) -> None:
+    if not future.done():
+        future.set_exception(late)

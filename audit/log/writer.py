@@ -34,7 +34,7 @@ _IDLE_S: Final = 0.02  # nobody has waited for this long: time for housekeeping
 _REST_S: Final = 0.1  # between two of them: each is two more commits, which the next record would wait for
 _RETRY_S: Final = 0.5  # between two tries of housekeeping that fails, and of a database that does
 _INDEX_CHUNK: Final = 512
-_INDEX_LAG_LIMIT: Final = 4_096  # the index catches up under load, too, when it is this far behind
+_INDEX_LAG_LIMIT: Final = 32_768  # the index catches up under load, too, when it is this far behind
 _COMMITS_PER_MAINTENANCE: Final = 256
 _T = TypeVar("_T")
 
@@ -191,7 +191,7 @@ class CommitThread:
         try:
             item = self._queue.get(timeout=self._patience_s())
             while item is not None:
-                if item.future.cancelled():
+                if item.future.done():
                     pass  # whoever gave up waiting was told that nothing was recorded
                 elif isinstance(item, _Asking):
                     taken.asking.append(item)
@@ -338,7 +338,7 @@ class CommitThread:
         )
         self._failpoint("batch.acknowledged")
         for item, place in zip(batch, committed.places, strict=True):
-            if item.future.cancelled():
+            if item.future.done():
                 continue
             if isinstance(place, BulkheadError):
                 item.future.set_exception(place)
@@ -347,11 +347,11 @@ class CommitThread:
 
     def _fail(self, batch: Sequence[_Waiting | _Asking], error: BulkheadError) -> None:
         for item in batch:
-            if not item.future.cancelled():
+            if not item.future.done():
                 item.future.set_exception(type(error)(error.message, details=error.details))
 
 
 def _tell(asking: Sequence[_Asking], found: Survey) -> None:
     for item in asking:
-        if not item.future.cancelled():
+        if not item.future.done():
             item.future.set_result(found)

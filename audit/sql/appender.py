@@ -160,17 +160,10 @@ class Appender:
         last: LockState,
         pos: int,
     ) -> tuple[LockState, tuple[Head, ...]]:
-        self._sql.add_leaf.run_many(
+        self._sql.add_leaves.run(
             connection,
             [
-                {
-                    "pos": pos + offset,
-                    "log_id": leaf.log_id,
-                    "idx": index,
-                    "record_id": leaf.record_id,
-                    "leaf": leaf.leaf,
-                    "leaf_hash": leaf.leaf_hash,
-                }
+                (pos + offset, leaf.log_id, index, leaf.record_id, leaf.leaf, leaf.leaf_hash)
                 for offset, (leaf, index) in enumerate(taken, start=1)
             ],
         )
@@ -213,17 +206,17 @@ class Appender:
         self, connection: Connection, grown: Mapping[int, _Growth], frontiers: Mapping[int, Frontier]
     ) -> None:
         opened: list[dict[str, object]] = []
-        moved: list[dict[str, object]] = []
+        moved: list[tuple[int, int, bytes]] = []
         for log_id, growth in grown.items():
             size, nodes = frontiers[log_id].size, frontiers[log_id].encode()
             if growth.opened:
                 opened.append({"log_id": log_id, "size": size, "frontier": nodes})
             else:
-                moved.append({"log": log_id, "new_size": size, "new_frontier": nodes})
+                moved.append((log_id, size, nodes))
         if opened:
             self._sql.add_head.run_many(connection, opened)
         if moved:
-            self._sql.set_head.run_many(connection, moved)
+            self._sql.set_heads(connection, moved)
 
     def _write_tiles(self, connection: Connection, grown: Mapping[int, _Growth]) -> None:
         for log_id, growth in grown.items():

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Final
 
-from sqlalchemy import Connection, Engine, func, insert, select
+from sqlalchemy import Connection, Engine, func, select
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from audit.chain import GENESIS, LockState
@@ -21,6 +21,7 @@ from audit.sql.statements import (
     LEAVES_BEHIND,
     MAX_ROWS,
     PROJECTOR_LOCK,
+    InsertMany,
     keep_checkpoint,
 )
 from audit.sql.tables import (
@@ -188,6 +189,7 @@ class SqlAuditStore(SqlAuditReader):
         self._failpoint = failpoint
         self._appender = Appender(dialect=writer.dialect, failpoint=failpoint)
         self._keep = keep_checkpoint(writer.dialect)
+        self._index = InsertMany(audit_index, [column.name for column in audit_index.c], writer.dialect)
         self._connection: Connection | None = None
 
     @property
@@ -298,7 +300,7 @@ class SqlAuditStore(SqlAuditReader):
             found = connection.execute(LEAVES_BEHIND, {"done": done, "limit": limit})
             rows = [_index_row(stored_leaf(row)) for row in found]
             if rows:
-                connection.execute(insert(audit_index), rows)
+                self._index.run(connection, rows)
             return len(rows)
 
     def rebuild_index(self) -> None:
@@ -351,21 +353,13 @@ class SqlAuditStore(SqlAuditReader):
         self._writer.dispose()
 
 
-def _index_row(stored: StoredLeaf) -> dict[str, int | str]:
+def _index_row(stored: StoredLeaf) -> tuple[object, ...]:
     try:
         row = IndexRow.of(stored.pos, stored.log_id, stored.index, parse_leaf(stored.leaf))
     except RecordError as error:
         raise AuditUnavailableError(
             f"leaf {stored.index} of log {stored.log_id} ({stored.record_id}): {error}"
         ) from error
-    return {
-        "pos": row.pos,
-        "log_id": row.log_id,
-        "idx": row.index,
-        "ts_us": row.ts_us,
-        "action": row.action,
-        "decision": row.decision,
-        "subject": row.subject,
-        "session": row.session,
-        "pair_id": row.pair_id,
-    }
+    return (
+        row.pos, row.log_id, row.index, row.ts_us, row.action, row.decision, row.subject, row.session, row.pair_id,
+    )  # fmt: skip
