@@ -87,6 +87,14 @@ fi
 go_tools >"$cache/go-tools.log" 2>&1 &
 go_tools_pid=$!
 
+for tool in spin gcc mkfs.ext4; do # Debian's packages that tests run: a model checker, its compiler, small file systems
+    command -v "$tool" >/dev/null && continue
+    [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null || { say "tests need $tool: install Debian's spin, gcc and e2fsprogs"; continue; }
+    say "installing spin, gcc and e2fsprogs with apt-get"
+    { apt-get update -qq && apt-get install -y -qq spin gcc libc6-dev e2fsprogs; } >"$cache/apt.log" 2>&1 || { cat "$cache/apt.log" >&2; fail "apt-get could not install spin, gcc and e2fsprogs"; }
+    break
+done
+
 uv="$(find_uv)"
 stamp=".venv/.bulkhead-setup"
 want="$(cat "$locks"/base.txt "$locks"/torch.txt pyproject.toml sdk/pyproject.toml | sha256sum | cut -d' ' -f1) ${TORCH_BACKEND:-locked}"

@@ -1,4 +1,4 @@
-"""`break`: the way out when database and lock store disagree (docs/audit.md section 9)."""
+"""`break`: the way out when database and lock store disagree (docs/audit.md section 11)."""
 
 import os
 import secrets

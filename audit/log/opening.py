@@ -115,5 +115,5 @@ def _check_locked(store: AuditStore, locked: LockState) -> None:
         raise LogForkError(
             f"the lock store holds commit {locked.seq}, which is not in the audit database: the database was restored "
             "from a backup, replaced or edited, or is a standby's that lost commits; writing is refused. Put the right "
-            "database back, or have two persons declare a break (docs/audit.md section 9)"
+            "database back, or have two persons declare a break (docs/audit.md section 11)"
         )

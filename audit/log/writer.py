@@ -275,8 +275,10 @@ class CommitThread:
             self._failpoint("lock.moving")
             self._reread_lock = True
             held = self._lock.move(self._locked, target)
-            if held != target and self._store.chain_at(held.seq) != held.chain:
-                raise LogForkError("the lock store holds a commit that is not in this database; writing has stopped")
+            if held != target and any(self._store.chain_at(state.seq) != state.chain for state in (held, target)):
+                raise LogForkError(  # theirs is of another history, or ours was lost in a fail-over and theirs stands
+                    "another writer moved the lock store to a commit that does not go with ours; writing has stopped"
+                )
             self._reread_lock = False
             self._failpoint("lock.moved")
             self._locked = held
