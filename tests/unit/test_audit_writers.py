@@ -7,14 +7,20 @@ from pathlib import Path
 
 import pytest
 
+from audit.chain import GENESIS, LockState
 from audit.keys import LogKeys
+from audit.lockstore import FileLockStore
 from audit.log import AuditLog
 from audit.log.opening import lock_store
+from audit.log.writer import CommitThread
+from audit.model import no_failpoint
 from audit.sql import SqlLockStore, open_reader
 from audit.sql.verify import DatabaseReport, verify_database
 from bulkhead.errors import AuditUnavailableError, ConfigError, LogForkError
 from bulkhead.transparency import verify_receipt
-from tests.simulator.audit_world import OTHER, TENANT, config, decision, opened
+from tests.contract.test_audit_store import PLATFORM
+from tests.simulator.audit_memory_store import MemoryAuditStore
+from tests.simulator.audit_world import OTHER, TENANT, config, decision, opened, opening
 from tests.simulator.postgres import PostgresServer, postgres_server
 from tests.unit.test_audit_lockstore import STATES
 
@@ -159,3 +165,24 @@ async def test_a_lock_server_that_is_down_stops_appends_alone(tmp_path, audit_ur
             await asyncio.sleep(0.01)
         assert (await log.append(info.log_id, record)).index == 1
         await log.close()
+
+
+async def test_a_commit_lost_in_a_fail_over_is_not_acknowledged(tmp_path):
+    """Another writer's move of the lock store counts for the own commit only if the database holds both."""
+    store, lock = MemoryAuditStore(), FileLockStore(tmp_path / "lock")
+    lock.open(create=True)
+    there = store.commit([opening(PLATFORM)], GENESIS).last
+    thread = CommitThread(
+        store=store,
+        lock=lock,
+        locked=GENESIS,
+        loop=asyncio.get_running_loop(),
+        acknowledged=lambda _committed, _placed: None,
+        failpoint=no_failpoint,
+    )
+    lock.move(GENESIS, there)
+    thread._move_lock(there)
+    thread._locked = GENESIS
+    with pytest.raises(LogForkError, match="does not go with ours"):
+        thread._move_lock(LockState(there.seq, bytes(32)))  # ours, of the server that is gone
+    lock.close()
