@@ -131,3 +131,10 @@ def test_a_journal_that_cannot_be_written(tmp_path):
     """A request that cannot be journalled is not sent."""
     with pytest.raises(ConfigError, match="cannot be written"):
         RequestJournal(tmp_path / "missing" / "journal").sent("req_a", "OpenSession")
+
+
+async def test_what_is_not_looked_at_is_said(world):
+    """Without a journal or a platform key the check says what it leaves out; with both it says nothing."""
+    assert len((await world.check(journals=())).notes) == 2
+    assert len((await world.check()).notes) == 1
+    assert (await rounds(world)).notes == ()

@@ -158,7 +158,7 @@ class Monitor:
             ConfigError: a journal or the state file cannot be used.
             BulkheadError: the server cannot be asked.
         """
-        self._notes.clear()
+        self._notes[:] = self._left_out()
         followed = self._state.followed
         before = followed.size
         followed.since_us = followed.since_us or self._now_us()
@@ -185,6 +185,15 @@ class Monitor:
             alarms=tuple(followed.alarms.values()),
             notes=tuple(self._notes),
         )
+
+    def _left_out(self) -> list[str]:
+        """Say what is not looked at for want of a journal or a key."""
+        left = []
+        if not self._options.journals:
+            left.append("no request journal is given: records are not held against requests")
+        if self._options.pins.platform_vkey is None:
+            left.append("no platform key is pinned: the platform's rounds are not looked at")
+        return left
 
     async def _follow(self, entries: JournalEntries) -> None:
         """Compare the checkpoint of now, and take over new records."""
