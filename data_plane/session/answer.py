@@ -55,9 +55,10 @@ class AnswerBuffer:
             last = self._records[-1] if self._records else None
             if isinstance(piece, Delta) and isinstance(last, Delta) and self._joinable(last, piece):
                 self._records[-1] = _joined(last, piece)
+                self._size += len(piece.text)
             else:
                 self._records.append(piece)
-            self._size += _size(piece)
+                self._size += _size(piece)
         self._filled.set()
 
     def close(self, outcome: Outcome) -> None:
@@ -126,8 +127,12 @@ class AnswerBuffer:
 
 
 def _joined(last: Delta, piece: Delta) -> Delta:
-    return replace(
-        last, text=last.text + piece.text, tokens=last.tokens + piece.tokens, logprobs=last.logprobs + piece.logprobs
+    return Delta(  # every token of a busy stream comes by here, and `replace` takes three times as long
+        text=last.text + piece.text,
+        tokens=last.tokens + piece.tokens,
+        index=last.index,
+        logprobs=last.logprobs + piece.logprobs,
+        prompt_logprobs=last.prompt_logprobs,
     )
 
 

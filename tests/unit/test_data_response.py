@@ -15,7 +15,7 @@ from bulkhead.protocol.payloads import Delta, EmbedResult, End, Failure, Usage
 from bulkhead.protocol.receipts import ReceiptStatus
 from bulkhead.sealing import PaddingMode
 from data_plane.session import response as response_module
-from data_plane.session.answer import Outcome
+from data_plane.session.answer import AnswerBuffer, DeltaLimits, Outcome
 from data_plane.session.response import MIN_TICKS, Response, SealedPart
 from tests.simulator.sealed_world import NOW_S, World
 
@@ -24,16 +24,17 @@ STRICT_WIRE_BYTES = 1_536 + 17
 
 
 class Desk:
-    """Makes receipts durable, after a while, or not."""
+    """Makes receipts durable once its gate is open, or not."""
 
     def __init__(self) -> None:
         self.fails = False
-        self.delay_s = 0.0
+        self.gate = asyncio.Event()
+        self.gate.set()
         self.statuses: list[ReceiptStatus] = []
 
     async def record(self, _signed: Any, *, status: ReceiptStatus, **_: Any) -> None:
         """Take a receipt."""
-        await asyncio.sleep(self.delay_s)
+        await self.gate.wait()
         self.statuses.append(status)
         if self.fails:
             raise AuditLeaseError("no")
@@ -119,10 +120,14 @@ async def test_strict_responses_look_alike(steps: tuple[Any, ...]) -> None:
 
 
 async def test_strict_responses_end_at_a_power_of_two() -> None:
-    """A receipt that becomes durable late, or an answer past the sixteenth tick, ends at the thirty-second."""
+    """A receipt that becomes durable after the sixteenth tick is released at the thirty-second."""
     made = wire(PaddingMode.STRICT)
-    made.desk.delay_s = 18 * TICK_S
-    await asyncio.gather(made.read(), say(made, "a", END))
+    made.desk.gate.clear()
+    await say(made, "a", END)
+    async for part in made.response.parts():
+        made.take(part)
+        if len(made.sizes) == 18:
+            made.desk.gate.set()
     assert len(made.sizes) == 32
     assert made.desk.statuses == [ReceiptStatus.OK]
 
@@ -205,3 +210,30 @@ async def test_no_padding_sends_each_token_as_it_comes() -> None:
     await asyncio.gather(made.read(), say(made, "a", 0.005, "bc", 0.005, "def", 0.005, END))
     assert len(made.sizes) == 4
     assert [event.text for event in made.events if isinstance(event, Delta)] == ["a", "bc", "def"]
+
+
+@pytest.mark.parametrize("one_by_one", [True, False])
+async def test_a_buffer_that_was_emptied_has_all_its_room_again(*, one_by_one: bool) -> None:
+    """However many tokens went through, joined and cut, what is left behind is nothing."""
+    buffer = AnswerBuffer(DeltaLimits(characters=10, tokens=8))
+    texts = ["", "a", "bc", "x" * 25, "y" * 10]
+    for turn in range(2_000):
+        await asyncio.wait_for(buffer.put(Delta(text=texts[turn % 5], tokens=1)), 1)
+        if turn % 7 == 6:
+            if not one_by_one:
+                await buffer.take()
+            while one_by_one and buffer.take_one()[0] is not None:
+                pass
+            assert buffer._size == 0
+
+
+async def test_joining_and_cutting_lose_nothing() -> None:
+    """The records taken hold all texts in order, all tokens once, and each is within the limits."""
+    buffer = AnswerBuffer(DeltaLimits(characters=10, tokens=3))
+    texts = ["", "a", "bc", "x" * 25, "y" * 10, "z" * 11, "end"]
+    for text in texts:
+        await buffer.put(Delta(text=text, tokens=1))
+    records, _ = await buffer.take()
+    assert "".join(record.text for record in records) == "".join(texts)
+    assert sum(record.tokens for record in records) == len(texts)
+    assert all(len(record.text) <= 10 and record.tokens <= 3 for record in records)
