@@ -264,6 +264,10 @@ def test_tampering_on_the_hosts_disk_is_refused_by_name(sealed: Sealed, what: st
     finally:
         for path, data in kept.items():
             path.write_bytes(data)
+
+
+def test_what_was_put_back_is_served_again(sealed: Sealed) -> None:
+    """After the tampering tests the same files are the same model: nothing was remembered against them."""
     assert sealed.ask("in-token").returncode == 0
 
 
