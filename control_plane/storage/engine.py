@@ -127,7 +127,14 @@ def _engine(url: str, *, threads: int, busy_timeout_s: float, read_only: bool) -
         parsed = make_url(url)
         if parsed.get_backend_name() != "sqlite":
             level = "REPEATABLE READ" if read_only else "SERIALIZABLE"
-            return create_engine(parsed, isolation_level=level, pool_size=threads, max_overflow=0, pool_pre_ping=True)
+            return create_engine(
+                parsed,
+                isolation_level=level,
+                pool_size=threads,
+                max_overflow=0,
+                pool_pre_ping=True,
+                execution_options={"postgresql_readonly": read_only},
+            )
         engine = create_engine(parsed, poolclass=QueuePool, pool_size=threads, max_overflow=0)
     except (ArgumentError, ImportError) as error:
         raise ConfigError(f"database URL: {error}") from error

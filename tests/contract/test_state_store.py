@@ -1,4 +1,4 @@
-"""The contract of the state store. SQLite here; PostgreSQL joins the fixture's parameters when it is there to run."""
+"""The contract of the state store, over SQLite and PostgreSQL; what is SQLite's alone says so by its fixture."""
 
 import asyncio
 import dataclasses
@@ -30,10 +30,19 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "state.db"
 
 
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest, path: Path) -> str:
+    """Where an empty database is."""
+    if request.param == "sqlite":
+        return f"sqlite:///{path}"
+    found: str = request.getfixturevalue("postgres_url")
+    return found.replace("postgresql://", "postgresql+psycopg://")
+
+
 @pytest.fixture
-async def database(path: Path) -> AsyncIterator[Database]:
+async def database(url: str) -> AsyncIterator[Database]:
     """An empty database of this build's schema."""
-    opened = Database(url=f"sqlite:///{path}", timeout_s=5.0, busy_timeout_s=0.2)
+    opened = Database(url=url, timeout_s=5.0, busy_timeout_s=0.2)
     await migrate(opened)
     yield opened
     await opened.close()
@@ -259,6 +268,7 @@ async def test_reads_go_on_while_a_write_is_open(database: Database) -> None:
     assert len(await database.read(lambda tx: Tenants.of(tx).page(after="", limit=10))) == 1
 
 
+@pytest.mark.parametrize("url", ["sqlite"], indirect=True)
 async def test_a_locked_database_is_unavailable_and_comes_back(database: Database, path: Path) -> None:
     """While another process holds the write lock a write fails soon and typed; afterwards it works again."""
     other = sqlite3.connect(path, isolation_level=None)
