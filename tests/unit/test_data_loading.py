@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 import hashlib
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -185,3 +186,9 @@ async def test_a_worker_does_not_wait_for_its_key_without_end(bench: Bench, monk
     with pytest.raises(BulkheadError) as caught:
         await bench.load(bench.start(), lambda _booted: None)
     assert caught.value.code == "DEADLINE_EXCEEDED"
+
+
+def test_the_documented_software_is_what_evidence_names() -> None:
+    """A broker's list copied from docs/models.md accepts the workers of this release."""
+    page = (Path(__file__).resolve().parents[2] / "docs" / "models.md").read_text()
+    assert f'software = ["bulkhead-platform {version("bulkhead-platform")}"]' in page
