@@ -62,6 +62,12 @@ def prompts(count: int, length: int, *, seed: int) -> list[list[int]]:
     return [[source.randrange(100, 49_000) for _ in range(length)] for _ in range(count)]
 
 
+def _shown(row: Row) -> Row:
+    """Print a row as soon as it is measured: a run that is cut off has shown what it had."""
+    print(f"[bench] {row.what}: {row.measured} | {row.peer} | {row.verdict}", file=sys.stderr, flush=True)
+    return row
+
+
 def _spread(values: Sequence[float]) -> str:
     return f"{median(values):.1f} ({min(values):.1f}-{max(values):.1f})"
 
@@ -123,7 +129,7 @@ async def _speed_of(  # noqa: PLR0917 - the loop's body
             verdict="" if least is None else verdict(met=share >= least),
         )
     )
-    return rows
+    return [_shown(row) for row in rows]
 
 
 async def context(setting: Setting, count: int = 16, length: int = 1024) -> list[Row]:

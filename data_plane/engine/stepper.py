@@ -163,7 +163,7 @@ class Stepper:
                     self._jobs[id(job.sequence)] = job
                     scheduler.add(job.sequence)
                     if job.timeout_s is not None:
-                        heapq.heappush(self._deadlines, (job.queued + job.timeout_s, id(job), job))
+                        self._remember_deadline(job, job.queued + job.timeout_s)
                 case _Cancel(job):
                     if self._drop(job):
                         self._count(cancelled=1)
@@ -179,6 +179,12 @@ class Stepper:
             return False
         self._runner.scheduler.end(job.sequence)
         return True
+
+    def _remember_deadline(self, job: Job, deadline: float) -> None:
+        heapq.heappush(self._deadlines, (deadline, id(job), job))
+        if len(self._deadlines) > 2 * len(self._jobs) + 64:  # most of them ended long before their time
+            self._deadlines = [item for item in self._deadlines if id(item[2].sequence) in self._jobs]
+            heapq.heapify(self._deadlines)
 
     def _expire(self) -> None:
         """End the requests whose time is over."""

@@ -97,6 +97,17 @@ async def test_a_request_whose_time_is_over_ends_and_others_go_on(model: Path) -
         assert engine.health().kv_blocks_used == 0
 
 
+async def test_deadlines_of_what_has_ended_are_forgotten(model: Path) -> None:
+    """Requests with long deadlines that end early leave nothing behind that waits for the deadline."""
+    async with running_engine(model) as engine:
+        for i in range(140):
+            request = EngineRequest(
+                request_id=str(i), prompt_token_ids=(5,), timeout_s=3600.0, sampling=SamplingParams(max_tokens=1)
+            )
+            await answer(engine, request)
+        assert len(engine._stepper._deadlines) <= 70  # type: ignore[attr-defined]
+
+
 async def test_higher_priority_leaves_the_queue_first(model: Path) -> None:
     """With one place, the request of high priority that came last is served before the others that wait."""
     ended: list[str] = []
