@@ -64,11 +64,13 @@ class Committed:
         last: the database's last commit, which the lock store must reach before anything is acknowledged.
         places: for each leaf, in order, its place or the error that concerns it alone.
         heads: of the logs named in the batch.
+        wrote: whether ``last`` is this commit; else nothing in the batch was new.
     """
 
     last: LockState
     places: tuple[Placed | BulkheadError, ...]
     heads: tuple[Head, ...]
+    wrote: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +79,8 @@ class Survey:
 
     Attributes:
         last: the database's last commit, which the lock store must reach before any of it is spoken of.
-        logs: every log by id.
-        heads: every log's head after ``last``.
+        logs: every log by id; none if the caller knows them.
+        heads: every log's head after ``last``; likewise.
         last_round: number of the last round, or None.
     """
 
@@ -193,8 +195,10 @@ class AuditStore(AuditReader, Protocol):
         """
         ...
 
-    def survey(self, locked: LockState) -> Survey:
+    def survey(self, locked: LockState, *, known: int) -> Survey:
         """Return what all writers have committed, while none of them commits; ``locked`` as in :meth:`commit`.
+
+        ``known`` is the commit up to which the caller knows everything: if it is the last, logs and heads are left out.
 
         Raises:
             LogForkError: ``locked`` is not in this database.

@@ -100,6 +100,7 @@ class CommitThread:
         self._since_maintenance = 0
         self._resting_until_s = 0.0  # monotonic
         self._reread_lock = False
+        self._known = -1  # the commit up to which the event loop is told of everything
         self.housekeeping_failure: BulkheadError | None = None
         self.failure: BulkheadError | None = None
         self.fork: LogForkError | None = None
@@ -252,12 +253,15 @@ class CommitThread:
         self._look_at_lock()
         committed = self._store.commit(leaves, self._locked)
         self._move_lock(committed.last)
+        if committed.wrote and committed.last.seq == self._known + 1:
+            self._known += 1
         return committed
 
     def _survey_and_lock(self) -> Survey:
         self._look_at_lock()
-        survey = self._store.survey(self._locked)
+        survey = self._store.survey(self._locked, known=self._known)
         self._move_lock(survey.last)
+        self._known = survey.last.seq
         return survey
 
     def _look_at_lock(self) -> None:

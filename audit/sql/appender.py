@@ -88,9 +88,9 @@ class Appender:
         known = _known(connection, batch) if look_up else {}
         places, taken = self._assign(connection, batch, growing, known, look_up=look_up)
         if not taken:
-            return Committed(last, places, _result_heads(growing))
+            return Committed(last, places, _result_heads(growing), wrote=False)
         new, heads = self._write(connection, taken, growing, last, pos)
-        return Committed(new, places, heads)
+        return Committed(new, places, heads, wrote=True)
 
     def sequence(self, connection: Connection, locked: LockState | None) -> tuple[LockState, int]:
         """Become the only writer for the rest of the transaction; return the last commit and its last position.

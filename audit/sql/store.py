@@ -260,7 +260,7 @@ class SqlAuditStore(SqlAuditReader):
         self._failpoint("commit.done")
         return done
 
-    def survey(self, locked: LockState) -> Survey:
+    def survey(self, locked: LockState, *, known: int) -> Survey:
         """Return what all writers have committed; see :meth:`audit.store.AuditStore.survey`.
 
         Raises:
@@ -269,7 +269,10 @@ class SqlAuditStore(SqlAuditReader):
         """
         with self._writing() as connection:
             last, _ = self._appender.sequence(connection, locked)
-            return Survey(last, read_logs(connection), read_heads(connection), connection.execute(LAST_ROUND).scalar())
+            last_round = connection.execute(LAST_ROUND).scalar()
+            if last.seq == known:
+                return Survey(last, (), (), last_round)
+            return Survey(last, read_logs(connection), read_heads(connection), last_round)
 
     def put_checkpoints(self, notes: Mapping[tuple[int, int], str]) -> None:
         """Keep checkpoints; one that is there stays."""

@@ -38,7 +38,7 @@ class MemoryAuditStore:
             self._commits.append(LockState(self._commits[-1].seq + 1, chain))
         named = {leaf.log_id for leaf in batch} & self._logs.keys()
         heads = tuple(Head(log_id, self._frontier(log_id)) for log_id in named)
-        return Committed(self._commits[-1], tuple(places), heads)
+        return Committed(self._commits[-1], tuple(places), heads, wrote=bool(grown))
 
     def _place(self, leaf: NewLeaf, grown: set[int]) -> Placed | BulkheadError:
         for stored in self._leaves:
@@ -69,7 +69,7 @@ class MemoryAuditStore:
     def _frontier(self, log_id: int) -> Frontier:
         return Frontier().extend(stored.leaf_hash for stored in self._of(log_id))
 
-    def survey(self, locked: LockState) -> Survey:
+    def survey(self, locked: LockState, *, known: int) -> Survey:
         return Survey(self.commit([], locked).last, self.logs(), self.heads(), self.last_round())
 
     def put_checkpoints(self, notes: Mapping[tuple[int, int], str]) -> None:
