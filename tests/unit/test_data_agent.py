@@ -4,7 +4,9 @@ import asyncio
 import os
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -137,6 +139,13 @@ def record(partition_id: str, **changes: Any) -> PartitionRecord:
     spec = PartitionSpec(partition_id=partition_id, tenant_id=new_id(TENANT), tier=Tier.PROCESS)
     fields: dict[str, Any] = {"spec": spec, "fence": 2**60, "state": PartitionState.CREATING, "process": None}
     return PartitionRecord(**(fields | changes))
+
+
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    """A directory whose path leaves room for that of a socket, which may have 107 bytes."""
+    with tempfile.TemporaryDirectory(prefix="bh-") as name:
+        yield Path(name)
 
 
 def test_records_survive_and_strangers_are_set_aside(tmp_path: Path) -> None:
