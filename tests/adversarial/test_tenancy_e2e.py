@@ -409,7 +409,7 @@ async def test_a_suspended_tenant_is_served_no_more(estate: Estate) -> None:
         assert (await other.generate_text("hello", max_tokens=2)).usage.completion_tokens == 2
     closed = await estate.recorded(initech.tenant_id, action="session.closed", session_id=session.session_id)
     assert closed.cause.kind == "platform"
-    decision = (await estate.records(initech.tenant_id, action="decision", decision="deny"))[-1]
+    decision = await estate.recorded(initech.tenant_id, action="decision", decision="deny")
     assert decision.subject == person.subject
     assert decision.reasons[0]["code"] == "TENANT_INACTIVE"
     await estate.recorded(initech.tenant_id, action="partition.freed")

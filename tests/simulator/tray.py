@@ -242,8 +242,8 @@ class TenantSession:
         await self.channel.close()
 
     def begin(self, text: str = "hello", *, request_id: str | None = None, **options: Any) -> ClientRequest:
-        """Seal a request of one user turn."""
-        request = GenerateRequest(messages=(Message(role="user", content=text),), **options)
+        """Seal a request of one user turn, greedy unless it says otherwise."""
+        request = GenerateRequest(messages=(Message(role="user", content=text),), **{"temperature": 0.0, **options})
         return self.client.begin(
             Method.GENERATE, encode_generate_request(request), now_s=int(time.time()), request_id=request_id
         )
