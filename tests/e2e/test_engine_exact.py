@@ -97,6 +97,7 @@ async def test_text_is_tokenised_as_transformers_does_it(model: Path, prompts: l
         assert result.usage.prompt_tokens == len(prompts[0])
 
 
+@pytest.mark.timeout(400)
 async def test_greedy_tokens_are_those_of_transformers(
     model: Path, oracle: Any, prompts: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
