@@ -123,7 +123,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "chunks": {"step_tokens": 64},
     "too little memory": {"kv_memory_mib": 64, "block_tokens": 16},
     "guesses": {"guess_tokens": 4, "guess_running": 64},
-    "all at once": {"guess_tokens": 3, "guess_running": 64, "step_tokens": 80, "kv_memory_mib": 96, "block_tokens": 16},
+    "all at once": {"guess_tokens": 3, "guess_running": 64, "step_tokens": 80, "kv_memory_mib": 64, "block_tokens": 16},
 }
 
 
