@@ -30,9 +30,9 @@ down: ## stop the local platform of `make up`
 
 test: setup-model lint ## lint and the whole suite
 	@echo "[test] running the suite (seeded samples; make test-long runs the full counts), $(JOBS) tests at a time"
-	@$(PY) -m pytest -m "not long and not alone" -q --durations=15 -n $(JOBS) --dist loadscope
-	@echo "[test] running the tests that hold something to a time limit, one at a time"
-	@$(PY) -m pytest -m "not long and alone" -q --durations=5
+	@status=0; $(PY) -m pytest -m "not long and not alone" -q --durations=15 -n $(JOBS) --dist loadscope || status=1; \
+	echo "[test] running the tests that hold something to a time limit, one at a time"; \
+	$(PY) -m pytest -m "not long and alone" -q --durations=5 || status=1; exit $$status
 
 test-long: setup-model lint ## the full counts that the issues state
 	@$(PY) -m pytest -q --durations=25

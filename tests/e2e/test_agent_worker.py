@@ -23,7 +23,7 @@ from tests.simulator.tray import Placed, Tray, is_alive, kill, running_tray, wor
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-LONG = {"max_tokens": 400}  # hundreds of milliseconds on the tiny model
+LONG = {"max_tokens": 400, "temperature": 1.0, "seed": 3, "ignore_eos": True}  # hundreds of milliseconds
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

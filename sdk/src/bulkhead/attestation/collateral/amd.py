@@ -15,6 +15,8 @@ __all__ = ["chain_item", "crl_item", "has_endorsement", "vcek_item"]
 
 _NAMES: Final = {SnpProduct.MILAN: "Milan", SnpProduct.GENOA: "Genoa", SnpProduct.TURIN: "Turin"}
 
+_EXTENSIONS: Final = "1.3.6.1.4.1.3704.1."  # of VCEK and VLEK certificates alone (57230)
+
 
 def vcek_item(claims: SnpReport, product: SnpProduct) -> CollateralItem:
     """Return where the VCEK of a report's chip and REPORTED_TCB is; the claims need not be trusted.
@@ -56,13 +58,18 @@ def crl_item(product: SnpProduct, signing_key: SigningKey) -> CollateralItem:
 
 
 def has_endorsement(certificates: Iterable[x509.Certificate]) -> bool:
-    """Whether one of ``certificates`` calls itself a VCEK's or VLEK's, so that none need be looked for."""
-    names = {
-        attribute.value
-        for certificate in certificates
-        for attribute in certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
-    }
-    return not names.isdisjoint({"SEV-VCEK", "SEV-VLEK"})
+    """Whether one of ``certificates`` poses as a VCEK's or VLEK's, so that none need be looked for."""
+    return any(_poses(certificate) for certificate in certificates)
+
+
+def _poses(certificate: x509.Certificate) -> bool:
+    names = {attribute.value for attribute in certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)}
+    if not names.isdisjoint({"SEV-VCEK", "SEV-VLEK"}):
+        return True
+    try:
+        return any(extension.oid.dotted_string.startswith(_EXTENSIONS) for extension in certificate.extensions)
+    except ValueError:  # extensions that cannot be read; the verifier says so of what it is given
+        return False
 
 
 def _key(signing_key: SigningKey) -> str:
