@@ -1,4 +1,4 @@
-"""How an answer is to be chosen and cut, with every bound in one place. Pure data, checked at construction.
+"""How an answer is to be chosen and cut; bounds are those of the sealed request. Pure data, checked at construction.
 
 The names and meanings are those of vLLM's OpenAI-compatible server. The order of application to a row of logits is
 fixed: penalties (repetition, then frequency and presence), bias (with bad words and the minimum length, which forbid
@@ -10,26 +10,29 @@ from enum import StrEnum
 from typing import Final
 
 from bulkhead.errors import InvalidRequestError
+from bulkhead.protocol.generate import (
+    MAX_ANSWERS,
+    MAX_BAD_WORDS,
+    MAX_BIAS,
+    MAX_BIASED_TOKENS,
+    MAX_CHOICE_CHARS,
+    MAX_CHOICES,
+    MAX_LOGPROBS,
+    MAX_PENALTY,
+    MAX_REGEX_CHARS,
+    MAX_REPETITION,
+    MAX_SCHEMA_CHARS,
+    MAX_STOP_CHARS,
+    MAX_STOP_TOKENS,
+    MAX_STOPS,
+    MAX_TEMPERATURE,
+)
 
 __all__ = ["SamplingDefaults", "SamplingParams", "Structure", "StructureKind"]
 
-MAX_STOP_STRINGS: Final = 16  # each is searched after each token
-MAX_STOP_CHARS: Final = 256  # text is held back up to this length, so it bounds the added latency
-MAX_STOP_TOKENS: Final = 128
-MAX_BAD_WORDS: Final = 128  # each is looked for at each token
-MAX_BIASED_TOKENS: Final = 1024
-MAX_BIAS: Final = 100.0  # OpenAI's bound; beyond it a token is as good as forced
-MAX_SEED: Final = 2**63 - 1
-MAX_TEMPERATURE: Final = 100.0  # beyond it the distribution is uniform within fp32
-MAX_PENALTY: Final = 2.0  # OpenAI's bound of presence and frequency penalty
-MAX_REPETITION: Final = 10.0
-MAX_LOGPROBS: Final = 20  # OpenAI's bound; each is a text of its own on the wire
-MAX_ANSWERS: Final = 16  # of one prompt; each is a request of its own to the scheduler
-MAX_SCHEMA_BYTES: Final = 64 * 1024
+MAX_SEED: Final = 2**63 - 1  # what is said inside the seal stays below 2^53
+MAX_SCHEMA_BYTES: Final = MAX_SCHEMA_CHARS
 MAX_SCHEMA_DEPTH: Final = 32  # nesting of objects and arrays; deeper ones take the compiler exponential time
-MAX_REGEX_CHARS: Final = 4096
-MAX_CHOICES: Final = 256
-MAX_CHOICE_CHARS: Final = 1024
 
 
 class StructureKind(StrEnum):
@@ -153,7 +156,7 @@ class SamplingParams:
         self._check_lists()
 
     def _check_lists(self) -> None:
-        _counted("stop strings", self.stop, high=MAX_STOP_STRINGS)
+        _counted("stop strings", self.stop, high=MAX_STOPS)
         _sized("a stop string", self.stop, MAX_STOP_CHARS)
         _counted("stop tokens", self.stop_token_ids, high=MAX_STOP_TOKENS)
         _counted("bad words", self.bad_words, high=MAX_BAD_WORDS)
