@@ -21,7 +21,7 @@ from bulkhead.v1 import inference_pb2
 from service.bulkhead_fleet.v1 import fleet_pb2
 from tests.simulator.tray import Placed, Tray, is_alive, kill, running_tray, worker_pids
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.alone, pytest.mark.asyncio(loop_scope="module")]
 
 LONG = {"max_tokens": 400, "temperature": 1.0, "seed": 3, "ignore_eos": True}  # hundreds of milliseconds
 
