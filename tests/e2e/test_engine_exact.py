@@ -17,6 +17,7 @@ from tests.simulator.tiny_engine import Answer, answer, chat_request, running_en
 LOGIT_ERROR = 1e-3
 LOGIT_ERROR_MEASURED = 2e-4  # of the 64 prompts
 ROUNDED = {"bf16": 0.03, "int8": 0.12}  # root mean square by the logits' spread; 0.016 and 0.090 were measured
+LOGIT_ERROR_ROUNDED = {"bf16": 1.5, "int8": 4.0}  # of one logit; 0.69 and 3.36 were measured
 AGREEING = 0.9  # of the tokens; 31 and 32 of 32 were measured
 QUESTIONS = (
     "What is the capital of France?",
@@ -254,7 +255,8 @@ async def test_rounded_weights_stay_within_their_rounding(
         expected = forward(oracle, prompt, result)
         own = torch.stack([rows.pop(0) for _ in result.tokens])
         error = (own - expected).abs().max().item()
-        assert 0.0 < (own - expected).square().mean().sqrt().item() < ROUNDED[weights] * expected.std().item()
+        assert 0.0 < error < LOGIT_ERROR_ROUNDED[weights]
+        assert (own - expected).square().mean().sqrt().item() < ROUNDED[weights] * expected.std().item()
         agreeing += (own.argmax(-1) == expected.argmax(-1)).sum().item()
         chosen = expected.gather(1, torch.tensor(result.tokens)[:, None])[:, 0]
         assert (expected.max(-1).values - chosen).max().item() <= 2 * error
