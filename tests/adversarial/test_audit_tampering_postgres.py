@@ -135,7 +135,7 @@ EDITS: list[tuple[str, str, type[BulkheadError], str]] = [
     ("a chain value", "UPDATE audit_commit SET chain = sha256('x') WHERE seq = 5", ConsistencyError, "commit 5"),
     (
         "a kept checkpoint",
-        "UPDATE audit_checkpoint SET note = replace(note, 'A', 'B') WHERE log_id = 2 AND size = 61",
+        "UPDATE audit_checkpoint SET note = translate(note, 'abcdefghij', 'bcdefghija') WHERE log_id = 2 AND size = 61",
         ProofError,
         "61",
     ),
