@@ -48,6 +48,15 @@ the message, is the contract: it travels as ``google.rpc.ErrorInfo.reason`` and 
     │   ├── ClockSkewError             a ticket from the future: the clocks disagree
     │   ├── TicketRevokedError
     │   └── SessionClosedError
+    ├── CertificateError               no tenant root vouches for the session key
+    │   ├── CertificateMissingError    the worker's tenant has a root, and no certificate came
+    │   ├── CertificateExpiredError
+    │   ├── CertificateNotYetValidError
+    │   ├── CertificateRootError       by another root than the worker's descriptor names
+    │   ├── CertificateSignatureError
+    │   ├── CertificateTenantError
+    │   └── CertificateKeyError        of another session key
+    ├── TenantRootRequiredError        tier confidential, or the worker, demands a tenant root, and there is none
     ├── SealError                      a sealed message does not hold; nothing of it may be used
     │   ├── SignatureError             a signature of the request, response or receipt is wrong
     │   ├── ReplayError                a sequence number was used before, or is below the window
@@ -78,6 +87,7 @@ the message, is the contract: it travels as ``google.rpc.ErrorInfo.reason`` and 
     ├── EvidenceError                  the worker could not be verified; no prompt was sent
     │   ├── SimulatedEvidenceError     simulated evidence outside development mode
     │   ├── EvidenceBindingError       evidence of something else: nonce, keyset, partition, session
+    │   │   └── TenantRootMismatchError  the worker takes session keys of another tenant root, or of none
     │   ├── EvidenceExpiredError
     │   └── EvidencePolicyError        verified, but the tenant's trust policy does not accept it
     │       └── DowngradeError         verified, but weaker than was asked for, decided or held before
@@ -107,6 +117,14 @@ __all__ = [
     "BundleError",
     "CancelledError",
     "CapacityError",
+    "CertificateError",
+    "CertificateExpiredError",
+    "CertificateKeyError",
+    "CertificateMissingError",
+    "CertificateNotYetValidError",
+    "CertificateRootError",
+    "CertificateSignatureError",
+    "CertificateTenantError",
     "CheckpointError",
     "ChunkReflectedError",
     "ChunkReorderedError",
@@ -173,6 +191,8 @@ __all__ = [
     "SimulatedEvidenceError",
     "StaleKeyError",
     "StateUnavailableError",
+    "TenantRootMismatchError",
+    "TenantRootRequiredError",
     "TicketError",
     "TicketExpiredError",
     "TicketRevokedError",
@@ -459,6 +479,60 @@ class SessionClosedError(TicketError):
     code = "SESSION_CLOSED"
 
 
+class CertificateError(BulkheadError):
+    """The session key's certificate does not hold."""
+
+    code = "CERTIFICATE_INVALID"
+
+
+class CertificateMissingError(CertificateError):
+    """The worker's tenant has a root, and the session key came without its certificate."""
+
+    code = "CERTIFICATE_MISSING"
+
+
+class CertificateExpiredError(CertificateError):
+    """The certificate's time has passed: certify the session key again."""
+
+    code = "CERTIFICATE_EXPIRED"
+
+
+class CertificateNotYetValidError(CertificateError):
+    """The certificate's time has not come, or the clocks of client and worker disagree."""
+
+    code = "CERTIFICATE_NOT_YET_VALID"
+
+
+class CertificateRootError(CertificateError):
+    """Another root than the worker's descriptor names issued the certificate."""
+
+    code = "CERTIFICATE_ROOT"
+
+
+class CertificateSignatureError(CertificateError):
+    """The root that the certificate names did not sign it."""
+
+    code = "CERTIFICATE_SIGNATURE"
+
+
+class CertificateTenantError(CertificateError):
+    """The certificate is for another tenant."""
+
+    code = "CERTIFICATE_TENANT"
+
+
+class CertificateKeyError(CertificateError):
+    """The certificate is of another session key."""
+
+    code = "CERTIFICATE_KEY"
+
+
+class TenantRootRequiredError(BulkheadError):
+    """Tier confidential, or the worker, demands a tenant root, and none is recorded or configured."""
+
+    code = "TENANT_ROOT_REQUIRED"
+
+
 class SealError(BulkheadError):
     """A sealed message does not hold; nothing of it may be used."""
 
@@ -639,6 +713,12 @@ class EvidenceBindingError(EvidenceError):
     code = "EVIDENCE_BINDING"
 
 
+class TenantRootMismatchError(EvidenceBindingError):
+    """The worker takes session keys of another tenant root than the configured one, or of none."""
+
+    code = "TENANT_ROOT_MISMATCH"
+
+
 class EvidenceExpiredError(EvidenceError):
     """The evidence is out of date."""
 
@@ -761,6 +841,16 @@ CODE_TO_STATUS: Final[Mapping[str, str]] = MappingProxyType(
         "TICKET_REVOKED": "UNAUTHENTICATED",
         "CLOCK_SKEW": "UNAUTHENTICATED",
         "SESSION_CLOSED": "FAILED_PRECONDITION",
+        "CERTIFICATE_INVALID": "UNAUTHENTICATED",
+        "CERTIFICATE_MISSING": "UNAUTHENTICATED",
+        "CERTIFICATE_EXPIRED": "UNAUTHENTICATED",
+        "CERTIFICATE_NOT_YET_VALID": "UNAUTHENTICATED",
+        "CERTIFICATE_ROOT": "UNAUTHENTICATED",
+        "CERTIFICATE_SIGNATURE": "UNAUTHENTICATED",
+        "CERTIFICATE_TENANT": "UNAUTHENTICATED",
+        "CERTIFICATE_KEY": "UNAUTHENTICATED",
+        "TENANT_ROOT_REQUIRED": "FAILED_PRECONDITION",
+        "TENANT_ROOT_MISMATCH": "FAILED_PRECONDITION",
         "SEAL_BROKEN": "DATA_LOSS",
         "SIGNATURE_INVALID": "UNAUTHENTICATED",
         "SEQUENCE_REPLAYED": "ABORTED",

@@ -432,6 +432,7 @@ class CreatePartition(_message.Message):
     MAX_OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
     MANIFEST_DIGEST_FIELD_NUMBER: _builtins.int
     MANIFEST_VERSION_FIELD_NUMBER: _builtins.int
+    TENANT_ROOT_FIELD_NUMBER: _builtins.int
     tenant_id: _builtins.str
     tier: _builtins.str
     """Tier name."""
@@ -450,6 +451,8 @@ class CreatePartition(_message.Message):
     """Of a sealed model, SHA-256 of its manifest; empty for a plain one. The answer is then PartitionBooted."""
     manifest_version: _builtins.int
     """Version in that manifest."""
+    tenant_root: _builtins.bytes
+    """SHA-256 of the tenant's root key, 32 bytes; empty where it has none. Constant for the worker's life."""
     @_builtins.property
     def gpu_uuids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """GPUs of the partition; one for `mig`."""
@@ -470,10 +473,11 @@ class CreatePartition(_message.Message):
         max_output_tokens: _builtins.int = ...,
         manifest_digest: _builtins.bytes = ...,
         manifest_version: _builtins.int = ...,
+        tenant_root: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["gpu_uuids", b"gpu_uuids", "manifest_digest", b"manifest_digest", "manifest_version", b"manifest_version", "max_output_tokens", b"max_output_tokens", "memory_mib", b"memory_mib", "memory_slice_start", b"memory_slice_start", "memory_slices", b"memory_slices", "mig_profile_id", b"mig_profile_id", "model_digest", b"model_digest", "model_name", b"model_name", "model_path", b"model_path", "tenant_id", b"tenant_id", "tier", b"tier"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["gpu_uuids", b"gpu_uuids", "manifest_digest", b"manifest_digest", "manifest_version", b"manifest_version", "max_output_tokens", b"max_output_tokens", "memory_mib", b"memory_mib", "memory_slice_start", b"memory_slice_start", "memory_slices", b"memory_slices", "mig_profile_id", b"mig_profile_id", "model_digest", b"model_digest", "model_name", b"model_name", "model_path", b"model_path", "tenant_id", b"tenant_id", "tenant_root", b"tenant_root", "tier", b"tier"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -137,6 +137,7 @@ class WorkerStart(_message.Message):
     KEY_LIFE_S_FIELD_NUMBER: _builtins.int
     MANIFEST_DIGEST_FIELD_NUMBER: _builtins.int
     MANIFEST_VERSION_FIELD_NUMBER: _builtins.int
+    TENANT_ROOT_FIELD_NUMBER: _builtins.int
     partition_id: _builtins.str
     tenant_id: _builtins.str
     tier: _builtins.str
@@ -159,6 +160,8 @@ class WorkerStart(_message.Message):
     """Of a sealed model, SHA-256 of its manifest; empty for a plain one."""
     manifest_version: _builtins.int
     """Version in that manifest."""
+    tenant_root: _builtins.bytes
+    """SHA-256 of the tenant's root key, which must have certified session keys; empty where it has none."""
     @_builtins.property
     def ticket_issuers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]: ...
     def __init__(
@@ -183,10 +186,11 @@ class WorkerStart(_message.Message):
         key_life_s: _builtins.int = ...,
         manifest_digest: _builtins.bytes = ...,
         manifest_version: _builtins.int = ...,
+        tenant_root: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["authority", b"authority", "key_life_s", b"key_life_s", "kv_cache_mib", b"kv_cache_mib", "manifest_digest", b"manifest_digest", "manifest_version", b"manifest_version", "max_output_tokens", b"max_output_tokens", "max_queued_requests", b"max_queued_requests", "max_running_requests", b"max_running_requests", "model_digest", b"model_digest", "model_directory", b"model_directory", "model_name", b"model_name", "partition_id", b"partition_id", "simulated", b"simulated", "socket_path", b"socket_path", "tenant_id", b"tenant_id", "threads", b"threads", "ticket_issuers", b"ticket_issuers", "tier", b"tier", "weights", b"weights"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["authority", b"authority", "key_life_s", b"key_life_s", "kv_cache_mib", b"kv_cache_mib", "manifest_digest", b"manifest_digest", "manifest_version", b"manifest_version", "max_output_tokens", b"max_output_tokens", "max_queued_requests", b"max_queued_requests", "max_running_requests", b"max_running_requests", "model_digest", b"model_digest", "model_directory", b"model_directory", "model_name", b"model_name", "partition_id", b"partition_id", "simulated", b"simulated", "socket_path", b"socket_path", "tenant_id", b"tenant_id", "tenant_root", b"tenant_root", "threads", b"threads", "ticket_issuers", b"ticket_issuers", "tier", b"tier", "weights", b"weights"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

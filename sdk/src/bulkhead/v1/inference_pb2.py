@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x62ulkhead/v1/inference.proto\x12\x0b\x62ulkhead.v1\"0\n\rSealedRequest\x12\x10\n\x08\x65nvelope\x18\x01 \x01(\x0c\x12\r\n\x05\x63hunk\x18\x02 \x03(\x0c\"3\n\x0cSealedChunks\x12\x14\n\x0cworker_nonce\x18\x01 \x01(\x0c\x12\r\n\x05\x63hunk\x18\x02 \x03(\x0c\"J\n\x11GetReceiptRequest\x12\x0e\n\x06ticket\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x11\n\tsignature\x18\x03 \x01(\x0c\"8\n\x12GetReceiptResponse\x12\x0f\n\x07receipt\x18\x01 \x01(\x0c\x12\x11\n\tsignature\x18\x02 \x01(\x0c\x32\xe8\x01\n\x10InferenceService\x12\x43\n\x08Generate\x12\x1a.bulkhead.v1.SealedRequest\x1a\x19.bulkhead.v1.SealedChunks0\x01\x12@\n\x05\x45mbed\x12\x1a.bulkhead.v1.SealedRequest\x1a\x19.bulkhead.v1.SealedChunks0\x01\x12M\n\nGetReceipt\x12\x1e.bulkhead.v1.GetReceiptRequest\x1a\x1f.bulkhead.v1.GetReceiptResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x62ulkhead/v1/inference.proto\x12\x0b\x62ulkhead.v1\"0\n\rSealedRequest\x12\x10\n\x08\x65nvelope\x18\x01 \x01(\x0c\x12\r\n\x05\x63hunk\x18\x02 \x03(\x0c\"3\n\x0cSealedChunks\x12\x14\n\x0cworker_nonce\x18\x01 \x01(\x0c\x12\r\n\x05\x63hunk\x18\x02 \x03(\x0c\"_\n\x11GetReceiptRequest\x12\x0e\n\x06ticket\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x11\n\tsignature\x18\x03 \x01(\x0c\x12\x13\n\x0b\x63\x65rtificate\x18\x04 \x01(\x0c\"8\n\x12GetReceiptResponse\x12\x0f\n\x07receipt\x18\x01 \x01(\x0c\x12\x11\n\tsignature\x18\x02 \x01(\x0c\x32\xe8\x01\n\x10InferenceService\x12\x43\n\x08Generate\x12\x1a.bulkhead.v1.SealedRequest\x1a\x19.bulkhead.v1.SealedChunks0\x01\x12@\n\x05\x45mbed\x12\x1a.bulkhead.v1.SealedRequest\x1a\x19.bulkhead.v1.SealedChunks0\x01\x12M\n\nGetReceipt\x12\x1e.bulkhead.v1.GetReceiptRequest\x1a\x1f.bulkhead.v1.GetReceiptResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,9 +36,9 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SEALEDCHUNKS']._serialized_start=94
   _globals['_SEALEDCHUNKS']._serialized_end=145
   _globals['_GETRECEIPTREQUEST']._serialized_start=147
-  _globals['_GETRECEIPTREQUEST']._serialized_end=221
-  _globals['_GETRECEIPTRESPONSE']._serialized_start=223
-  _globals['_GETRECEIPTRESPONSE']._serialized_end=279
-  _globals['_INFERENCESERVICE']._serialized_start=282
-  _globals['_INFERENCESERVICE']._serialized_end=514
+  _globals['_GETRECEIPTREQUEST']._serialized_end=242
+  _globals['_GETRECEIPTRESPONSE']._serialized_start=244
+  _globals['_GETRECEIPTRESPONSE']._serialized_end=300
+  _globals['_INFERENCESERVICE']._serialized_start=303
+  _globals['_INFERENCESERVICE']._serialized_end=535
 # @@protoc_insertion_point(module_scope)

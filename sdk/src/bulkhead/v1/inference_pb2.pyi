@@ -27,7 +27,7 @@ class SealedRequest(_message.Message):
     ENVELOPE_FIELD_NUMBER: _builtins.int
     CHUNK_FIELD_NUMBER: _builtins.int
     envelope: _builtins.bytes
-    """Ticket, key id, sequence, encapsulated request secret and signature (docs/protocol.md)."""
+    """Ticket, certificate, key id, sequence, encapsulated request secret and signature (docs/protocol.md)."""
     @_builtins.property
     def chunk(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
         """Sealed chunks of the request, in order."""
@@ -79,21 +79,25 @@ class GetReceiptRequest(_message.Message):
     TICKET_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     SIGNATURE_FIELD_NUMBER: _builtins.int
+    CERTIFICATE_FIELD_NUMBER: _builtins.int
     ticket: _builtins.str
     """The session's ticket."""
     request_id: _builtins.str
     signature: _builtins.bytes
     """Session key's signature over the request (docs/protocol.md, "Fetching a receipt")."""
+    certificate: _builtins.bytes
+    """The session key's certificate, where the tenant has a root (docs/protocol.md, "Tenant root"); else empty."""
     def __init__(
         self,
         *,
         ticket: _builtins.str = ...,
         request_id: _builtins.str = ...,
         signature: _builtins.bytes = ...,
+        certificate: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "signature", b"signature", "ticket", b"ticket"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate", b"certificate", "request_id", b"request_id", "signature", b"signature", "ticket", b"ticket"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

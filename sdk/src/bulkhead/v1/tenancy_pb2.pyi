@@ -36,6 +36,7 @@ class Tenant(_message.Message):
     MAX_OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
     LOG_VKEY_FIELD_NUMBER: _builtins.int
+    TENANT_ROOT_FIELD_NUMBER: _builtins.int
     tenant_id: _builtins.str
     name: _builtins.str
     """Unique slug, e.g. `mercy-hospital`."""
@@ -49,6 +50,8 @@ class Tenant(_message.Message):
     """Changes with every update; a decision names the revision it saw."""
     log_vkey: _builtins.str
     """Verifier key (C2SP vkey) of its audit log."""
+    tenant_root: _builtins.bytes
+    """SHA-256 of its root's public key (docs/protocol.md, "Tenant root"); empty where it has none."""
     @_builtins.property
     def regions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Regions where its data may be processed."""
@@ -75,10 +78,11 @@ class Tenant(_message.Message):
         max_output_tokens: _builtins.int = ...,
         revision: _builtins.int = ...,
         log_vkey: _builtins.str = ...,
+        tenant_root: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["log_vkey", b"log_vkey", "max_output_tokens", b"max_output_tokens", "minimum_tier", b"minimum_tier", "models", b"models", "name", b"name", "packs", b"packs", "regions", b"regions", "revision", b"revision", "session_limit", b"session_limit", "status", b"status", "tenant_id", b"tenant_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["log_vkey", b"log_vkey", "max_output_tokens", b"max_output_tokens", "minimum_tier", b"minimum_tier", "models", b"models", "name", b"name", "packs", b"packs", "regions", b"regions", "revision", b"revision", "session_limit", b"session_limit", "status", b"status", "tenant_id", b"tenant_id", "tenant_root", b"tenant_root"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -142,7 +146,9 @@ class UpdateTenantRequest(_message.Message):
     tenant_id: _builtins.str
     @_builtins.property
     def fields(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Names of `Tenant` fields to change: status, regions, packs, models, minimum_tier, session_limit, max_output_tokens."""
+        """Names of `Tenant` fields to change: status, regions, packs, models, minimum_tier, session_limit, max_output_tokens,
+        tenant_root (an empty one takes it away).
+        """
 
     @_builtins.property
     def tenant(self) -> Global___Tenant: ...
