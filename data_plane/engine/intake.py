@@ -113,6 +113,7 @@ class Intake:
             end_tokens=self._end_tokens,
             index=index,
             timeout_s=request.timeout_s,
+            profile=request.profile and index == 0,
         )
 
     def _check_tokens(self, what: str, tokens: Iterable[int]) -> None:

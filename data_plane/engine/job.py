@@ -32,6 +32,7 @@ class Job:
         end_tokens: the model's end-of-turn tokens.
         index: which of a request's answers this is.
         timeout_s: most seconds from the queue to the end; None for no bound.
+        profile: whether the step of the second token is to be traced; its trace is then put into ``trace``.
 
     ``queued``, ``started`` and ``first`` are moments of the monotonic clock that the engine's thread sets: when the
     answer was queued, when its first step began, when its first token was there.
@@ -47,6 +48,7 @@ class Job:
         end_tokens: frozenset[int],
         index: int = 0,
         timeout_s: float | None = None,
+        profile: bool = False,
     ) -> None:
         params = sampler.params
         self.sequence = sequence
@@ -54,6 +56,8 @@ class Job:
         self.stream = stream
         self.index = index
         self.timeout_s = timeout_s
+        self.profile = profile
+        self.trace = b""
         self.queued = self.started = self.first = 0.0
         self._decode = decode
         self._eos = _NONE if params.ignore_eos else end_tokens
@@ -91,12 +95,14 @@ class Job:
         if (ended or full) and stopped is None:
             rest, stopped = self._text.flush()
             text += rest
+        trace, self.trace = self.trace, b""
         delta = TokenDelta(
             text=text,
             token_ids=(token,),
             index=self.index,
             logprobs=() if choice.logprobs is None else (self._named(choice.logprobs),),
             prompt_logprobs=self._prompt_logprobs(),
+            trace=trace,
         )
         if not (ended or full or stopped is not None):
             return delta

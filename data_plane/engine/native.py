@@ -119,16 +119,6 @@ class NativeEngine:
         """Return the engine's metrics in Prometheus' text format; see :mod:`.metrics`."""
         return b"" if self._stepper.metrics is None else self._stepper.metrics.render()
 
-    async def profile_step(self) -> bytes:
-        """Return a trace of the next step that computes anything; see :mod:`.profile`.
-
-        Raises:
-            ShuttingDownError: the engine stopped before there was one.
-            ConflictError: a later call took this one's place.
-        """
-        self._check_serving()
-        return await asyncio.wrap_future(self._stepper.profile())
-
     def weight_bytes(self) -> int:
         """Return the bytes of the weights that steps compute with, and of the token table."""
         return self._weight_bytes

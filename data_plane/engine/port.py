@@ -15,6 +15,8 @@ from enum import StrEnum
 from typing import Final, Protocol
 
 from bulkhead.errors import InvalidRequestError
+from bulkhead.protocol.generate import MAX_MESSAGES, MAX_PRIORITY
+from bulkhead.protocol.payloads import TokenLogprob
 from data_plane.engine.params import SamplingDefaults, SamplingParams
 
 __all__ = [
@@ -35,10 +37,8 @@ __all__ = [
     "Usage",
 ]
 
-MAX_MESSAGES: Final = 1024  # a longer conversation does not fit any supported context with its role markers
 MAX_PROMPT_CHARS: Final = 1 << 24  # four bytes for each token of the longest context
 MAX_SCOPE_BYTES: Final = 64
-MAX_PRIORITY: Final = 100
 
 
 class FinishReason(StrEnum):
@@ -90,6 +90,7 @@ class EngineRequest:
             scope. Empty shares with nobody.
         priority: higher ones leave the queue first; from -100 to 100.
         timeout_s: the request ends with DeadlineError so long after it was queued, in seconds; None never.
+        profile: trace the step that chooses the answer's second token (of the first of several answers).
 
     Raises:
         InvalidRequestError: no or several prompts, too many messages, or a field above its limit.
@@ -103,6 +104,7 @@ class EngineRequest:
     scope: bytes = field(default=b"", repr=False)
     priority: int = 0
     timeout_s: float | None = None
+    profile: bool = False
 
     def __post_init__(self) -> None:
         if not -MAX_PRIORITY <= self.priority <= MAX_PRIORITY:
@@ -129,25 +131,6 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TokenLogprob:
-    """Natural logarithms of the model's own probabilities at one place, before penalties, bias and temperature.
-
-    Attributes:
-        token_id: the token that stands there.
-        text: it alone as text; a replacement character where it is part of a character.
-        logprob: of that token.
-        rank: 1 for the likeliest.
-        top: the likeliest tokens, each (id, text, logarithm), likeliest first.
-    """
-
-    token_id: int
-    text: str
-    logprob: float
-    rank: int
-    top: tuple[tuple[int, str, float], ...] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class TokenDelta:
     """What came since the previous delta; tokens that arrived while the caller was busy are joined into one.
 
@@ -160,6 +143,8 @@ class TokenDelta:
         finish_reason: set on the last delta of each answer and only there.
         stop_reason: with ``stop``, the stop string or stop token that ended the answer; None for the end of turn.
         usage: of the whole request, set on its very last delta.
+        trace: of the step that was to be traced, as a gzipped Chrome trace; with the second token. It has names and
+            times of operators, no shapes, stacks or data. An answer of one token has none.
     """
 
     text: str
@@ -170,6 +155,7 @@ class TokenDelta:
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None
     usage: Usage | None = None
+    trace: bytes = b""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

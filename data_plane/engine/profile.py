@@ -1,19 +1,35 @@
 """A trace of what one step spends its time on, for Chrome's trace viewer or Perfetto."""
 
-import tempfile
+import gzip
+import json
 from collections.abc import Callable
-from pathlib import Path
+from typing import TypeVar
 
 from torch.profiler import ProfilerActivity, profile
 
 __all__ = ["traced"]
 
+_Result = TypeVar("_Result")
 
-def traced(step: Callable[[], None]) -> bytes:
-    """Run ``step`` and return its trace as JSON: names and times of operators, without shapes, stacks or data."""
-    with profile(activities=[ProfilerActivity.CPU], record_shapes=False, with_stack=False) as recorder:
-        step()
-    with tempfile.TemporaryDirectory(prefix="bh-trace-") as folder:
-        path = Path(folder) / "step.json"
-        recorder.export_chrome_trace(str(path))
-        return path.read_bytes()
+
+def traced(step: Callable[[], _Result]) -> tuple[_Result, bytes]:
+    """Return what ``step`` returns and its trace: names, threads and times in microseconds of operators, gzipped JSON.
+
+    Nothing else is in it: torch's own export goes to a file and tells of the host, and shapes, stacks and data are not
+    recorded. It goes to whoever asked, under the seal, and to nobody else: a step's times tell how much it computed.
+    """
+    with profile(activities=[ProfilerActivity.CPU], record_shapes=False, with_stack=False, acc_events=True) as recorder:
+        result = step()
+    events = [
+        {
+            "name": event.name,
+            "ph": "X",
+            "pid": 0,
+            "tid": event.thread,
+            "ts": event.time_range.start,
+            "dur": event.time_range.end - event.time_range.start,
+        }
+        for event in recorder.events()
+    ]
+    trace = json.dumps({"displayTimeUnit": "ms", "traceEvents": events}, separators=(",", ":"))
+    return result, gzip.compress(trace.encode(), compresslevel=6, mtime=0)

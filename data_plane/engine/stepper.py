@@ -19,7 +19,7 @@ from typing import Final, TypeAlias
 
 import torch
 
-from bulkhead.errors import BulkheadError, ConflictError, DeadlineError, InternalError, ShuttingDownError
+from bulkhead.errors import BulkheadError, DeadlineError, InternalError
 from data_plane.engine.job import Job
 from data_plane.engine.metrics import EngineMetrics
 from data_plane.engine.port import EngineCounters, TokenDelta
@@ -46,11 +46,6 @@ class _Submit:
 @dataclass(frozen=True, slots=True)
 class _Cancel:
     job: Job
-
-
-@dataclass(frozen=True, slots=True)
-class _Profile:
-    future: Future[bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,10 +79,9 @@ class Stepper:
         self._threads = threads
         self._loop = loop
         self.on_failure: Callable[[], None] = lambda: None
-        self._inbox: queue.SimpleQueue[_Submit | _Cancel | _Profile | _Stop] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[_Submit | _Cancel | _Stop] = queue.SimpleQueue()
         self._jobs: dict[int, Job] = {}  # by id of the sequence
         self._deadlines: list[tuple[float, int, Job]] = []  # a heap
-        self._profile: Future[bytes] | None = None
         self.counters = EngineCounters()
         self.metrics: EngineMetrics | None = None
         self._thread = threading.Thread(target=self._main, name="engine", daemon=True)
@@ -107,12 +101,6 @@ class Stepper:
     def cancel(self, job: Job) -> None:
         """Take a request out before the next step; nothing happens if it has ended."""
         self._inbox.put(_Cancel(job))
-
-    def profile(self) -> Future[bytes]:
-        """Return the trace of the next step that computes anything, once it is done."""
-        future: Future[bytes] = Future()
-        self._inbox.put(_Profile(future))
-        return future
 
     def stop(self) -> None:
         """Stop after the current step and wait for the thread, which overwrites the model. Blocks.
@@ -138,13 +126,11 @@ class Stepper:
                 while self._take_in():
                     self._expire()
                     if self._jobs:
-                        self._step_or_profile()
+                        self._step()
             except Exception:  # noqa: BLE001 - a thread's end is a boundary: whatever is raised, requests must not hang
                 _LOG.exception("an engine step failed; the engine takes no more requests")
                 self._post(self.on_failure)
             finally:
-                if self._profile is not None:
-                    self._profile.set_exception(ShuttingDownError("the engine has stopped"))
                 for job in self._jobs.values():
                     runner.scheduler.end(job.sequence)
                 runner.erase()
@@ -167,10 +153,6 @@ class Stepper:
                 case _Cancel(job):
                     if self._drop(job):
                         self._count(cancelled=1)
-                case _Profile(future):
-                    if self._profile is not None:
-                        self._profile.set_exception(ConflictError("another profile of a step was asked for"))
-                    self._profile = future
                 case _Stop():
                     return False
 
@@ -197,17 +179,10 @@ class Stepper:
             self._count(expired=len(emissions))
             self._post(lambda: _deliver(emissions))
 
-    def _step_or_profile(self) -> None:
-        if self._profile is None:
-            self._step()
-            return
-        wanted, self._profile = self._profile, None
-        wanted.set_result(traced(self._step))
-
     def _step(self) -> None:
         scheduler, started = self._runner.scheduler, time.monotonic()
         chunks = scheduler.schedule()
-        choices = self._runner.step(chunks, [self._jobs[id(chunk.sequence)].sampler for chunk in chunks])
+        choices = self._compute(chunks)
         emissions: list[Emission] = []
         ended = time.monotonic()
         for chunk, of_chunk in zip(chunks, choices, strict=True):
@@ -226,6 +201,18 @@ class Stepper:
             busy_s=time.monotonic() - started,
         )
         self._post(lambda: _deliver(emissions))
+
+    def _compute(self, chunks: Sequences[Chunk]) -> Sequences[Sequences[Choice]]:
+        """Return what a step chooses for each chunk; traced if an answer that has begun asks for that."""
+        jobs = [self._jobs[id(chunk.sequence)] for chunk in chunks]
+        samplers = [job.sampler for job in jobs]
+        curious = [job for job in jobs if job.profile and job.first]
+        if not curious:
+            return self._runner.step(chunks, samplers)
+        choices, trace = traced(lambda: self._runner.step(chunks, samplers))
+        for job in curious:
+            job.profile, job.trace = False, trace
+        return choices
 
     def _record(self, chunk: Chunk, choices: Sequences[Choice], emissions: list[Emission]) -> None:
         """Write down what a chunk gave, token by token, as far as its answer goes."""

@@ -49,5 +49,6 @@ class DeltaStream:
             text="".join(delta.text for delta in deltas),
             token_ids=tuple(token for delta in deltas for token in delta.token_ids),
             prompt_logprobs=deltas[0].prompt_logprobs,
+            trace=b"".join(delta.trace for delta in deltas),
             logprobs=tuple(entry for delta in deltas for entry in delta.logprobs),
         )

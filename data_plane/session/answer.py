@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Final, TypeAlias
 
 from bulkhead.errors import BulkheadError
-from bulkhead.protocol.payloads import Delta, EmbedResult, End
+from bulkhead.protocol.payloads import Content, Delta, EmbedResult, End
 
 __all__ = ["AnswerBuffer", "DeltaLimits", "Outcome"]
 
@@ -37,14 +37,14 @@ class AnswerBuffer:
 
     def __init__(self, limits: DeltaLimits) -> None:
         self._limits = limits
-        self._records: deque[Delta | EmbedResult] = deque()
+        self._records: deque[Content] = deque()
         self._size = 0
         self._outcome: Outcome | None = None
         self._filled = asyncio.Event()
         self._emptied = asyncio.Event()
         self._closed = asyncio.Event()
 
-    async def put(self, record: Delta | EmbedResult) -> None:
+    async def put(self, record: Content) -> None:
         """Add a record once there is room; after the outcome it is dropped."""
         while self._size >= MAX_BUFFERED_CHARACTERS and self._outcome is None:
             self._emptied.clear()
@@ -81,7 +81,7 @@ class AnswerBuffer:
         """Whether the response has its outcome."""
         return self._outcome is not None
 
-    async def take(self) -> tuple[list[Delta | EmbedResult], Outcome | None]:
+    async def take(self) -> tuple[list[Content], Outcome | None]:
         """Return everything buffered as soon as there is something, and the outcome if it is known."""
         await self._filled.wait()
         records = list(self._records)
@@ -92,7 +92,7 @@ class AnswerBuffer:
             self._filled.clear()
         return records, self._outcome
 
-    def take_one(self) -> tuple[Delta | EmbedResult | None, Outcome | None]:
+    def take_one(self) -> tuple[Content | None, Outcome | None]:
         """Return the next record, or None and the outcome if that is known; waits for nothing."""
         if not self._records:
             return None, self._outcome
@@ -107,10 +107,10 @@ class AnswerBuffer:
             async with asyncio.timeout(pause_s):
                 await self._closed.wait()
 
-    def _pieces(self, record: Delta | EmbedResult) -> list[Delta | EmbedResult]:
+    def _pieces(self, record: Content) -> list[Content]:
         """Cut a delta whose text is too long; its tokens are counted with the first piece."""
         most = self._limits.characters
-        if isinstance(record, EmbedResult) or len(record.text) <= most:
+        if not isinstance(record, Delta) or len(record.text) <= most:
             return [record]
         texts = [record.text[start : start + most] for start in range(0, len(record.text), most)]
         rest = [replace(record, text=text, tokens=0, logprobs=(), prompt_logprobs=()) for text in texts[1:]]
@@ -136,5 +136,7 @@ def _joined(last: Delta, piece: Delta) -> Delta:
     )
 
 
-def _size(record: Delta | EmbedResult) -> int:
-    return len(record.text) + 1 if isinstance(record, Delta) else 4 * len(record.vector)
+def _size(record: Content) -> int:
+    if isinstance(record, Delta):
+        return len(record.text) + 1
+    return 4 * len(record.vector) if isinstance(record, EmbedResult) else len(record.data)

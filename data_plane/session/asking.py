@@ -1,12 +1,11 @@
 """Between what is said inside the seal and the engine's port; the two are bounded alike, each where it is read."""
 
 import hmac
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 from bulkhead.errors import InternalError
-from bulkhead.protocol.payloads import Delta, End, GenerateRequest, TokenLogprob, Usage
-from data_plane.engine import port
+from bulkhead.protocol.payloads import MAX_TRACE_BYTES, Content, Delta, End, GenerateRequest, Trace, Usage
 from data_plane.engine.params import Structure, StructureKind
 from data_plane.engine.port import ChatMessage, EngineRequest, SamplingDefaults, SamplingParams, TokenDelta
 
@@ -28,6 +27,9 @@ def engine_request(
         messages=tuple(ChatMessage(role=item.role, content=item.content) for item in asked.messages),
         prompt=asked.prompt,
         scope=scope,
+        priority=asked.priority,
+        timeout_s=asked.timeout_s,
+        profile=asked.profile,
         sampling=SamplingParams(
             max_tokens=defaults.max_tokens if asked.max_tokens is None else asked.max_tokens,
             min_tokens=asked.min_tokens,
@@ -78,20 +80,15 @@ def _structure(asked: GenerateRequest) -> Structure | None:
     return Structure(kind=StructureKind.CHOICE, patterns=asked.choice) if asked.choice else None
 
 
-def answer_deltas(delta: TokenDelta) -> Iterator[Delta]:
+def answer_deltas(delta: TokenDelta) -> Iterator[Content]:
     """Yield the records of what the engine produced: what it tells of the prompt in pieces, then the answer's part."""
     for at in range(0, len(delta.prompt_logprobs), PROMPT_PIECE):
-        piece = _entries(delta.prompt_logprobs[at : at + PROMPT_PIECE])
+        piece = delta.prompt_logprobs[at : at + PROMPT_PIECE]
         yield Delta(text="", tokens=0, index=delta.index, prompt_logprobs=piece)
     if delta.text or delta.token_ids:
-        yield Delta(text=delta.text, tokens=len(delta.token_ids), index=delta.index, logprobs=_entries(delta.logprobs))
-
-
-def _entries(entries: Sequence[port.TokenLogprob]) -> tuple[TokenLogprob, ...]:
-    return tuple(
-        TokenLogprob(token_id=entry.token_id, text=entry.text, logprob=entry.logprob, rank=entry.rank, top=entry.top)
-        for entry in entries
-    )
+        yield Delta(text=delta.text, tokens=len(delta.token_ids), index=delta.index, logprobs=delta.logprobs)
+    for at in range(0, len(delta.trace), MAX_TRACE_BYTES):
+        yield Trace(data=delta.trace[at : at + MAX_TRACE_BYTES])
 
 
 def answer_end(ends: Mapping[int, TokenDelta], *, usage: Usage, cached_tokens: int) -> End:

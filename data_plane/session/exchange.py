@@ -146,9 +146,9 @@ class Exchange:
 
     async def _generate(self) -> End:
         asked = parse_generate_request(self._request.payload)
-        logprobs = (asked.logprobs, asked.prompt_logprobs) != (None, None)
-        if logprobs and self._request.claims.padding is PaddingMode.STRICT:
-            raise InvalidRequestError("log probabilities do not fit the records of strict padding")
+        wide = asked.profile or (asked.logprobs, asked.prompt_logprobs) != (None, None)
+        if wide and self._request.claims.padding is PaddingMode.STRICT:
+            raise InvalidRequestError("neither log probabilities nor a profile fit the records of strict padding")
         request = engine_request(
             asked,
             request_id=f"{self._request.info.request_id}/{self._request.info.sequence}",

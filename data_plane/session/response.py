@@ -18,7 +18,7 @@ from typing import Any, Final
 import structlog
 
 from bulkhead.errors import BulkheadError, InternalError, InvalidRequestError
-from bulkhead.protocol.payloads import Delta, EmbedResult, End, Usage
+from bulkhead.protocol.payloads import Content, End, Usage
 from bulkhead.protocol.receipts import ReceiptStatus, SignedReceipt
 from bulkhead.protocol.server import ServerRequest
 from bulkhead.sealing import PaddingMode
@@ -157,9 +157,7 @@ class Response:
         self._opened = True
         return SealedPart(random, chunks)
 
-    def _seal(
-        self, records: Sequence[Delta | EmbedResult], outcome: Outcome | None
-    ) -> tuple[list[bytes], Outcome | None]:
+    def _seal(self, records: Sequence[Content], outcome: Outcome | None) -> tuple[list[bytes], Outcome | None]:
         chunks: list[bytes] = []
         try:
             chunks.extend(self._request.send(record) for record in records)

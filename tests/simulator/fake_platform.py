@@ -6,6 +6,7 @@ there is no policy and no placement.
 """
 
 import asyncio
+import gzip
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -25,6 +26,7 @@ from bulkhead.protocol.payloads import (
     EmbedResult,
     End,
     GenerateRequest,
+    Trace,
     Usage,
     parse_embed_request,
     parse_generate_request,
@@ -46,9 +48,10 @@ from tests.simulator.fake_audit import FakeAudit
 from tests.simulator.pki import Authority
 from tests.simulator.sealed_world import MODEL, MODEL_DIGEST, POLICY_DIGEST, World
 
-__all__ = ["ANSWER", "API_KEY", "FakePlatform", "PlatformWorld", "running_platform"]
+__all__ = ["ANSWER", "API_KEY", "TRACE", "FakePlatform", "PlatformWorld", "running_platform"]
 
 API_KEY = f"bhk_{'0' * 26}_{'a' * 43}"
+TRACE = gzip.compress(b'{"traceEvents":[]}', mtime=0)
 ANSWER = ("The capital ", "of France ", "is Paris.")
 AUTHORITY = Authority("fake control plane")
 _SERVER = AUTHORITY.issue("control.test")
@@ -82,6 +85,8 @@ async def answer(platform: "FakePlatform", request: ServerRequest) -> AsyncItera
             chunk = request.send(Delta(text=text, tokens=2))
             yield inference_pb2.SealedChunks(worker_nonce=nonce, chunk=[chunk])
             nonce = b""
+        for piece in (TRACE[:4], TRACE[4:]) if platform.prompts[-1].profile and not platform.cut_short else ():
+            yield inference_pb2.SealedChunks(chunk=[request.send(Trace(data=piece))])
     end = request.end(End(finish_reason="stop", usage=Usage(prompt_tokens=5, completion_tokens=6)))
     platform.keep(request)
     yield inference_pb2.SealedChunks(worker_nonce=nonce, chunk=[end, request.finish()])
@@ -99,6 +104,7 @@ class FakePlatform:
         before_answer: awaited first in Generate and Embed, before anything is opened.
         respond: makes the response of an opened request.
         pace_s: pause before each delta.
+        cut_short: the answer ends before there is a step to trace.
     """
 
     world: PlatformWorld
@@ -108,6 +114,7 @@ class FakePlatform:
     before_answer: Callable[[], Awaitable[None]] | None = None
     respond: Respond = answer
     pace_s: float = 0.0
+    cut_short: bool = False
     ticket_life_s: int = 300
     prompts: list[GenerateRequest] = field(default_factory=list)
     opens: list[session_pb2.OpenSessionRequest] = field(default_factory=list)

@@ -18,15 +18,15 @@ from data_plane.engine.port import (
 
 
 class ScriptedEngine:
-    """Gives the texts of ``script``, one token each, and waits where it holds an event or raises an exception of it.
+    """Gives the texts of ``script``, one token each, or deltas; waits for its events, raises its exceptions.
 
     Attributes:
-        script: texts, events to wait for, exceptions to raise.
+        script: texts, deltas, events to wait for, exceptions to raise.
         requests: what was asked, in order.
         closed: how many streams were closed before their end.
     """
 
-    def __init__(self, *script: str | asyncio.Event | Exception) -> None:
+    def __init__(self, *script: str | TokenDelta | asyncio.Event | Exception) -> None:
         self.script = script
         self.requests: list[EngineRequest] = []
         self.closed = 0
@@ -43,6 +43,9 @@ class ScriptedEngine:
                     await item.wait()
                 elif isinstance(item, Exception):
                     raise item
+                elif isinstance(item, TokenDelta):
+                    count += len(item.token_ids)
+                    yield item
                 else:
                     count += 1
                     yield TokenDelta(text=item, token_ids=(count,))

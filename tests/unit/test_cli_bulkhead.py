@@ -17,7 +17,7 @@ from bulkhead.cli.program import program
 from bulkhead.client.config import load_profile
 from bulkhead.encoding import b64url_decode, canonical_json
 from bulkhead.errors import BulkheadError, PolicyDeniedError
-from tests.simulator.fake_platform import ANSWER, FakePlatform, running_platform
+from tests.simulator.fake_platform import ANSWER, TRACE, FakePlatform, running_platform
 from tests.simulator.sealed_world import ORIGIN
 
 
@@ -99,6 +99,27 @@ async def test_chat_reads_standard_input_and_saves_the_receipt(tmp_path: Path) -
     assert content["decision"]["checkpoint"].startswith(ORIGIN)
 
 
+async def test_chat_asks_with_rank_and_time_and_saves_a_profile(tmp_path: Path) -> None:
+    """--priority and --timeout go into the request; --save-profile writes the trace, or says that there was none."""
+    saved = tmp_path / "step.json.gz"
+    options = ("--priority", "-7", "--timeout", "2.5", "--save-profile", str(saved))
+    async with running_platform() as platform:
+        config = platform.write_config(tmp_path)
+        result = await _invoke(config, "chat", *options, "hi")
+        assert result.exit_code == 0, result.stderr
+        asked = platform.prompts[0]
+        assert (asked.priority, asked.timeout_s, asked.profile) == (-7, 2.5, True)
+        assert saved.read_bytes() == TRACE
+        refused = await _invoke(config, "chat", "--timeout", "-1", "hi")
+        wrong = await _invoke(config, "chat", "--priority", "101", "hi")
+        platform.cut_short = True
+        without = await _invoke(config, "chat", *options, "hi")
+        assert len(platform.prompts) == 2
+    assert (refused.exit_code, wrong.exit_code, without.exit_code) == (1, 2, 1)
+    assert "timeout_s" in refused.stderr
+    assert "second token" in without.stderr
+
+
 async def test_saved_receipt_is_verified_offline(tmp_path: Path) -> None:
     """`receipt verify` needs the file and the pins alone; a changed file is refused by name, with exit status 1."""
     saved = tmp_path / "receipt.json"
@@ -137,7 +158,10 @@ async def test_conversation_keeps_its_history(tmp_path: Path, monkeypatch: pytes
             max_tokens=None,
             temperature=0.0,
             seed=None,
+            priority=0,
+            timeout_s=None,
             save_receipt=None,
+            save_profile=None,
         )
         await conversation.lines(profile)
     turns = [(message.role, message.content) for message in platform.prompts[1].messages]

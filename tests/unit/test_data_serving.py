@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import secrets
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
@@ -26,19 +27,22 @@ from bulkhead.ids import REQUEST, new_id
 from bulkhead.protocol.client import ClientEvent, ClientRequest, Complete
 from bulkhead.protocol.context import Method
 from bulkhead.protocol.payloads import (
+    MAX_TRACE_BYTES,
     Delta,
     EmbedRequest,
     End,
     Failure,
     GenerateRequest,
     Message,
+    Trace,
     encode_embed_request,
     encode_generate_request,
 )
 from bulkhead.protocol.receipts import ReceiptStatus
 from bulkhead.protocol.server import SealedServer
 from bulkhead.protocol.tickets import TicketLimits, TicketVerifier
-from data_plane.engine.port import EngineState
+from bulkhead.sealing import PaddingMode
+from data_plane.engine.port import EngineState, TokenDelta
 from data_plane.session import exchange as exchange_module
 from data_plane.session import receipts as receipts_module
 from data_plane.session.lease import WorkerLease
@@ -123,8 +127,13 @@ def opened(request: ClientRequest, part: SealedPart) -> list[ClientEvent]:
     return [request.receive(chunk) for chunk in part.chunks]
 
 
-def make(*script: Any, in_flight: int = 8, limits: TicketLimits | None = None) -> Bench:
-    world = World(seed=3)
+def make(
+    *script: Any,
+    in_flight: int = 8,
+    limits: TicketLimits | None = None,
+    padding: PaddingMode = PaddingMode.DEFAULT,
+) -> Bench:
+    world = World(seed=3, padding=padding)
     agent = AgentEnd()
     engine = ScriptedEngine(*(script or ("a", "b")))
     lease = WorkerLease(wall_s=lambda: world.now_s, monotonic_s=lambda: 0.0)
@@ -239,6 +248,35 @@ async def test_a_failure_costs_as_much_as_a_success_on_the_wire() -> None:
         sizes.append(len((await anext(parts)).chunks[0]))
         await parts.aclose()
     assert sizes[0] == sizes[1]
+
+
+async def test_priority_time_and_profile_reach_the_engine() -> None:
+    """What a sealed request says of its rank, its time and a profile is what the engine is asked for."""
+    bench = make()
+    await bench.events(bench.begin(priority=-7, timeout_s=2.5, profile=True))
+    await bench.events(bench.begin())
+    asked, plain = bench.engine.requests
+    assert (asked.priority, asked.timeout_s, asked.profile) == (-7, 2.5, True)
+    assert (plain.priority, plain.timeout_s, plain.profile) == (0, None, False)
+
+
+async def test_a_trace_leaves_in_sealed_pieces() -> None:
+    """A trace longer than a record comes whole, before the end, and counts no tokens."""
+    trace = secrets.token_bytes(3 * MAX_TRACE_BYTES // 2)
+    bench = make("a", TokenDelta(text="b", token_ids=(2,), trace=trace), "c")
+    found = await bench.events(bench.begin(profile=True))
+    assert b"".join(event.data for event in found if isinstance(event, Trace)) == trace
+    assert "".join(event.text for event in found if isinstance(event, Delta)) == "abc"
+    assert isinstance(found[-1], Complete)
+    assert found[-1].receipt.usage.completion_tokens == 3
+
+
+async def test_a_profile_does_not_fit_strict_padding() -> None:
+    """Where every message has one size nothing that varies with the request is sent: refused before any work."""
+    bench = make(padding=PaddingMode.STRICT)
+    found = await bench.events(bench.begin(profile=True))
+    assert [event.code for event in found if isinstance(event, Failure)] == ["INVALID_REQUEST"]
+    assert bench.engine.requests == []
 
 
 async def test_a_payload_that_is_no_request_is_refused_under_the_seal() -> None:

@@ -1,11 +1,13 @@
 import asyncio
+import gzip
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bulkhead.errors import DeadlineError, InvalidRequestError, ShuttingDownError
+from bulkhead.errors import DeadlineError, InvalidRequestError
 from data_plane.engine import Engine, EngineRequest, SamplingParams
 from data_plane.engine.lookup import Lookup
 from tests.simulator.tiny_engine import Answer, answer, running_engine, token_request
@@ -153,15 +155,18 @@ async def test_metrics_count_with_vllms_names_and_reveal_no_content(model: Path)
 
 
 async def test_a_profile_shows_one_steps_operators(model: Path) -> None:
-    """On demand one step is traced in Chrome's format; an engine that closes before one ends the wait."""
+    """The step of the second token is traced, in Chrome's format, for who asked; a single token's answer has none."""
     async with running_engine(model) as engine:
-        trace = asyncio.ensure_future(engine.profile_step())  # type: ignore[attr-defined]
-        await asyncio.sleep(0)
-        await answer(engine, token_request("r", (5, 6, 7), max_tokens=3))
-        names = {event.get("name") for event in json.loads(await trace)["traceEvents"]}
-        assert {"aten::index_copy_", "aten::max"} <= names
-        waiting = asyncio.ensure_future(engine.profile_step())  # type: ignore[attr-defined]
-        await asyncio.sleep(0)
-        await engine.aclose()
-        with pytest.raises(ShuttingDownError):
-            await waiting
+        asked = replace(token_request("r", (5, 6, 7), max_tokens=3, n=2, ignore_eos=True), profile=True)
+        profiled, beside = await asyncio.gather(
+            answer(engine, asked), answer(engine, token_request("beside", (8, 9), max_tokens=6))
+        )
+        plain = await answer(engine, replace(asked, profile=False))
+        short = await answer(engine, replace(asked, sampling=SamplingParams(max_tokens=1)))
+    traces = [delta.trace for delta in profiled.deltas if delta.trace]
+    assert [delta.index for delta in profiled.deltas if delta.trace] == [0]
+    names = {event.get("name") for event in json.loads(gzip.decompress(traces[0]))["traceEvents"]}
+    assert {"aten::index_copy_", "aten::max"} <= names
+    assert b"Input Dims" not in gzip.decompress(traces[0])
+    assert profiled.tokens == plain.tokens
+    assert not any(delta.trace for other in (beside, plain, short) for delta in other.deltas)

@@ -7,6 +7,7 @@ from bulkhead.encoding import b64url_encode, canonical_json
 from bulkhead.errors import InternalError, InvalidRequestError, MessageTooLargeError, QueueFullError, SealError
 from bulkhead.protocol.payloads import (
     MAX_PAYLOAD_BYTES,
+    MAX_TRACE_BYTES,
     Delta,
     EmbedRequest,
     EmbedResult,
@@ -15,6 +16,7 @@ from bulkhead.protocol.payloads import (
     GenerateRequest,
     Message,
     TokenLogprob,
+    Trace,
     Usage,
     encode_embed_request,
     encode_generate_request,
@@ -67,6 +69,8 @@ def raw(**changes):
         ),
         GenerateRequest(messages=HELLO, choice=("yes", "no"), temperature=0.0, top_p=1.0, top_k=0),
         GenerateRequest(messages=HELLO, regex="[a-z]+", cache_salt="team"),
+        GenerateRequest(messages=HELLO, priority=-100, timeout_s=0.25, profile=True),
+        GenerateRequest(messages=HELLO, priority=100, timeout_s=86_400.0),
     ],
 )
 def test_generate_request_survives(request_):
@@ -137,6 +141,16 @@ def test_messages_alone_make_a_request():
         raw(stop_token_ids=[-1]),
         raw(stop_token_ids=[True]),
         raw(regex="a", choice=["b"]),
+        raw(priority=101),
+        raw(priority=-101),
+        raw(priority=0.5),
+        raw(priority="high"),
+        raw(timeout_s=0),
+        raw(timeout_s=-1),
+        raw(timeout_s=86_401),
+        raw(timeout_s="soon"),
+        raw(timeout_s=True),
+        raw(profile=1),
         raw(choice=[""]),
         raw().replace(b"Hello", b"\\ud800"),
         raw().replace(b"Hello", b"\xc3\x28"),
@@ -161,6 +175,8 @@ def test_bad_generate_request_is_invalid(payload):
         GenerateRequest(messages=()),
         GenerateRequest(messages=HELLO, max_tokens=0),
         GenerateRequest(messages=HELLO, temperature=math.nan),
+        GenerateRequest(messages=HELLO, timeout_s=math.inf),
+        GenerateRequest(messages=HELLO, priority=1_000),
         GenerateRequest(messages=(Message(role="user", content="\ud800"),)),
         GenerateRequest(messages=(Message(role="user", content="x" * MAX_PAYLOAD_BYTES),)),
     ],
@@ -198,6 +214,8 @@ RECORDS = [
         tokens=1,
         logprobs=(TokenLogprob(token_id=5, text="a", logprob=-0.5, rank=1, top=((5, "a", -0.5), (6, "b", -1.0))),),
     ),
+    Trace(data=b"\x1f\x8b"),
+    Trace(data=bytes(MAX_TRACE_BYTES)),
     Failure(code="QUEUE_FULL", message="The worker's queue is full."),
 ]
 
@@ -233,6 +251,8 @@ def test_record_survives_in_canonical_form(record):
         b'{"code":"","message":"","type":"error"}',
         b'{"index":0,"type":"embedding","vector":""}',
         b'{"index":0,"type":"embedding","vector":"' + b64url_encode(b"12345").encode() + b'"}',
+        b'{"data":"' + b64url_encode(bytes(MAX_TRACE_BYTES + 1)).encode() + b'","type":"trace"}',
+        b'{"data":5,"type":"trace"}',
         b'{"type":"tool_call"}',
     ],
 )

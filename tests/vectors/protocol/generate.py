@@ -145,7 +145,8 @@ class Session:
             self.offer, expectation=self.world.expectation(), anchors=self.world.anchors(), now_s=NOW_S
         )
         message = Message(role="user", content="What is the capital of France?")
-        self.payload = encode_generate_request(GenerateRequest(messages=(message,), max_tokens=8, temperature=0.5))
+        request = GenerateRequest(messages=(message,), max_tokens=8, temperature=0.5, priority=-3, timeout_s=30.5)
+        self.payload = encode_generate_request(request)
         self.client = self.world.client(self.grant)
         self.sent = self.client.begin(Method.GENERATE, self.payload, now_s=NOW_S, request_id=REQUEST_ID)
         self.served = self.world.make_server().open(self.sent.envelope, now_s=NOW_S)

@@ -364,6 +364,7 @@ def _filling(served):
 def _read(session, chunks):
     """Return the code that the SDK's own machine ends with."""
     request = copy.copy(session.sent)
+    request._schedule = copy.deepcopy(session.sent._schedule)  # wiped by each reading
     request._state = type(request._state).SENT
     request._opener, request._ended, request._signed, request._received_tokens = None, None, None, 0
     request._response_commitment = type(request._response_commitment)(request._schedule.commitment())

@@ -11,6 +11,7 @@ from bulkhead.cli.asking import Wanted, opened, session_options
 from bulkhead.cli.console import emit, example, json_option, note, run
 from bulkhead.cli.settings import settings_of
 from bulkhead.errors import BulkheadError, InvalidRequestError
+from bulkhead.protocol.generate import MAX_PRIORITY
 
 if TYPE_CHECKING:
     from bulkhead.client.config import Profile
@@ -28,6 +29,7 @@ MAX_STDIN_CHARS = 2 * 1024 * 1024  # the protocol's largest request
         'bulkhead chat "What is the capital of France?"',
         "bulkhead chat --tier gpu --purpose treatment --data-class phi < question.txt",
         "bulkhead chat --temperature 0.7 --seed 7 --save-receipt receipt.json --json Hello",
+        "bulkhead chat --priority 10 --timeout 30 --save-profile step.json.gz Hello",
     )
 )
 @click.argument("prompt", required=False)
@@ -36,7 +38,20 @@ MAX_STDIN_CHARS = 2 * 1024 * 1024  # the protocol's largest request
 @click.option("--max-tokens", type=click.IntRange(1), help="Most tokens of an answer.")
 @click.option("--temperature", type=click.FloatRange(0), default=0.0, show_default=True, help="0 is greedy.")
 @click.option("--seed", type=click.IntRange(0), help="Makes sampling repeatable.")
+@click.option(
+    "--priority",
+    type=click.IntRange(-MAX_PRIORITY, MAX_PRIORITY),
+    default=0,
+    show_default=True,
+    help="Higher ones begin first among the tenant's own that wait.",
+)
+@click.option("--timeout", "timeout_s", type=float, help="Seconds after which the worker gives an answer up.")
 @click.option("--save-receipt", type=click.Path(path_type=Path, dir_okay=False), help="File for the (last) receipt.")
+@click.option(
+    "--save-profile",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="File for a trace of one step of the (last) answer, for Perfetto or chrome://tracing.",
+)
 @json_option
 @click.pass_context
 def chat(ctx: click.Context, /, *, prompt: str | None, as_json: bool, **options: Any) -> None:
@@ -73,7 +88,10 @@ class _Chat:
         max_tokens: int | None,
         temperature: float,
         seed: int | None,
+        priority: int,
+        timeout_s: float | None,
         save_receipt: Path | None,
+        save_profile: Path | None,
     ) -> None:
         self._wanted = Wanted(model=model, tier=tier, region=region, purpose=purpose, data_classes=data_classes)
         self._as_json = as_json
@@ -81,7 +99,10 @@ class _Chat:
         self._max_tokens = max_tokens
         self._temperature = temperature
         self._seed = seed
+        self._priority = priority
+        self._timeout_s = timeout_s
         self._save_receipt = save_receipt
+        self._save_profile = save_profile
 
     async def once(self, profile: "Profile", prompt: str) -> None:
         """Ask once."""
@@ -118,10 +139,14 @@ class _Chat:
                     history.append(_turn("assistant", text))
 
     async def _ask(self, session: "AsyncSession", messages: list["Message"]) -> tuple["Generation", str]:
-        from bulkhead.client.saved import saved_receipt, write_receipt
-
         generation = session.generate(
-            messages, max_tokens=self._max_tokens, temperature=self._temperature, seed=self._seed
+            messages,
+            max_tokens=self._max_tokens,
+            temperature=self._temperature,
+            seed=self._seed,
+            priority=self._priority,
+            timeout_s=self._timeout_s,
+            profile=self._save_profile is not None,
         )
         parts: list[str] = []
         try:
@@ -137,13 +162,29 @@ class _Chat:
             raise
         if not self._as_json:
             click.echo()
+        self._save(generation)
+        return generation, "".join(parts)
+
+    def _save(self, generation: "Generation") -> None:
+        from bulkhead.client.saved import saved_receipt, write_receipt
+
         if self._save_receipt is not None:
             write_receipt(
                 self._save_receipt, saved_receipt(generation.link, generation.signed_receipt, answer=generation.usage)
             )
-            if not self._as_json:
-                note(f"receipt saved to {self._save_receipt}")
-        return generation, "".join(parts)
+            self._tell(f"receipt saved to {self._save_receipt}")
+        if self._save_profile is not None:
+            if not generation.trace:
+                raise InvalidRequestError("the answer ended before its second token: there was no step to trace")
+            try:
+                self._save_profile.write_bytes(generation.trace)
+            except OSError as error:
+                raise InvalidRequestError(f"cannot write {self._save_profile}: {error.strerror}") from error
+            self._tell(f"trace of one step saved to {self._save_profile}")
+
+    def _tell(self, line: str) -> None:
+        if not self._as_json:
+            note(line)
 
     def _beginning(self) -> list["Message"]:
         return [_turn("system", self._system)] if self._system else []

@@ -26,13 +26,24 @@ from bulkhead.errors import (
 from bulkhead.ids import REQUEST, new_id
 from bulkhead.protocol.client import ClientEvent, ClientRequest, Complete
 from bulkhead.protocol.context import Method
-from bulkhead.protocol.payloads import Delta, EmbedResult, End, Failure, Message, TokenLogprob, Usage
+from bulkhead.protocol.payloads import (
+    Content,
+    Delta,
+    EmbedResult,
+    End,
+    Failure,
+    Message,
+    TokenLogprob,
+    Trace,
+    Usage,
+)
 from bulkhead.protocol.receipts import Receipt, SignedReceipt
 from bulkhead.v1 import inference_pb2, inference_pb2_grpc
 
 __all__ = ["Answer", "Completion", "Embeddings", "Generation", "Messages", "check_messages", "embeddings"]
 
 EXPIRY_GRACE_S: Final = 5.0  # a worker ends its streams when the ticket expires; the client waits a little longer
+MAX_TRACE_TOTAL_BYTES: Final = 16 * 1024 * 1024  # a step of the largest models takes some hundred kilobytes
 FAREWELL_S: Final = 1.0  # after the receipt nothing is awaited but the transport's own end
 Messages: TypeAlias = "str | Iterable[Message | Mapping[str, str]]"
 
@@ -56,7 +67,7 @@ class Answer:
         self.complete: Complete | None = None
         self.link: Link | None = None
 
-    async def events(self) -> AsyncGenerator[Delta | EmbedResult | End, None]:
+    async def events(self) -> AsyncGenerator[Content | End, None]:
         """Send the request and yield what the worker says; a normal end means that the answer is whole.
 
         Raises:
@@ -79,7 +90,7 @@ class Answer:
             else:
                 return
 
-    async def _exchange(self, link: Link, request: ClientRequest) -> AsyncGenerator[Delta | EmbedResult | End, None]:
+    async def _exchange(self, link: Link, request: ClientRequest) -> AsyncGenerator[Content | End, None]:
         failure: Failure | None = None
         try:
             async with aclosing(self._receive(link, request)) as events:
@@ -145,6 +156,8 @@ class Completion:
         choices: each answer.
         prompt_logprobs: of the prompt's tokens from the second on, if asked for.
         cached_tokens: tokens of the prompt that were not computed again.
+        trace: of the step that was to be profiled: a gzipped Chrome trace; empty where none was asked for, or where the
+            answer has one token.
         request_id: names it in receipts and logs.
         receipt: verified.
         signed_receipt: the same as the worker signed it, to be kept.
@@ -159,6 +172,7 @@ class Completion:
     choices: tuple[Choice, ...] = ()
     prompt_logprobs: tuple[TokenLogprob, ...] = ()
     cached_tokens: int = 0
+    trace: bytes = b""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,6 +197,7 @@ class Generation:
     def __init__(self, answer: Answer) -> None:
         self._answer = answer
         self._end: End | None = None
+        self._trace = bytearray()
         self._deltas = self._iterate()
 
     @property
@@ -226,6 +241,11 @@ class Generation:
         self._complete()
         return self._end.finish_reason if self._end is not None else ""
 
+    @property
+    def trace(self) -> bytes:
+        """What was received of a profile; see :attr:`Completion.trace`."""
+        return bytes(self._trace)
+
     def __aiter__(self) -> Self:
         return self
 
@@ -257,6 +277,7 @@ class Generation:
             choices=choices,
             prompt_logprobs=tuple(entry for delta in deltas for entry in delta.prompt_logprobs),
             cached_tokens=self._end.cached_tokens if self._end is not None else 0,
+            trace=self.trace,
             finish_reason=self.finish_reason,
             usage=self.usage,
             request_id=self.request_id,
@@ -272,6 +293,10 @@ class Generation:
                         yield event
                     case End():
                         self._end = event
+                    case Trace(data=data):
+                        if len(self._trace) + len(data) > MAX_TRACE_TOTAL_BYTES:
+                            raise SealError("the worker sent a trace beyond its bound")
+                        self._trace += data
                     case EmbedResult():
                         raise SealError("the worker answered a prompt with an embedding")
 
@@ -311,7 +336,7 @@ async def embeddings(answer: Answer, *, count: int) -> Embeddings:
                     if index in vectors:
                         raise SealError("the worker embedded one input twice")
                     vectors[index] = vector
-                case Delta():
+                case Delta() | Trace():
                     raise SealError("the worker answered an embedding request with text")
                 case End():
                     pass

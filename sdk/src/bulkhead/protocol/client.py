@@ -38,7 +38,7 @@ from bulkhead.ids import REQUEST, check_id, new_id
 from bulkhead.protocol.context import Method, RequestInfo
 from bulkhead.protocol.envelope import Envelope
 from bulkhead.protocol.grant import VerifiedGrant
-from bulkhead.protocol.payloads import MAX_PAYLOAD_BYTES, Delta, EmbedResult, End, Failure, parse_record
+from bulkhead.protocol.payloads import MAX_PAYLOAD_BYTES, Content, Delta, End, Failure, parse_record
 from bulkhead.protocol.receipts import (
     Commitment,
     Receipt,
@@ -68,7 +68,7 @@ class Complete:
     signed: SignedReceipt
 
 
-ClientEvent: TypeAlias = Delta | EmbedResult | End | Failure | Complete
+ClientEvent: TypeAlias = Content | End | Failure | Complete
 
 
 class ClientSession:

@@ -45,6 +45,8 @@ MAX_REGEX_CHARS: Final = 4_096
 MAX_CHOICES: Final = 256
 MAX_CHOICE_CHARS: Final = 1_024
 MAX_SALT_CHARS: Final = 256
+MAX_PRIORITY: Final = 100  # vLLM sets no bound; a hundred steps each way rank any tenant's uses
+MAX_TIMEOUT_S: Final = 86_400.0  # no ticket lives longer than the worker's keys
 ROLES: Final = frozenset({"system", "user", "assistant"})
 
 
@@ -90,6 +92,10 @@ class GenerateRequest:
         choice: texts that the answer is one of.
         cache_salt: state of prompts is reused between the tenant's requests of equal salt, whatever their session;
             empty shares within the session only.
+        priority: -100 to 100; of the tenant's requests that wait on the worker, higher ones begin first.
+        timeout_s: above 0, at most 86,400: the request ends with DeadlineError so long after the worker took it in;
+            None for no bound but the ticket's.
+        profile: trace one step of the answer (:class:`bulkhead.protocol.payloads.Trace`).
     """
 
     messages: tuple[Message, ...] = ()
@@ -120,6 +126,9 @@ class GenerateRequest:
     regex: str = ""
     choice: tuple[str, ...] = ()
     cache_salt: str = ""
+    priority: int = 0
+    timeout_s: float | None = None
+    profile: bool = False
 
 
 class GenerateOptions(TypedDict, total=False):
@@ -145,6 +154,9 @@ class GenerateOptions(TypedDict, total=False):
     regex: str
     choice: tuple[str, ...]
     cache_salt: str
+    priority: int
+    timeout_s: float | None
+    profile: bool
 
 
 _DEFAULTS: Final = GenerateRequest()
@@ -234,6 +246,9 @@ def parse_generate_request(payload: bytes) -> GenerateRequest:
             regex=read.text("regex", max_chars=MAX_REGEX_CHARS),
             choice=read.texts("choice", max_items=MAX_CHOICES, max_chars=MAX_CHOICE_CHARS),
             cache_salt=read.text("cache_salt", max_chars=MAX_SALT_CHARS),
+            priority=read.integer("priority", low=-MAX_PRIORITY, high=MAX_PRIORITY) or 0,
+            timeout_s=read.positive("timeout_s", high=MAX_TIMEOUT_S),
+            profile=read.flag("profile"),
         )
         _check_together(given, request)
         return request

@@ -36,6 +36,8 @@ from bulkhead.sealing.padding import MAX_RECORD_BYTES
 
 __all__ = [
     "MAX_PAYLOAD_BYTES",
+    "MAX_TRACE_BYTES",
+    "Content",
     "Delta",
     "EmbedRequest",
     "EmbedResult",
@@ -45,6 +47,7 @@ __all__ = [
     "Message",
     "Record",
     "TokenLogprob",
+    "Trace",
     "Usage",
     "encode_embed_request",
     "encode_generate_request",
@@ -60,6 +63,7 @@ MAX_CODE_CHARS: Final = 64
 MAX_DIMENSIONS: Final = 8_192
 MAX_TOKEN_CHARS: Final = 1_024  # of a token alone as text
 MAX_DELTA_LOGPROBS: Final = 64
+MAX_TRACE_BYTES: Final = 32_768  # of one record; base64url makes it a third longer
 FINISH_REASONS: Final = frozenset({"stop", "length"})
 _DELTA_START: Final = b'{"text":'  # of no other record: the names are sorted
 
@@ -121,6 +125,13 @@ class EmbedResult:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Trace:
+    """The next piece of the profile that was asked for: one gzip stream of a Chrome trace (JSON), cut anywhere."""
+
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class End:
     """The answer is whole, or all answers are.
 
@@ -156,7 +167,10 @@ class Failure:
         return error_from_code(self.code, self.message)
 
 
-Record: TypeAlias = Delta | EmbedResult | End | Failure
+Content: TypeAlias = Delta | EmbedResult | Trace
+"""What a response holds before its end."""
+
+Record: TypeAlias = Content | End | Failure
 
 
 def encode_embed_request(request: EmbedRequest) -> bytes:
@@ -195,6 +209,8 @@ def encode_record(record: Record) -> bytes:
             data = canonical_json(
                 {"type": "embedding", "index": record.index, "vector": b64url_encode(_pack(record.vector))}
             )
+        case Trace():
+            data = canonical_json({"type": "trace", "data": b64url_encode(record.data)})
         case End():
             data = canonical_json(_end_fields(record))
         case Failure():
@@ -221,6 +237,8 @@ def parse_record(data: bytes) -> Record:
                     index=fields.integer("index", high=MAX_INPUTS - 1),
                     vector=_unpack(fields.binary("vector", max_bytes=4 * MAX_DIMENSIONS)),
                 )
+            case "trace":
+                return Trace(data=fields.binary("data", max_bytes=MAX_TRACE_BYTES))
             case "end":
                 return _read_end(fields)
             case "error":
@@ -229,7 +247,7 @@ def parse_record(data: bytes) -> Record:
                     message=fields.text("message", max_chars=MAX_ERROR_CHARS, empty=True),
                 )
             case _:
-                raise fields.wrong("type", "embedding, end or error")
+                raise fields.wrong("type", "delta, embedding, trace, end or error")
 
 
 def _end_fields(end: End) -> dict[str, Json]:

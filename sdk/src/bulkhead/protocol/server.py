@@ -35,7 +35,7 @@ from bulkhead.errors import (
 )
 from bulkhead.protocol.context import RequestInfo
 from bulkhead.protocol.envelope import Envelope
-from bulkhead.protocol.payloads import MAX_PAYLOAD_BYTES, Delta, EmbedResult, End, Failure, Usage, encode_record
+from bulkhead.protocol.payloads import MAX_PAYLOAD_BYTES, Content, End, Failure, Usage, encode_record
 from bulkhead.protocol.receipts import (
     Commitment,
     Receipt,
@@ -280,7 +280,7 @@ class ServerRequest:
         """The receipt's number in its session; 0 before it was made."""
         return self._receipt_number
 
-    def send(self, record: Delta | EmbedResult) -> bytes:
+    def send(self, record: Content) -> bytes:
         """Return the next response chunk.
 
         Raises:
@@ -363,7 +363,7 @@ class ServerRequest:
     def _padded(self, record: bytes) -> bytes:
         return pad(record, self.claims.padding, Direction.SERVER_TO_CLIENT)
 
-    def _seal(self, record: Delta | EmbedResult | End | Failure) -> bytes:
+    def _seal(self, record: Content | End | Failure) -> bytes:
         if self._state is not _State.STREAMING or self._sealer is None:
             raise InternalError("a response is sent after the whole request and before its end")
         encoded = encode_record(record)
