@@ -6,11 +6,12 @@ from dataclasses import replace
 
 import jwt
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from bulkhead.attestation import Tier
 from bulkhead.encoding import b64url_encode
 from bulkhead.errors import ConfigError, TicketError, TicketExpiredError, TicketRevokedError
-from bulkhead.protocol.tickets import MAX_TICKET_BYTES, TICKET_TYPE, TicketIssuer, TicketVerifier
+from bulkhead.protocol.tickets import MAX_AUTHENTIC, MAX_TICKET_BYTES, TICKET_TYPE, TicketIssuer, TicketVerifier
 from tests.simulator.sealed_world import NOW_S, World
 
 
@@ -204,3 +205,34 @@ def test_issuers_are_replaced_while_the_worker_serves(world, claims):
     assert verify(new) == claims
     verifier.trust([world.issuer.public_key])  # a change that was taken back
     assert verify(old) == claims
+
+
+def test_a_ticket_met_before_is_held_to_everything_again(world, claims):
+    """That a ticket is remembered as authentic spares no other check, and ends with its issuer's trust."""
+    verifier = TicketVerifier(issuer_keys=[world.issuer.public_key])
+    token = world.issuer.issue(claims)
+
+    def again(*, now_s=NOW_S, audience=world.authority, is_revoked=None):
+        return verifier.verify(token, now_s=now_s, audience=audience, is_revoked=is_revoked)
+
+    assert again() == again() == claims
+    with pytest.raises(TicketExpiredError):
+        again(now_s=claims.expires_at_s)
+    with pytest.raises(TicketError, match="another worker"):
+        again(audience="w-other.workers.internal")
+    with pytest.raises(TicketRevokedError):
+        again(is_revoked=lambda _: True)
+    with pytest.raises(TicketError, match="signature"):
+        verifier.verify(token[:-2] + ("AA" if token[-2:] != "AA" else "BA"), now_s=NOW_S, audience=world.authority)
+    verifier.trust([TicketIssuer(key=Ed25519PrivateKey.generate()).public_key])
+    with pytest.raises(TicketExpiredError, match="retired"):
+        again()
+
+
+def test_no_more_than_the_busiest_tickets_are_remembered(world, claims):
+    """A verifier that has met many sessions forgets the tickets it met longest ago, and takes them all the same."""
+    verifier = TicketVerifier(issuer_keys=[world.issuer.public_key])
+    tokens = [world.issuer.issue(replace(claims, ticket_id=f"t{number}")) for number in range(MAX_AUTHENTIC + 1)]
+    for token in [*tokens, tokens[0]]:
+        verifier.verify(token, now_s=NOW_S, audience=world.authority)
+    assert len(verifier._authentic) == MAX_AUTHENTIC

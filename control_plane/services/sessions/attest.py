@@ -18,9 +18,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Final
 
-from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-
 from bulkhead.attestation import (
     AppraisedWorker,
     EvidenceKind,
@@ -242,11 +239,5 @@ def _check_keyset(worker: AppraisedWorker, outcome: Attested, certificate: bytes
         raise EvidenceExpiredError("the worker's keys have expired")
     if worker.not_after_s > keyset.not_after_s:
         raise EvidenceError("the evidence outlives the keys it speaks of")
-    try:
-        public_key = x509.load_der_x509_certificate(certificate).public_key()
-        spki = public_key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-    except ValueError as error:
-        raise EvidenceBindingError("the worker's certificate is malformed") from error
-    if not hmac.compare_digest(spki, keyset.keys.tls_spki):
-        raise EvidenceBindingError("the worker's TLS key is not the one in its keyset")
+    keyset.check_certificate(certificate)
     return keyset

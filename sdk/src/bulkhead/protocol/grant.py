@@ -5,13 +5,9 @@ the ticket. Nothing of an offer is used before the step that verifies it.
 """
 
 import hashlib
-import hmac
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
-
-from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from bulkhead.attestation import (
     AppraisedWorker,
@@ -261,13 +257,7 @@ def _check_keyset(worker: AppraisedWorker, certificate: bytes, now_s: int) -> Ke
         raise EvidenceError("the evidence outlives the keys it speaks of")
     if len(certificate) > MAX_CERTIFICATE_BYTES:
         raise EvidenceBindingError(f"a worker's certificate has at most {MAX_CERTIFICATE_BYTES} bytes")
-    try:
-        public_key = x509.load_der_x509_certificate(certificate).public_key()
-        spki = public_key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-    except ValueError as error:
-        raise EvidenceBindingError("the worker's certificate is malformed") from error
-    if not hmac.compare_digest(spki, keyset.keys.tls_spki):
-        raise EvidenceBindingError("the worker's TLS key is not the one in its keyset")
+    keyset.check_certificate(certificate)
     return keyset
 
 

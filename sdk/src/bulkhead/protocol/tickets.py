@@ -4,6 +4,8 @@ A ticket is bound to the client's session key (``cnf``, RFC 7800), to one worker
 behind it. It is no bearer token: each request needs a signature of the session key.
 """
 
+import json
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -12,8 +14,15 @@ import jwt
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from bulkhead.attestation import Tier, key_fingerprint
-from bulkhead.encoding import Json, b64url_encode
-from bulkhead.errors import ClockSkewError, ConfigError, TicketError, TicketExpiredError, TicketRevokedError
+from bulkhead.encoding import Json, b64url_decode, b64url_encode
+from bulkhead.errors import (
+    ClockSkewError,
+    ConfigError,
+    MalformedRequestError,
+    TicketError,
+    TicketExpiredError,
+    TicketRevokedError,
+)
 from bulkhead.fields import Fields
 from bulkhead.protocol.context import SessionScope
 from bulkhead.sealing.padding import PaddingMode
@@ -32,6 +41,7 @@ TICKET_TYPE: Final = "bulkhead-ticket+jwt"
 TICKET_VERSION: Final = 1
 MAX_TICKET_BYTES: Final = 4_096  # a ticket has about 1,800
 MAX_TICKET_LIFE_S: Final = 900  # three times the usual five minutes
+MAX_AUTHENTIC: Final = 512  # tickets remembered by a verifier, about 4 KiB each: the sessions that are busy now
 MAX_TOKENS: Final = 2**31 - 1
 MAX_CONCURRENT: Final = 65_536
 _CLOCK_SKEW_S: Final = 60  # between control plane and worker; only a ticket "from the future" profits
@@ -140,7 +150,10 @@ class TicketIssuer:
 
 
 class TicketVerifier:
-    """Verifies tickets (worker and SDK).
+    """Verifies tickets (worker and SDK). Not thread-safe.
+
+    Every request brings its session's ticket along, so authentic ones are remembered by their exact text, until the
+    trusted issuers change. What depends on time, audience and revocation is looked at each time.
 
     Args:
         issuer_keys: raw Ed25519 public keys (32 bytes) of the trusted ticket issuers, found by fingerprint.
@@ -152,6 +165,7 @@ class TicketVerifier:
     def __init__(self, *, issuer_keys: Sequence[bytes]) -> None:
         self._keys: dict[str, Ed25519PublicKey] = {}
         self._retired: set[str] = set()
+        self._authentic: OrderedDict[str, TicketClaims] = OrderedDict()
         self.trust(issuer_keys)
 
     def trust(self, issuer_keys: Sequence[bytes]) -> None:
@@ -167,6 +181,8 @@ class TicketVerifier:
         if not keys:
             raise ConfigError("no ticket issuer is trusted")
         self._retired = (self._retired | self._keys.keys()) - keys.keys()
+        if keys.keys() != self._keys.keys():
+            self._authentic.clear()
         self._keys = keys
 
     def verify(
@@ -223,10 +239,7 @@ class TicketVerifier:
     def _issuer(self, token: str) -> str:
         if len(token) > MAX_TICKET_BYTES:
             raise TicketError(f"a ticket has at most {MAX_TICKET_BYTES} bytes")
-        try:
-            header = jwt.get_unverified_header(token)
-        except (jwt.PyJWTError, ValueError) as error:
-            raise TicketError("the ticket is not a JWT") from error
+        header = _header(token)
         kid = header.get("kid")
         if header.keys() != {"alg", "typ", "kid"} or header["alg"] != _ALGORITHM or header["typ"] != TICKET_TYPE:
             raise TicketError("the ticket's header is not that of a session ticket")
@@ -244,6 +257,10 @@ class TicketVerifier:
         Raises:
             TicketError: not a ticket, or not signed by a trusted issuer.
         """
+        known = self._authentic.get(token)
+        if known is not None:
+            self._authentic.move_to_end(token)
+            return known
         kid = self._issuer(token)  # 1
         try:
             # 2; time, audience and required claims are checked here, against the injected clock.
@@ -263,7 +280,26 @@ class TicketVerifier:
             )
         except (jwt.PyJWTError, ValueError) as error:
             raise TicketError("the ticket's signature does not hold") from error
-        return _read(payload)  # 3
+        claims = _read(payload)  # 3
+        self._authentic[token] = claims
+        if len(self._authentic) > MAX_AUTHENTIC:
+            self._authentic.popitem(last=False)
+        return claims
+
+
+def _header(token: str) -> dict[str, Json]:
+    """Return the header of a compact JWT; the library would check every segment for it, character by character.
+
+    Raises:
+        TicketError: there is none.
+    """
+    try:
+        header = json.loads(b64url_decode(token.partition(".")[0], what="ticket header"))
+    except (MalformedRequestError, ValueError, RecursionError) as error:
+        raise TicketError("the ticket is not a JWT") from error
+    if not isinstance(header, dict):
+        raise TicketError("the ticket is not a JWT")
+    return header
 
 
 def _check_life(claims: TicketClaims) -> None:

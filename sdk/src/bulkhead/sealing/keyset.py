@@ -1,13 +1,17 @@
 """The public keyset of a worker: what evidence certifies and everything else trusts (docs/protocol.md section 2)."""
 
 import hashlib
+import hmac
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
+from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from bulkhead.encoding import b64url_encode, canonical_json
-from bulkhead.errors import EvidenceError, MalformedRequestError
+from bulkhead.errors import EvidenceBindingError, EvidenceError, MalformedRequestError
 from bulkhead.fields import Fields
 from bulkhead.sealing.hpke import PUBLIC_KEY_BYTES, SUITE, KemPublicKey
 
@@ -18,6 +22,7 @@ MAX_KEYSET_BYTES: Final = 8_192  # two KEM keys of 1,622 characters each, and sm
 MAX_KEYSET_LIFE_S: Final = 24 * 3600
 MAX_SPKI_BYTES: Final = 512  # a P-256 SubjectPublicKeyInfo has 91
 _ED25519_BYTES: Final = 32
+_REMEMBERED: Final = 64  # keysets and certificates, about 8 KiB each; a process meets the same worker's again and again
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +64,7 @@ class Keyset:
     @property
     def request_kem(self) -> KemPublicKey:
         """The key to seal requests to (checked when the keyset was parsed)."""
-        return KemPublicKey(self.keys.request_kem)
+        return _kem_key(self.keys.request_kem)
 
     @property
     def receipt_key(self) -> Ed25519PublicKey:
@@ -93,18 +98,50 @@ class Keyset:
         Raises:
             EvidenceError: not a canonical keyset of version 1 and its one suite, or a key that is no key.
         """
-        with Fields.parse(encoded, max_bytes=MAX_KEYSET_BYTES, what="keyset", error=EvidenceError) as fields:
-            fields.integer("version", low=KEYSET_VERSION, high=KEYSET_VERSION)
-            if fields.text("suite") != SUITE:
-                raise fields.wrong("suite", SUITE)
-            with fields.nested("keys") as keys:
-                request_kem, request_end = _key(keys, "request_kem", size=PUBLIC_KEY_BYTES)
-                weights_kem, weights_end = _key(keys, "weights_kem", size=PUBLIC_KEY_BYTES)
-                receipt, receipt_end = _key(keys, "receipt", size=_ED25519_BYTES)
-                tls, tls_end = _key(keys, "tls", size=None)
-        public = PublicKeys(request_kem=request_kem, weights_kem=weights_kem, receipt=receipt, tls_spki=tls)
-        _check(public)
-        return cls(keys=public, not_after_s=min(request_end, weights_end, receipt_end, tls_end), encoded=bytes(encoded))
+        return _parse(bytes(encoded))
+
+    def check_certificate(self, certificate: bytes) -> None:
+        """Return if ``certificate`` (DER, untrusted) is of this keyset's TLS key.
+
+        Raises:
+            EvidenceBindingError: it is malformed, or of another key.
+        """
+        try:
+            spki = _spki(certificate)
+        except ValueError as error:
+            raise EvidenceBindingError("the worker's certificate is malformed") from error
+        if not hmac.compare_digest(spki, self.keys.tls_spki):
+            raise EvidenceBindingError("the worker's TLS key is not the one in its keyset")
+
+
+# The three below are pure functions of bytes, and remember nothing that did not hold.
+
+
+@lru_cache(_REMEMBERED)
+def _parse(encoded: bytes) -> Keyset:
+    with Fields.parse(encoded, max_bytes=MAX_KEYSET_BYTES, what="keyset", error=EvidenceError) as fields:
+        fields.integer("version", low=KEYSET_VERSION, high=KEYSET_VERSION)
+        if fields.text("suite") != SUITE:
+            raise fields.wrong("suite", SUITE)
+        with fields.nested("keys") as keys:
+            request_kem, request_end = _key(keys, "request_kem", size=PUBLIC_KEY_BYTES)
+            weights_kem, weights_end = _key(keys, "weights_kem", size=PUBLIC_KEY_BYTES)
+            receipt, receipt_end = _key(keys, "receipt", size=_ED25519_BYTES)
+            tls, tls_end = _key(keys, "tls", size=None)
+    public = PublicKeys(request_kem=request_kem, weights_kem=weights_kem, receipt=receipt, tls_spki=tls)
+    _check(public)
+    return Keyset(keys=public, not_after_s=min(request_end, weights_end, receipt_end, tls_end), encoded=encoded)
+
+
+@lru_cache(_REMEMBERED)
+def _spki(certificate: bytes) -> bytes:
+    public_key = x509.load_der_x509_certificate(certificate).public_key()
+    return public_key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+
+
+@lru_cache(_REMEMBERED)
+def _kem_key(encoded: bytes) -> KemPublicKey:
+    return KemPublicKey(encoded)
 
 
 def _key(fields: Fields, name: str, *, size: int | None) -> tuple[bytes, int]:
@@ -115,7 +152,7 @@ def _key(fields: Fields, name: str, *, size: int | None) -> tuple[bytes, int]:
 def _check(keys: PublicKeys) -> None:
     """Refuse a keyset whose keys do not parse, or whose two KEM keys are one (a key has one use)."""
     try:
-        KemPublicKey(keys.request_kem)
+        _kem_key(keys.request_kem)
         KemPublicKey(keys.weights_kem)
     except MalformedRequestError as error:
         raise EvidenceError("keyset: a KEM public key is not valid") from error
