@@ -154,9 +154,9 @@ class PartitionPool:
             AuditUnavailableError, StateUnavailableError: nothing was created.
         """
         share_key = wanted.share_key
-        for partition in self._book.running(share_key):
-            if self._serves(partition):
-                return partition
+        running = self._running(share_key)
+        if running is not None:
+            return running
         creation = self._creations.get(share_key)
         if creation is None:
             creation = _Creation(
@@ -169,6 +169,11 @@ class PartitionPool:
             return await asyncio.shield(creation.task)
         finally:
             creation.sinks.remove(progress)
+
+    def ready(self, wanted: Wanted) -> Partition | None:
+        """Return the partition that :meth:`acquire` would, if it is ready; nothing is begun otherwise."""
+        partition = self._running(wanted.share_key)
+        return partition if partition is not None and partition.state is _S.READY else None
 
     async def confirm(self, partition_id: str, origin: Origin) -> Partition:
         """Return the partition as ``ready``, after evidence of it was appraised.
@@ -208,6 +213,9 @@ class PartitionPool:
         del self._creations[share_key]
         if not task.cancelled() and (error := task.exception()) is not None:  # also when nobody waits any more
             log.warning("partition.creation_failed", reason=type(error).__name__)
+
+    def _running(self, share_key: str) -> Partition | None:
+        return next((partition for partition in self._book.running(share_key) if self._serves(partition)), None)
 
     def _serves(self, partition: Partition) -> bool:
         try:

@@ -1,6 +1,6 @@
 """Fresh evidence of a worker for one session, appraised before any ticket exists.
 
-Obligations of :meth:`Attestor.attest`; a tenant's SDK checks the same again, and trusts nothing of this:
+Obligations of :meth:`Attestor.appraise`; a tenant's SDK checks the same again, and trusts nothing of this:
 
 1. The evidence answers this client's nonce and this session's context, and is of the kind that the agent reports.
 2. It is signed with the key that the agent showed under its certificate (pinned in configuration, where it is), or
@@ -44,7 +44,7 @@ from control_plane.services.agents import Agent
 from control_plane.services.fleet import Fleet
 from control_plane.services.issuers import Issuers
 from control_plane.services.pool import certificate_der
-from control_plane.services.sessions.decide import Decided
+from control_plane.services.sessions.decide import Allowed, Decided
 from control_plane.services.sessions.hardware import HardwareTrust
 from control_plane.services.settings import FleetSettings
 
@@ -112,40 +112,45 @@ class Attestor:
         self._settings = settings
         self._now_us = now_us
 
-    async def attest(
-        self, partition: Partition, session: Session, decided: Decided, *, nonce: bytes, not_after_s: int
-    ) -> AttestedWorker:
-        """Return the appraised worker of ``partition`` for one session.
+    async def ask(
+        self, partition: Partition, session: Session, allowed: Allowed, *, nonce: bytes, not_after_s: int
+    ) -> Attested:
+        """Return what the agent sends as evidence of ``partition`` for one session; nothing of it is appraised.
 
         Args:
             partition: runs.
             session: for which.
-            decided: binds the evidence to the decision's record and bundle.
+            allowed: binds the evidence to the decision's record and bundle.
             nonce: the client's 32 bytes.
             not_after_s: Unix seconds; the evidence need not hold longer.
 
         Raises:
             AgentUnavailableError: the agent did not answer.
-            EvidenceError: an obligation does not hold; nobody may be given a ticket for this worker.
+            BulkheadError: what its failure says.
         """
-        agent = self._fleet.agent(partition.agent_id)
-        context = session_context(
-            tenant=session.tenant_id,
-            session=session.session_id,
-            cnf=session.session_public_key,
-            model_digest=partition.model_digest,
-            decision_leaf_hash=decided.recorded.leaf_hash,
-            policy_digest=bytes.fromhex(decided.decision.bundle_digest),
-        )
-        outcome = await agent.commands.run(
-            AttestOrder(nonce=nonce, session_context=context, not_after_unix_s=not_after_s),
+        outcome = await self._fleet.agent(partition.agent_id).commands.run(
+            AttestOrder(
+                nonce=nonce, session_context=_context(partition, session, allowed), not_after_unix_s=not_after_s
+            ),
             partition_id=partition.partition_id,
             fence=partition.version,
             timeout_s=self._settings.attest_timeout_s,
         )
         if not isinstance(outcome, Attested):
             raise AgentUnavailableError("the node agent answered an attestation with something else")
-        now_s = self._now_us() // US_PER_S
+        return outcome
+
+    async def appraise(
+        self, outcome: Attested, partition: Partition, session: Session, decided: Decided, *, nonce: bytes
+    ) -> AttestedWorker:
+        """Return the appraised worker of ``partition`` for one session, from what :meth:`ask` returned for the same.
+
+        Raises:
+            EvidenceError: an obligation does not hold; nobody may be given a ticket for this worker.
+            AgentUnavailableError: the agent has gone meanwhile.
+        """
+        agent = self._fleet.agent(partition.agent_id)
+        context, now_s = _context(partition, session, decided), self._now_us() // US_PER_S
         worker = await self._appraise(outcome, agent, decided, nonce=nonce, context=context, now_s=now_s)  # 1, 2, 5
         self._check_descriptor(worker, partition, agent)  # 3
         certificate = certificate_der(outcome.worker_certificate)
@@ -229,6 +234,17 @@ class Attestor:
             if shown != ordered:
                 raise EvidenceBindingError(f"the evidence is of another {name} than was ordered")
         self._issuers.signer_for(descriptor.ticket_issuers)
+
+
+def _context(partition: Partition, session: Session, allowed: Allowed) -> bytes:
+    return session_context(
+        tenant=session.tenant_id,
+        session=session.session_id,
+        cnf=session.session_public_key,
+        model_digest=partition.model_digest,
+        decision_leaf_hash=allowed.leaf_hash,
+        policy_digest=bytes.fromhex(allowed.decision.bundle_digest),
+    )
 
 
 def _check_keyset(worker: AppraisedWorker, outcome: Attested, certificate: bytes, now_s: int) -> Keyset:

@@ -1,7 +1,8 @@
 """The decision on a session: facts of one snapshot, policy's answer, its durable record.
 
-Nothing is done about a session before :meth:`Decider.decide` has returned :class:`Decided`, which it does only when an
-allow is durable in the tenant's log. A deny, or an obligation that cannot be kept, is returned as :class:`Denied`. An
+Nothing is placed and nothing handed out before :meth:`Decider.decide` has returned :class:`Decided`, which it does only
+when an allow is durable in the tenant's log. Whoever wants to use the time that this takes is told of the allow when
+its record is made (:class:`Allowed`). A deny, or an obligation that cannot be kept, is returned as :class:`Denied`. An
 engine that does not answer properly and a log that cannot be written raise.
 """
 
@@ -12,9 +13,11 @@ from typing import Final
 from audit.model import Appended
 from audit.records import Decision as Verdict
 from audit.records import Reason as RecordedReason
+from audit.records import Record
 from audit.records import decision as decision_record
 from bulkhead.encoding import canonical_json
 from bulkhead.errors import BulkheadError, PolicyEngineError, SessionLimitError, UnknownObligationError
+from bulkhead.transparency.merkle import leaf_hash
 from control_plane.authz.decision import (
     Decision,
     Exclusive,
@@ -37,7 +40,7 @@ from control_plane.services.refusals import cause_of, subject_of
 from control_plane.services.sessions.denials import DenialLimiter
 from control_plane.storage.sessions import ModelFacts, TenantSnapshot
 
-__all__ = ["Asked", "Decided", "Decider", "Denied"]
+__all__ = ["Allowed", "Asked", "Decided", "Decider", "Denied", "OnAllow"]
 
 TENANT_CUSTODY: Final = "tenant"
 _OWN_POLICY: Final = "control_plane"  # reasons that this process adds to an allow that it cannot act on
@@ -67,20 +70,20 @@ class Asked:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Decided:
-    """An allow, durable in the tenant's log.
+class Allowed:
+    """An allow whose record is made, and not yet known to be durable: nothing may be released on its strength.
 
     Attributes:
         wanted: what the partition must be.
         decision: as policy gave it.
-        recorded: where the decision stands in the log.
+        leaf_hash: of its record.
         max_output_tokens: per request, at least 1.
         padding: of sealed chunks, the stronger of request and obligation.
     """
 
     wanted: Wanted
     decision: Decision
-    recorded: Appended
+    leaf_hash: bytes
     max_output_tokens: int
     padding: str
 
@@ -89,6 +92,24 @@ class Decided:
         """The obligations as RFC 8785 text."""
         return tuple(canonical_json(item.to_json()).decode() for item in self.decision.obligations)
 
+    def at(self, recorded: Appended) -> "Decided":
+        """Return the same, durable at that place in the log."""
+        return Decided(
+            wanted=self.wanted,
+            decision=self.decision,
+            leaf_hash=recorded.leaf_hash,
+            max_output_tokens=self.max_output_tokens,
+            padding=self.padding,
+            recorded=recorded,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decided(Allowed):
+    """An allow, durable in the tenant's log, where it stands at ``recorded``."""
+
+    recorded: Appended
+
 
 @dataclass(frozen=True, slots=True)
 class Denied:
@@ -96,6 +117,10 @@ class Denied:
 
     error: BulkheadError
     recorded: bool
+
+
+OnAllow = Callable[[Allowed], None]
+"""Takes an allow whose record is on its way."""
 
 
 class Decider:
@@ -124,8 +149,12 @@ class Decider:
         self._platform_facts = platform_facts
         self._now_us = now_us
 
-    async def decide(self, asked: Asked) -> Decided | Denied:
+    async def decide(self, asked: Asked, on_allow: OnAllow | None = None) -> Decided | Denied:
         """Return the recorded allow, or the deny.
+
+        Args:
+            asked: the question.
+            on_allow: told of an allow before its record is durable.
 
         Raises:
             PolicyEngineError: no decision; recorded as ``error``.
@@ -144,11 +173,16 @@ class Decider:
         if not decision.allow:
             recorded = self._denials.admit(asked.caller, decision.reasons[0].code)
             if recorded:
-                await self._record(asked, policy_input, decision, verdict=Verdict.DENY, tier=_demanded(asked, None))
+                tier = _demanded(asked, None)
+                await self._journal.write(self._record(asked, policy_input, decision, verdict=Verdict.DENY, tier=tier))
             return Denied(denial_error(decision), recorded)
         tier = _demanded(asked, decision)
-        appended = await self._record(asked, policy_input, decision, verdict=Verdict.ALLOW, tier=tier)
-        return _decided(asked, decision, appended, tier)
+        record = self._record(asked, policy_input, decision, verdict=Verdict.ALLOW, tier=tier)
+        allowed = _allowed(asked, decision, leaf_hash(record.leaf), tier)
+        if on_allow is not None:
+            on_allow(allowed)
+        recorded_at = await self._journal.write(record)
+        return allowed.at(recorded_at)
 
     def _input(self, asked: Asked) -> PolicyInput:
         caller, session, facts = asked.caller, asked.session, asked.facts
@@ -205,30 +239,29 @@ class Decider:
             bundle_digest=error.details.get("bundle_digest", ""),
             input_digest=policy_input.digest(),
         )
-        await self._record(asked, policy_input, decision, verdict=verdict, tier=_demanded(asked, None))
+        tier = _demanded(asked, None)
+        await self._journal.write(self._record(asked, policy_input, decision, verdict=verdict, tier=tier))
         return True
 
-    async def _record(
+    def _record(
         self, asked: Asked, policy_input: PolicyInput, decision: Decision, *, verdict: Verdict, tier: Tier
-    ) -> Appended:
-        return await self._journal.write(
-            decision_record(
-                self._journal.stamp(),
-                tenant=asked.session.tenant_id,
-                subject=subject_of(asked.caller),
-                # A renewal has no request id of its own: the session's ties it to what the client keeps.
-                cause=cause_of(asked.caller, asked.session.request_id),
-                session=asked.session.session_id,
-                pair_id=asked.pair_id,
-                model=asked.model.name,
-                tier=tier.label,
-                decision=verdict,
-                reasons=_reasons(decision.reasons),
-                bundle=decision.bundle_digest,
-                policy_input=policy_input.to_json(),
-                obligations=[item.to_json() for item in decision.obligations],
-                on=asked.action,
-            )
+    ) -> Record:
+        return decision_record(
+            self._journal.stamp(),
+            tenant=asked.session.tenant_id,
+            subject=subject_of(asked.caller),
+            # A renewal has no request id of its own: the session's ties it to what the client keeps.
+            cause=cause_of(asked.caller, asked.session.request_id),
+            session=asked.session.session_id,
+            pair_id=asked.pair_id,
+            model=asked.model.name,
+            tier=tier.label,
+            decision=verdict,
+            reasons=_reasons(decision.reasons),
+            bundle=decision.bundle_digest,
+            policy_input=policy_input.to_json(),
+            obligations=[item.to_json() for item in decision.obligations],
+            on=asked.action,
         )
 
 
@@ -253,10 +286,10 @@ def _actionable(asked: Asked, decision: Decision) -> Decision:
     return replace(decision, allow=False, reasons=(reason,), obligations=())
 
 
-def _decided(asked: Asked, decision: Decision, recorded: Appended, tier: Tier) -> Decided:
+def _allowed(asked: Asked, decision: Decision, leaf: bytes, tier: Tier) -> Allowed:
     padding = decision.obligation(Padding)
     modes = (asked.session.padding, padding.mode if padding else PADDINGS[0])
-    return Decided(
+    return Allowed(
         wanted=Wanted(
             tenant_id=asked.session.tenant_id,
             model=asked.model,
@@ -268,7 +301,7 @@ def _decided(asked: Asked, decision: Decision, recorded: Appended, tier: Tier) -
             max_output_tokens=asked.facts.max_output_tokens,
         ),
         decision=decision,
-        recorded=recorded,
+        leaf_hash=leaf,
         max_output_tokens=_tokens(asked, decision),
         padding=max(modes, key=PADDINGS.index),
     )

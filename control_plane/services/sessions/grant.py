@@ -1,6 +1,6 @@
 """What a client gets for an open session: ticket, endpoint, keys, evidence, the decision's record and its proof."""
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -72,14 +72,36 @@ class GrantIssuer:
         """Return when a ticket issued now would end, Unix seconds."""
         return self._now_us() // US_PER_S + self._settings.ticket_s
 
-    async def issue(self, session: Session, worker: AttestedWorker, decided: Decided, *, expires_s: int) -> Grant:
-        """Return the grant of an open session whose outcome is recorded.
+    async def prove(self, decided: Decided) -> AuditReceipt:
+        """Return the decision's record with its inclusion proof.
+
+        Raises:
+            AuditUnavailableError: the proof cannot be read.
+        """
+        return await self._journal.audit.prove(decided.recorded)
+
+    async def issue(
+        self,
+        session: Session,
+        worker: AttestedWorker,
+        decided: Decided,
+        *,
+        proof: Awaitable[AuditReceipt],
+        expires_s: int,
+    ) -> Grant:
+        """Return the grant of an open session; the caller hands it out when the session's outcome is recorded.
+
+        Args:
+            session: activated.
+            worker: appraised for it.
+            decided: what allowed it.
+            proof: of the decision, as :meth:`prove` returns it.
+            expires_s: Unix seconds.
 
         Raises:
             AuditUnavailableError: the proof of the decision cannot be read.
         """
-        audit, recorded = self._journal.audit, decided.recorded
-        receipt = await audit.prove(recorded)
+        receipt = await proof
         issuer = self._issuers.signer_for(worker.worker.descriptor.ticket_issuers)
         return Grant(
             session=session,
@@ -90,7 +112,7 @@ class GrantIssuer:
             ticket_issuer=issuer.public_key,
             expires_s=expires_s,
             decision=receipt,
-            origin=audit.vkey(recorded.log_id).partition("+")[0],
+            origin=self._journal.audit.vkey(decided.recorded.log_id).partition("+")[0],
             policy_digest=bytes.fromhex(decided.decision.bundle_digest),
             model_digest=session.model_digest,
             obligations=decided.obligations,

@@ -2,7 +2,7 @@
 
 validated request -> a slot and the facts, atomically -> policy -> decision recorded (a denial ends here) -> partition
 -> evidence -> state transaction, if nothing that was decided on has changed (else decide again, once) -> outcome
-recorded -> ticket.
+recorded -> ticket. Of a partition that is ready, evidence is asked for while the decision is being recorded (ahead.py).
 
 Whatever ends an open early (an error, the caller's cancellation, its deadline) gives the slot back in the background,
 and records that nothing came of the decision.
@@ -22,7 +22,8 @@ from control_plane.domain.sessions import OpenRequest, Session, SessionState
 from control_plane.services.book import PartitionBook
 from control_plane.services.revocations import Revocations
 from control_plane.services.sessions.admissions import Admissions
-from control_plane.services.sessions.decide import Asked, Decider, Denied
+from control_plane.services.sessions.ahead import AskedAhead
+from control_plane.services.sessions.decide import Allowed, Asked, Decider, Denied
 from control_plane.services.sessions.grant import Grant
 from control_plane.services.sessions.renew import SessionRenewer
 from control_plane.services.sessions.serve import Phase, Report, Server, Serving, changed_twice, once_more
@@ -133,7 +134,10 @@ class SessionOpener:
         for _ in range(DECISIONS):
             attempt.serving = serving = await self._decide(attempt, facts)
             report(Phase.DECIDED, "policy allows it, and the decision is recorded")
-            grant = None if once_more(serving.decided, facts) else await self._server.open(serving, report)
+            try:
+                grant = None if once_more(serving.decided, facts) else await self._server.open(serving, report)
+            finally:
+                _drop(serving.ahead)
             if grant is not None:
                 return grant
             facts = await self._database.read(
@@ -143,17 +147,26 @@ class SessionOpener:
 
     async def _decide(self, attempt: "_Attempt", facts: TenantSnapshot) -> Serving:
         admission, session = attempt.admission, attempt.admission.session
-        decided = await self._decider.decide(
-            Asked(
-                caller=attempt.caller,
-                action="session.open",
-                session=session,
-                pair_id=session.pair_id,
-                facts=facts,
-                model=admission.model,
-                reserved=admission.reserved,
-            )
+        ahead: AskedAhead | None = None
+
+        def on_allow(allowed: Allowed) -> None:
+            nonlocal ahead
+            ahead = self._server.ask_ahead(session, allowed, attempt.nonce)
+
+        asked = Asked(
+            caller=attempt.caller,
+            action="session.open",
+            session=session,
+            pair_id=session.pair_id,
+            facts=facts,
+            model=admission.model,
+            reserved=admission.reserved,
         )
+        try:
+            decided = await self._decider.decide(asked, on_allow)
+        except BaseException:
+            _drop(ahead)
+            raise
         if isinstance(decided, Denied):
             await self._deny(admission, decided)
             raise decided.error
@@ -164,6 +177,7 @@ class SessionOpener:
             facts=facts,
             decided=decided,
             nonce=attempt.nonce,
+            ahead=ahead,
         )
 
     async def _admit(self, caller: Caller, request: OpenRequest) -> Admission:
@@ -248,3 +262,8 @@ class SessionOpener:
             await work
         except BulkheadError as error:  # the reconciler frees what stays behind
             log.warning("session.abandon_failed", code=error.code)
+
+
+def _drop(ahead: AskedAhead | None) -> None:
+    if ahead is not None:
+        ahead.drop()

@@ -28,8 +28,9 @@ from control_plane.services.journal import Journal
 from control_plane.services.lifecycle import Origin
 from control_plane.services.pool import PartitionPool, Wanted
 from control_plane.services.refusals import cause_of, subject_of
+from control_plane.services.sessions.ahead import AskedAhead, begin
 from control_plane.services.sessions.attest import AttestedWorker, Attestor
-from control_plane.services.sessions.decide import Decided
+from control_plane.services.sessions.decide import Allowed, Decided
 from control_plane.services.sessions.grant import Grant, GrantIssuer
 from control_plane.services.settings import SessionSettings
 from control_plane.storage.engine import Database
@@ -56,7 +57,7 @@ Report = Callable[[Phase, str], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Serving:
-    """One attempt: what was decided for whom, and how the session stands."""
+    """One attempt: what was decided for whom, how the session stands, and what evidence is on its way already."""
 
     caller: Caller
     session: Session
@@ -64,6 +65,7 @@ class Serving:
     facts: TenantSnapshot
     decided: Decided
     nonce: bytes
+    ahead: AskedAhead | None = None
 
     @property
     def origin(self) -> Origin:
@@ -102,6 +104,15 @@ class Server:
         self._attestor = attestor
         self._grants = grants
         self._slots = asyncio.Semaphore(settings.concurrent_opens)
+
+    def ask_ahead(self, session: Session, allowed: Allowed, nonce: bytes) -> AskedAhead | None:
+        """Ask for evidence of the ready partition that would serve the session, if there is one and there is room."""
+        partition = None if self._slots.locked() else self._pool.ready(allowed.wanted)
+        if partition is None:
+            return None
+        not_after_s = self._grants.expiry_s()
+        asking = self._attestor.ask(partition, session, allowed, nonce=nonce, not_after_s=not_after_s)
+        return AskedAhead(partition=partition, not_after_s=not_after_s, answer=begin(asking))
 
     async def open(self, serving: Serving, report: Report) -> Grant | None:
         """Place, attest, activate, record, and return the grant; None if it must be decided again.
@@ -169,27 +180,47 @@ class Server:
     ) -> Grant | None:
         report(Phase.ATTESTING, "asking the worker for evidence")
         partition = self._book.get(partition.partition_id) or partition  # with the newest fence
-        expires_s = self._grants.expiry_s()
+        proving = begin(self._grants.prove(serving.decided))
         try:
-            worker = await self._attestor.attest(
-                partition, serving.session, serving.decided, nonce=serving.nonce, not_after_s=expires_s
+            attested = await self._attest(serving, partition, lost_is_final=expected is SessionState.OPEN)
+            if attested is None:
+                return None
+            worker, expires_s = attested
+            partition = await self._pool.confirm(partition.partition_id, serving.origin)
+            session = await self._activate(serving, partition, worker, expires_s, expected)
+            if session is None:
+                return None
+            make = self._ready if expected is SessionState.OPENING else self._renewed
+            # The ticket is signed while the outcome's record is made durable, and handed out after both.
+            _, grant = await asyncio.gather(
+                self._journal.write(make(serving, session, worker)),
+                self._grants.issue(session, worker, serving.decided, proof=proving, expires_s=expires_s),
             )
+            return grant
+        finally:
+            proving.cancel()
+
+    async def _attest(
+        self, serving: Serving, partition: Partition, *, lost_is_final: bool
+    ) -> tuple[AttestedWorker, int] | None:
+        """Return the appraised worker and the ticket's end (Unix seconds); None if its partition has just been lost."""
+        ahead, session, decided, nonce = serving.ahead, serving.session, serving.decided, serving.nonce
+        try:
+            if ahead is not None and ahead.concerns(partition):
+                expires_s, answer = ahead.not_after_s, await ahead.answer
+            else:
+                expires_s = self._grants.expiry_s()
+                answer = await self._attestor.ask(partition, session, decided, nonce=nonce, not_after_s=expires_s)
+            worker = await self._attestor.appraise(answer, partition, session, decided, nonce=nonce)
         except EvidenceError as error:
             self._pool.distrust(partition, reason=error.message)
             raise
         except WorkerLostError as error:  # the agent's word, ahead of its report
             await self._pool.lose(partition, reason=error.message)
-            if expected is SessionState.OPEN:
+            if lost_is_final:
                 raise
             return None  # decided again, and placed elsewhere
-        expires_s = min(expires_s, worker.worker.not_after_s)
-        partition = await self._pool.confirm(partition.partition_id, serving.origin)
-        session = await self._activate(serving, partition, worker, expires_s, expected)
-        if session is None:
-            return None
-        record = self._ready(serving, session, worker) if expected is SessionState.OPENING else None
-        await self._journal.write(record or self._renewed(serving, session, worker))
-        return await self._grants.issue(session, worker, serving.decided, expires_s=expires_s)
+        return worker, min(expires_s, worker.worker.not_after_s)
 
     async def _activate(
         self,
