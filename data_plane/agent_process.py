@@ -24,9 +24,11 @@ from data_plane.partitions import HostBackend, SimulatedRackBackend
 from data_plane.ports import PartitionBackend
 from data_plane.rpc.control_channel import WorkerChannel
 from data_plane.rpc.fleet_client import FleetClient, FleetPorts, TicketIssuers
+from data_plane.rpc.metrics_server import MetricsServer, metrics_token
 from data_plane.sandbox import Step, plan_for
 from data_plane.session.agent import Agent, AgentFacts
 from data_plane.session.commands import Greeting
+from data_plane.session.exposition import Exposition
 from data_plane.session.lease import AgentLease
 from data_plane.session.partition import PartitionPorts
 from data_plane.session.rundir import RunDirectory
@@ -76,6 +78,7 @@ class AgentProcess:
         self._ingress = Ingress(host=config.ingress.host, port=config.ingress.port, limits=config.ingress.limits)
         self._agent: Agent | None = None
         self._spool: Spool | None = None
+        self._metrics: MetricsServer | None = None
 
     @property
     def ingress_port(self) -> int:
@@ -105,6 +108,12 @@ class AgentProcess:
             await self._ingress.start()
         except OSError as error:
             raise ConfigError(f"ingress: cannot listen on {config.ingress.host}: {error.strerror}") from error
+        if config.metrics.enabled:
+            self._metrics = MetricsServer(
+                render=Exposition(agent.observed).render, token=metrics_token(config.state_directory)
+            )
+            where = config.metrics
+            await self._metrics.start(host=where.host, port=where.port, directory=config.state_directory)
         self._tasks.start(agent.keep_leases(every_s=config.heartbeat_s), name="leases")
         ports = FleetPorts(
             agent=agent,
@@ -134,6 +143,8 @@ class AgentProcess:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(FLUSH_S):
                     await self._spool.wait_acknowledged(self._spool.last_seq)
+        if self._metrics is not None:
+            await self._metrics.aclose()
         await self._tasks.stop()
         await self._ingress.aclose()
         if self._spool is not None:

@@ -4,6 +4,7 @@ A worker has none: its agent tells it everything over the socket pair.
 """
 
 from dataclasses import dataclass, field
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Final, Literal
 
@@ -20,6 +21,7 @@ __all__ = [
     "IngressConfig",
     "InventoryConfig",
     "LogConfig",
+    "MetricsConfig",
     "TlsConfig",
     "WorkerConfig",
 ]
@@ -147,6 +149,26 @@ class WorkerConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MetricsConfig:
+    """Prometheus metrics of the partitions, for a scraper on this host.
+
+    Attributes:
+        enabled: whether they are served at all.
+        host: a loopback address: what serves them has no encryption.
+        port: TCP port; 0 takes a free one, which ``python -m data_plane metrics`` finds.
+    """
+
+    enabled: bool = False
+    host: str = "127.0.0.1"
+    port: int = 0
+
+    def __post_init__(self) -> None:
+        require_between(self.port, 0, MAX_PORT)
+        if not ip_address(self.host).is_loopback:
+            raise ValueError("metrics.host is a loopback address")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LogConfig:
     """How the agent and its workers log."""
 
@@ -182,6 +204,7 @@ class AgentConfig:
     ingress: IngressConfig = field(default_factory=IngressConfig)
     worker: WorkerConfig = field(default_factory=WorkerConfig)
     sandbox: SandboxConfig = field(default_factory=SandboxConfig)
+    metrics: MetricsConfig = field(default_factory=MetricsConfig)
     log: LogConfig = field(default_factory=LogConfig)
     evidence: Literal["key", "hardware"] = "key"
     drain_s: float = 20.0

@@ -114,6 +114,9 @@ region = "{REGION}"
 [log]
 format = "console"
 
+[metrics]
+enabled = true
+
 [sandbox]
 # On a host of your own set both to "require": a packaged interpreter and models outside home directories allow it.
 network = "if_possible"

@@ -64,7 +64,7 @@ class Job:
         self._stop_tokens = frozenset(params.stop_token_ids)
         self._text = TextStream(decode=decode, stops=params.stop, keep_stop=params.include_stop_str_in_output)
 
-    def timing(self, *, ended: float, reason: str) -> Timing:
+    def timing(self, *, ended: float, stopped: bool) -> Timing:
         """Return how long what took, for metrics."""
         return Timing(
             queued=self.queued,
@@ -73,7 +73,7 @@ class Job:
             ended=ended,
             prompt_tokens=self.sequence.prompt_tokens,
             completion_tokens=self.sequence.completion_tokens,
-            finish_reason=reason,
+            stopped=stopped,
         )
 
     def prompt_text(self) -> str:

@@ -1,62 +1,115 @@
-"""What an operator may know of an engine: Prometheus metrics with vLLM's meanings, under this project's prefix.
+"""What is counted of an engine's requests, with vLLM's meanings: counts and times, no name, no prompt, no answer.
 
-Counts and times only, without labels that a tenant's request could choose; nothing here reveals a prompt or an answer.
+How often and how coarsely it leaves the worker is decided in :mod:`data_plane.session.observing`; its Prometheus form
+is made by the agent (:mod:`data_plane.session.exposition`).
 https://docs.vllm.ai/en/latest/usage/metrics.html
 """
 
-from collections.abc import Callable, Iterator
+import bisect
+import math
+import threading
 from dataclasses import dataclass
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
+__all__ = ["FIRST_TOKEN_S", "TOKEN_S", "WHOLE_S", "EngineCounters", "EngineMetrics", "Histogram", "Meter", "Timing"]
 
-from data_plane.engine.port import EngineCounters
-
-__all__ = ["EngineMetrics", "Timing"]
-
-PREFIX: Final = "bulkhead:"
-_FIRST_S: Final = (
-    0.001,
-    0.005,
-    0.01,
-    0.02,
-    0.04,
-    0.06,
-    0.08,
-    0.1,
-    0.25,
-    0.5,
-    0.75,
-    1.0,
-    2.5,
-    5.0,
-    7.5,
-    10.0,
-    20.0,
-    40.0,
+# vLLM's buckets, in seconds.
+FIRST_TOKEN_S: Final = (
+    *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75),
+    *(1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0),
 )
-_TOKEN_S: Final = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5)
-_WHOLE_S: Final = (0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0, 240.0)
+TOKEN_S: Final = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5)
+WHOLE_S: Final = (0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0, 240.0)
 
-# vLLM's name, its help, whether it only grows, and where it comes from
-_SOURCES: Final[tuple[tuple[str, str, bool, Callable[[EngineCounters], int]], ...]] = (
-    ("num_requests_running", "Requests in the batch.", False, lambda c: c.running),
-    ("num_requests_waiting", "Requests that wait for memory or a place.", False, lambda c: c.waiting),
-    ("num_preemptions", "Requests whose state was given up for another.", True, lambda c: c.preemptions),
-    ("prefix_cache_queries", "Tokens of prompts looked for in the prefix cache.", True, lambda c: c.queried_tokens),
-    ("prefix_cache_hits", "Tokens of prompts found in the prefix cache.", True, lambda c: c.cached_tokens),
-    ("generation_tokens", "Tokens of answers.", True, lambda c: c.produced_tokens),
-    ("computed_tokens", "Tokens that went through the model.", True, lambda c: c.computed_tokens),
-    ("spec_decode_num_draft_tokens", "Tokens guessed ahead.", True, lambda c: c.guessed),
-    ("spec_decode_num_accepted_tokens", "Tokens guessed rightly.", True, lambda c: c.guessed_right),
-)
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineCounters:
+    """Totals since start, and what is going on now. Reveals nothing of any prompt.
+
+    Attributes:
+        steps: steps computed.
+        computed_tokens: tokens that went through the model, prompts included.
+        produced_tokens: tokens of answers.
+        finished: requests that ended by themselves.
+        cancelled: requests whose caller went away.
+        preemptions: how often a request's state was given up and computed anew.
+        expired: requests that ended because their time was over.
+        guessed: tokens guessed ahead, and ``guessed_right`` of them.
+        queried_tokens: tokens of prompts looked for among cached prefixes; ``cached_tokens`` of them were found.
+        busy_s: time spent in steps, in seconds.
+        running: requests in the batch now.
+        waiting: requests queued now.
+        kv_blocks_used: blocks of attention state in use now.
+    """
+
+    steps: int = 0
+    computed_tokens: int = 0
+    produced_tokens: int = 0
+    finished: int = 0
+    cancelled: int = 0
+    preemptions: int = 0
+    expired: int = 0
+    guessed: int = 0
+    guessed_right: int = 0
+    queried_tokens: int = 0
+    cached_tokens: int = 0
+    busy_s: float = 0.0
+    running: int = 0
+    waiting: int = 0
+    kv_blocks_used: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Histogram:
+    """How many observations lay at or below each bound, those above all bounds last, and the sum of all."""
+
+    counts: tuple[int, ...]
+    total_s: float = 0.0
+
+    def fits(self, bounds: tuple[float, ...]) -> bool:
+        """Whether it can be one over ``bounds``."""
+        return len(self.counts) == len(bounds) + 1 and min(self.counts) >= 0 and math.isfinite(self.total_s)
+
+
+_NO_FIRST, _NO_TOKEN, _NO_WHOLE = (Histogram((0,) * (len(bounds) + 1)) for bounds in (FIRST_TOKEN_S, TOKEN_S, WHOLE_S))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineMetrics:
+    """A snapshot.
+
+    Attributes:
+        counters: the engine's totals.
+        kv_use: share of the memory for attention state that is in use, 0 to 1.
+        prompt_tokens: of answers that ended by themselves; so are all that follow.
+        stopped: how many of them ended by themselves, ``cut`` how many at their most tokens.
+        first_token: from the queue to the first token; bounds are ``FIRST_TOKEN_S``.
+        per_token: mean time between an answer's tokens; ``TOKEN_S``.
+        queue: from the queue to the batch; ``WHOLE_S``.
+        whole: from the queue to the last token; ``WHOLE_S``.
+    """
+
+    counters: EngineCounters = EngineCounters()
+    kv_use: float = 0.0
+    prompt_tokens: int = 0
+    stopped: int = 0
+    cut: int = 0
+    first_token: Histogram = _NO_FIRST
+    per_token: Histogram = _NO_TOKEN
+    queue: Histogram = _NO_WHOLE
+    whole: Histogram = _NO_WHOLE
+
+    @property
+    def sound(self) -> bool:
+        """Whether it can be an engine's: for who got it from a process that it does not trust."""
+        shares = math.isfinite(self.counters.busy_s) and 0.0 <= self.kv_use <= 1.0
+        histograms = (self.first_token, FIRST_TOKEN_S), (self.per_token, TOKEN_S), (self.queue, WHOLE_S)
+        return shares and all(item.fits(bounds) for item, bounds in (*histograms, (self.whole, WHOLE_S)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timing:
-    """One request that ended by itself: seconds on one monotonic clock, and tokens."""
+    """One answer that ended by itself: seconds on one monotonic clock, and tokens."""
 
     queued: float
     started: float
@@ -64,54 +117,57 @@ class Timing:
     ended: float
     prompt_tokens: int
     completion_tokens: int
-    finish_reason: str
+    stopped: bool
 
 
-class EngineMetrics(Collector):
-    """The metrics of one engine.
+class _Series:
+    """A histogram that grows."""
 
-    Args:
-        counters: gives the engine's totals.
-        blocks: blocks of attention state that there are.
-    """
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self._bounds = bounds
+        self._counts = [0] * (len(bounds) + 1)
+        self._total_s = 0.0
 
-    def __init__(self, *, counters: Callable[[], EngineCounters], blocks: int) -> None:
-        self._counters = counters
-        self._blocks = blocks
-        self._registry = CollectorRegistry()
-        self._registry.register(self)
+    def add(self, seconds: float) -> None:
+        self._counts[bisect.bisect_left(self._bounds, seconds)] += 1
+        self._total_s += seconds
 
-        def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
-            return Histogram(f"{PREFIX}{name}", text, buckets=buckets, registry=self._registry)
+    def taken(self) -> Histogram:
+        return Histogram(tuple(self._counts), self._total_s)
 
-        self._first = histogram("time_to_first_token_seconds", "From the queue to the first token.", _FIRST_S)
-        self._token = histogram("request_time_per_output_token_seconds", "Mean of a request.", _TOKEN_S)
-        self._queue = histogram("request_queue_time_seconds", "From the queue to the batch.", _WHOLE_S)
-        self._whole = histogram("e2e_request_latency_seconds", "From the queue to the last token.", _WHOLE_S)
-        self._prompt = Counter(f"{PREFIX}prompt_tokens", "Tokens of prompts.", registry=self._registry)
-        self._success = Counter(
-            f"{PREFIX}request_success", "Requests done.", ["finished_reason"], registry=self._registry
-        )
 
-    def collect(self) -> Iterator[Metric]:
-        """Give what the counters say now."""
-        counters = self._counters()
-        for name, text, grows, source in _SOURCES:
-            family = CounterMetricFamily if grows else GaugeMetricFamily
-            yield family(f"{PREFIX}{name}", text, value=source(counters))
-        used = counters.kv_blocks_used / self._blocks
-        yield GaugeMetricFamily(f"{PREFIX}kv_cache_usage_perc", "Share of attention memory in use, 0 to 1.", value=used)
+class Meter:
+    """Counts answers on the engine's thread and is read on the event loop."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._first, self._token = _Series(FIRST_TOKEN_S), _Series(TOKEN_S)
+        self._queue, self._whole = _Series(WHOLE_S), _Series(WHOLE_S)
+        self._prompt_tokens = self._stopped = self._cut = 0
 
     def observe(self, timing: Timing) -> None:
-        """Count one request that ended by itself."""
-        self._first.observe(timing.first - timing.queued)
-        self._queue.observe(timing.started - timing.queued)
-        self._whole.observe(timing.ended - timing.queued)
-        if timing.completion_tokens > 1:
-            self._token.observe((timing.ended - timing.first) / (timing.completion_tokens - 1))
-        self._prompt.inc(timing.prompt_tokens)
-        self._success.labels(timing.finish_reason).inc()
+        """Count one answer that ended by itself."""
+        with self._lock:
+            self._first.add(timing.first - timing.queued)
+            self._queue.add(timing.started - timing.queued)
+            self._whole.add(timing.ended - timing.queued)
+            if timing.completion_tokens > 1:
+                self._token.add((timing.ended - timing.first) / (timing.completion_tokens - 1))
+            self._prompt_tokens += timing.prompt_tokens
+            self._stopped += timing.stopped
+            self._cut += not timing.stopped
 
-    def render(self) -> bytes:
-        """Return Prometheus' text format."""
-        return generate_latest(self._registry)
+    def snapshot(self, counters: EngineCounters, *, kv_blocks: int) -> EngineMetrics:
+        """Return what was counted, beside the engine's totals of the same moment."""
+        with self._lock:
+            return EngineMetrics(
+                counters=counters,
+                kv_use=counters.kv_blocks_used / kv_blocks,
+                prompt_tokens=self._prompt_tokens,
+                stopped=self._stopped,
+                cut=self._cut,
+                first_token=self._first.taken(),
+                per_token=self._token.taken(),
+                queue=self._queue.taken(),
+                whole=self._whole.taken(),
+            )

@@ -21,6 +21,7 @@ from data_plane.engine.port import (
     EmbedRequest,
     EngineCounters,
     EngineHealth,
+    EngineMetrics,
     EngineRequest,
     EngineState,
     ModelDescription,
@@ -115,9 +116,9 @@ class NativeEngine:
         """See :meth:`data_plane.engine.port.Engine.describe`."""
         return self._description
 
-    def metrics(self) -> bytes:
-        """Return the engine's metrics in Prometheus' text format; see :mod:`.metrics`."""
-        return b"" if self._stepper.metrics is None else self._stepper.metrics.render()
+    def metrics(self) -> EngineMetrics:
+        """See :meth:`data_plane.engine.port.Engine.metrics`."""
+        return self._stepper.meter.snapshot(self._stepper.counters, kv_blocks=self._kv_blocks)
 
     def weight_bytes(self) -> int:
         """Return the bytes of the weights that steps compute with, and of the token table."""

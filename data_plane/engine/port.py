@@ -17,6 +17,7 @@ from typing import Final, Protocol
 from bulkhead.errors import InvalidRequestError
 from bulkhead.protocol.generate import MAX_MESSAGES, MAX_PRIORITY
 from bulkhead.protocol.payloads import TokenLogprob
+from data_plane.engine.metrics import EngineCounters, EngineMetrics
 from data_plane.engine.params import SamplingDefaults, SamplingParams
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "Engine",
     "EngineCounters",
     "EngineHealth",
+    "EngineMetrics",
     "EngineRequest",
     "EngineState",
     "FinishReason",
@@ -224,43 +226,6 @@ class EngineHealth:
     steps: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineCounters:
-    """Totals since start, and what is going on now; for metrics. Reveals nothing of any prompt.
-
-    Attributes:
-        steps: steps computed.
-        computed_tokens: tokens that went through the model, prompts included.
-        produced_tokens: tokens of answers.
-        finished: requests that ended by themselves.
-        cancelled: requests whose caller went away.
-        preemptions: how often a request's state was given up and computed anew.
-        expired: requests that ended because their time was over.
-        guessed: tokens guessed ahead, and ``guessed_right`` of them.
-        queried_tokens: tokens of prompts looked for among cached prefixes; ``cached_tokens`` of them were found.
-        busy_s: time spent in steps, in seconds.
-        running: requests in the batch now.
-        waiting: requests queued now.
-        kv_blocks_used: blocks of attention state in use now.
-    """
-
-    steps: int = 0
-    computed_tokens: int = 0
-    produced_tokens: int = 0
-    finished: int = 0
-    cancelled: int = 0
-    preemptions: int = 0
-    expired: int = 0
-    guessed: int = 0
-    guessed_right: int = 0
-    queried_tokens: int = 0
-    cached_tokens: int = 0
-    busy_s: float = 0.0
-    running: int = 0
-    waiting: int = 0
-    kv_blocks_used: int = 0
-
-
 class Engine(Protocol):
     """Runs one model for one tenant. All methods are called on the event loop that opened the engine."""
 
@@ -309,7 +274,11 @@ class Engine(Protocol):
         ...
 
     def counters(self) -> EngineCounters:
-        """Return totals for metrics."""
+        """Return totals."""
+        ...
+
+    def metrics(self) -> EngineMetrics:
+        """Return everything that is counted; how much of it may leave the worker is the caller's to decide."""
         ...
 
     async def drain(self, *, timeout_s: float) -> bool:

@@ -21,8 +21,8 @@ import torch
 
 from bulkhead.errors import BulkheadError, DeadlineError, InternalError
 from data_plane.engine.job import Job
-from data_plane.engine.metrics import EngineMetrics
-from data_plane.engine.port import EngineCounters, TokenDelta
+from data_plane.engine.metrics import Meter
+from data_plane.engine.port import EngineCounters, FinishReason, TokenDelta
 from data_plane.engine.profile import traced
 from data_plane.engine.runner import ModelRunner
 from data_plane.engine.sampling import Choice
@@ -83,14 +83,13 @@ class Stepper:
         self._jobs: dict[int, Job] = {}  # by id of the sequence
         self._deadlines: list[tuple[float, int, Job]] = []  # a heap
         self.counters = EngineCounters()
-        self.metrics: EngineMetrics | None = None
+        self.meter = Meter()
         self._thread = threading.Thread(target=self._main, name="engine", daemon=True)
 
     def start(self) -> ModelRunner:
         """Start the thread and return the model that it has loaded; raises what ``load`` raises. Blocks."""
         self._thread.start()
         runner = self._runner = self._loaded.result()
-        self.metrics = EngineMetrics(counters=lambda: self.counters, blocks=runner.pool.total)
         return runner
 
     def submit(self, job: Job) -> None:
@@ -230,8 +229,9 @@ class Stepper:
         item = job.take(choice)
         if isinstance(item, BulkheadError) or item.finish_reason is not None:
             self._drop(job)
-            if isinstance(item, TokenDelta) and self.metrics is not None:
-                self.metrics.observe(job.timing(ended=time.monotonic(), reason=str(item.finish_reason)))
+            if isinstance(item, TokenDelta):
+                stopped = item.finish_reason is FinishReason.STOP
+                self.meter.observe(job.timing(ended=time.monotonic(), stopped=stopped))
         return job.stream, item
 
     def _count(self, *, busy_s: float = 0.0, **more: int) -> None:

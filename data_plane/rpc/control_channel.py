@@ -8,11 +8,12 @@ defect or a worker that was taken over.
 import asyncio
 import socket
 import struct
-from typing import Final
+from typing import Any, Final
 
 from google.protobuf.message import DecodeError
 
 from bulkhead.errors import AgentUnavailableError, MalformedRequestError, WorkerLostError
+from data_plane.rpc.convert_metrics import metrics_from, metrics_message
 from data_plane.session.messages import (
     Drain,
     FromWorker,
@@ -26,6 +27,7 @@ from data_plane.session.messages import (
     WorkerFailed,
     WorkerLoad,
     WorkerLoading,
+    WorkerMetrics,
     WorkerReady,
     WorkerRefused,
 )
@@ -36,6 +38,14 @@ __all__ = ["AgentChannel", "WorkerChannel"]
 MAX_FRAME_BYTES: Final = 4 << 20  # a lease with every revocation and evidence digest that fits has 3.5 MB
 SEND_TIMEOUT_S: Final = 10.0  # a peer that does not read for so long hangs
 _LENGTH: Final = struct.Struct(">I")
+# Messages of a worker whose fields have the names and types of their form on the channel.
+_PLAIN: Final[dict[str, tuple[type[Any], type[Any]]]] = {
+    "receipt": (ReceiptReady, pb.WorkerReceipt),
+    "status": (WorkerLoad, pb.WorkerStatus),
+    "refusal": (WorkerRefused, pb.WorkerRefusal),
+    "failed": (WorkerFailed, pb.WorkerFailed),
+    "loading": (WorkerLoading, pb.WorkerLoading),
+}
 
 
 class _Frames:
@@ -200,41 +210,27 @@ def _decode_to_worker(data: bytes) -> ToWorker:
 def _encode_from_worker(message: FromWorker) -> pb.WorkerMessage:
     if isinstance(message, WorkerBooted | WorkerReady):
         return _encode_keys(message)
-    if isinstance(message, ReceiptReady):
-        return pb.WorkerMessage(
-            receipt=pb.WorkerReceipt(**{name: getattr(message, name) for name in ReceiptReady.__slots__})
-        )
-    if isinstance(message, WorkerLoad):
-        return pb.WorkerMessage(
-            status=pb.WorkerStatus(running_requests=message.running_requests, queued_requests=message.queued_requests)
-        )
-    if isinstance(message, WorkerRefused):
-        fields = {name: getattr(message, name) for name in WorkerRefused.__slots__}
-        return pb.WorkerMessage(refusal=pb.WorkerRefusal(**fields))
-    if isinstance(message, WorkerFailed):
-        return pb.WorkerMessage(failed=pb.WorkerFailed(code=message.code, message=message.message))
-    return pb.WorkerMessage(loading=pb.WorkerLoading(text=message.text))
+    if isinstance(message, WorkerMetrics):
+        return pb.WorkerMessage(metrics=metrics_message(message.metrics))
+    name, plain = next((name, made) for name, (kind, made) in _PLAIN.items() if isinstance(message, kind))
+    fields = {name: getattr(message, name) for name in type(message).__slots__}
+    return pb.WorkerMessage(**{name: plain(**fields)})
 
 
 def _decode_from_worker(data: bytes) -> FromWorker:
     message = pb.WorkerMessage()
     _parse(message, data)
-    match message.WhichOneof("message"):
-        case "ready" | "booted":
-            return _decode_keys(message)
-        case "receipt":
-            return ReceiptReady(**{name: getattr(message.receipt, name) for name in ReceiptReady.__slots__})
-        case "status":
-            status = message.status
-            return WorkerLoad(running_requests=status.running_requests, queued_requests=status.queued_requests)
-        case "refusal":
-            return WorkerRefused(**{name: getattr(message.refusal, name) for name in WorkerRefused.__slots__})
-        case "failed":
-            return WorkerFailed(code=message.failed.code, message=message.failed.message)
-        case "loading":
-            return WorkerLoading(text=message.loading.text)
-        case _:
-            raise MalformedRequestError("a frame on the worker channel says nothing")
+    name = message.WhichOneof("message")
+    if name in {"ready", "booted"}:
+        return _decode_keys(message)
+    if name == "metrics":
+        return WorkerMetrics(metrics=metrics_from(message.metrics))
+    if name is None:
+        raise MalformedRequestError("a frame on the worker channel says nothing")
+    kind, _ = _PLAIN[name]
+    plain = getattr(message, name)
+    said: FromWorker = kind(**{field: getattr(plain, field) for field in kind.__slots__})
+    return said
 
 
 def _encode_keys(message: WorkerBooted | WorkerReady) -> pb.WorkerMessage:

@@ -48,6 +48,7 @@ from data_plane.session.commands import (
     Result,
 )
 from data_plane.session.descriptors import describe_partition, evidence_digest
+from data_plane.session.exposition import Observed
 from data_plane.session.lease import AgentLease
 from data_plane.session.messages import LeaseGrant, ModelKey, WorkerBooted, WorkerReady
 from data_plane.session.ordering import CommandMemory
@@ -65,6 +66,7 @@ MAX_EVIDENCE: Final = 16_384  # opens and renewals within the life of evidence; 
 SILENCE_S: Final = 30.0  # a worker reports every second
 MAX_PARTITIONS: Final = 256  # the control plane refuses a greeting with more
 _MS: Final = 1000
+_US: Final = 1_000_000
 _ATTESTABLE: Final = frozenset({PartitionState.ATTESTING, PartitionState.READY})
 
 
@@ -150,6 +152,20 @@ class Agent:
             )
             for partition in self._partitions.values()
             if partition.process is not None and not partition.process.is_gone
+        )
+
+    def observed(self) -> tuple[Observed, ...]:
+        """Return what is known of the load of each partition that serves."""
+        return tuple(
+            Observed(
+                partition_id=partition.partition_id,
+                model_name=partition.model_name,
+                load=partition.load,
+                metrics=partition.metrics,
+                taken_s=partition.metrics_us / _US,
+            )
+            for partition in self._partitions.values()
+            if partition.ready is not None
         )
 
     def renew_soon(self) -> None:

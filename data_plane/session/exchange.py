@@ -81,6 +81,11 @@ class Exchange:
         """The session of the ticket."""
         return self._request.claims.session
 
+    @property
+    def produced(self) -> bool:
+        """Whether a token was produced."""
+        return self._response.completion_tokens > 0
+
     def abort(self, error: BulkheadError) -> None:
         """End the response with ``error`` as soon as its reader takes that; cut the call if it never does."""
         self._response.abort(error)

@@ -7,6 +7,8 @@ its own sessions. The worker trusts its agent, which made it.
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
+from data_plane.engine.metrics import EngineMetrics
+
 __all__ = [
     "AgentLink",
     "Drain",
@@ -21,6 +23,7 @@ __all__ = [
     "WorkerFailed",
     "WorkerLoad",
     "WorkerLoading",
+    "WorkerMetrics",
     "WorkerReady",
     "WorkerRefused",
 ]
@@ -192,6 +195,13 @@ class WorkerLoad:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerMetrics:
+    """A snapshot of what the engine counts, as far as it may leave the worker (:mod:`.observing`)."""
+
+    metrics: EngineMetrics
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerRefused:
     """A request was refused; session and tenant are those of its ticket, empty unless that is authentic."""
 
@@ -201,7 +211,14 @@ class WorkerRefused:
 
 
 FromWorker: TypeAlias = (
-    WorkerLoading | WorkerBooted | WorkerReady | WorkerFailed | ReceiptReady | WorkerLoad | WorkerRefused
+    WorkerLoading
+    | WorkerBooted
+    | WorkerReady
+    | WorkerFailed
+    | ReceiptReady
+    | WorkerLoad
+    | WorkerMetrics
+    | WorkerRefused
 )
 
 

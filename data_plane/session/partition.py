@@ -24,6 +24,7 @@ from bulkhead.errors import (
     error_from_code,
 )
 from bulkhead.ids import MAX_ID_LENGTH
+from data_plane.engine.metrics import EngineMetrics
 from data_plane.ports import Assignment, PartitionSpec, PartitionState
 from data_plane.sandbox import SandboxPlan
 from data_plane.session.commands import Released
@@ -41,6 +42,7 @@ from data_plane.session.messages import (
     WorkerFailed,
     WorkerLoad,
     WorkerLoading,
+    WorkerMetrics,
     WorkerReady,
     WorkerRefused,
 )
@@ -106,6 +108,7 @@ class Partition:
         booted: what the worker of a sealed model said while it waited for the model's key; None once it has it.
         ready: what the worker said when it began to listen.
         load: what it said last.
+        metrics: its last snapshot, taken at ``metrics_us``; None before there is one.
         evidence: digests (hexadecimal) of the evidence issued for it, and until when (Unix seconds) each holds.
         scrub: the scrub under way or done, once there is one.
     """
@@ -121,6 +124,8 @@ class Partition:
         self.booted: WorkerBooted | None = None
         self.ready: WorkerReady | None = None
         self.load = WorkerLoad(running_requests=0, queued_requests=0)
+        self.metrics: EngineMetrics | None = None
+        self.metrics_us = 0
         self.evidence: dict[str, int] = {}
         self.scrub: asyncio.Task[Released] | None = None
         self.model_name = ""
@@ -299,6 +304,9 @@ class Partition:
                 self._progress("loading", message.text[:MAX_TEXT_CHARS])
             case WorkerLoad():
                 self.load = message
+            case WorkerMetrics():
+                _require(message.metrics.sound)
+                self.metrics, self.metrics_us = message.metrics, self._ports.now_us()
             case WorkerBooted() | WorkerReady():
                 self._take_keys(message)
             case WorkerFailed():

@@ -53,6 +53,10 @@ class RequestServer:
         max_output_tokens: most tokens of one answer; 0 leaves it to ticket and model.
         wall_s: Unix seconds.
         random_bytes: source of the secret that bounds reuse of cached prompt prefixes to this worker's tenant.
+
+    Attributes:
+        engine_failed: set when the engine has failed.
+        answered: requests that produced a token and have ended.
     """
 
     def __init__(
@@ -87,6 +91,7 @@ class RequestServer:
         self._by_session: Counter[str] = Counter()
         self._background: set[asyncio.Task[None]] = set()
         self._draining = False
+        self.answered = 0
         self._quiet = asyncio.Event()
         self._quiet.set()
         self.engine_failed = asyncio.Event()
@@ -184,6 +189,7 @@ class RequestServer:
 
     def _leave(self, exchange: Exchange) -> None:
         self._exchanges.discard(exchange)
+        self.answered += exchange.produced
         session = exchange.session_id
         self._by_session[session] -= 1
         if not self._by_session[session]:

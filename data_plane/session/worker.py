@@ -44,8 +44,10 @@ from data_plane.session.messages import (
     StartWorker,
     ToWorker,
     WorkerFailed,
+    WorkerMetrics,
     WorkerReady,
 )
+from data_plane.session.observing import Observation, coarse
 from data_plane.session.receipts import ReceiptDesk
 from data_plane.session.refusals import RefusalReporter
 from data_plane.session.serving import RequestServer
@@ -167,7 +169,7 @@ class WorkerProgram:
         tasks = [
             asyncio.create_task(requests.engine_failed.wait()),
             asyncio.create_task(self._ending.wait()),
-            asyncio.create_task(self._report(requests)),
+            asyncio.create_task(self._report(requests, engine)),
             asyncio.create_task(self._rotate(start, sealed, ring, context_tokens)),
         ]
         try:
@@ -256,10 +258,13 @@ class WorkerProgram:
             case StartWorker():
                 _log.warning("worker.started_twice")
 
-    async def _report(self, requests: RequestServer) -> None:
+    async def _report(self, requests: RequestServer, engine: Engine) -> None:
+        observation = Observation(now_s=self._monotonic_s())
         with contextlib.suppress(AgentUnavailableError):
             while True:
                 await self._link.send(requests.load())
+                if observation.due(now_s=self._monotonic_s(), answered=requests.answered):
+                    await self._link.send(WorkerMetrics(metrics=coarse(engine.metrics())))
                 await asyncio.sleep(REPORT_EVERY_S)
 
     async def _end(self, requests: RequestServer, listener: Listener, *, failed: bool) -> None:

@@ -123,14 +123,14 @@ async def test_greedy_tokens_are_those_of_transformers(
 VARIANTS: dict[str, dict[str, Any]] = {
     "whole prompts": {"step_tokens": 2048},
     "chunks": {"step_tokens": 64},
-    "too little memory": {"kv_memory_mib": 64, "block_tokens": 16},
+    "too little memory": {"kv_memory_mib": 28, "block_tokens": 4},
     "guesses": {"guess_tokens": 4, "guess_running": 64},
-    "all at once": {"guess_tokens": 3, "guess_running": 64, "step_tokens": 80, "kv_memory_mib": 64, "block_tokens": 16},
+    "all at once": {"guess_tokens": 3, "guess_running": 64, "step_tokens": 80, "kv_memory_mib": 28, "block_tokens": 4},
 }
 
 
 def sixty_four(model: Path) -> list[tuple[int, ...]]:
-    """Return 64 conversations of some 15 to 900 tokens; every fourth begins as another one does."""
+    """Return 64 conversations of 31 to 398 tokens; every fourth begins as another one does."""
     import transformers
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(model)

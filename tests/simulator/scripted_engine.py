@@ -7,7 +7,9 @@ from bulkhead.errors import UnsupportedError
 from data_plane.engine.port import (
     Embedding,
     EmbedRequest,
+    EngineCounters,
     EngineHealth,
+    EngineMetrics,
     EngineRequest,
     EngineState,
     FinishReason,
@@ -84,6 +86,14 @@ class ScriptedEngine:
         return EngineHealth(
             state=self.state, running=0, waiting=0, kv_blocks_used=0, kv_blocks_total=1, steps=len(self.requests)
         )
+
+    def counters(self) -> EngineCounters:
+        """Count the requests only."""
+        return EngineCounters(steps=len(self.requests), finished=len(self.requests))
+
+    def metrics(self) -> EngineMetrics:
+        """Show the counters only."""
+        return EngineMetrics(counters=self.counters())
 
     async def drain(self, *, timeout_s: float) -> bool:
         """Have nothing to finish."""

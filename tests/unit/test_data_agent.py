@@ -18,6 +18,7 @@ from bulkhead.errors import ConfigError, ConflictError, DeadlineError, Exhausted
 from bulkhead.ids import PARTITION, TENANT, new_id
 from data_plane.__main__ import main
 from data_plane.config import WorkerConfig
+from data_plane.engine.metrics import EngineMetrics
 from data_plane.partitions import HostBackend, SimulatedRackBackend
 from data_plane.partitions.rack import StandInMemory
 from data_plane.ports import Assignment, PartitionSpec, PartitionState
@@ -25,7 +26,7 @@ from data_plane.rpc.control_channel import WorkerChannel
 from data_plane.sandbox import SandboxConfig, Step
 from data_plane.session import ordering
 from data_plane.session.commands import Command, CreatePartition, Release, Released
-from data_plane.session.messages import WorkerLoad, WorkerReady
+from data_plane.session.messages import WorkerLoad, WorkerMetrics, WorkerReady
 from data_plane.session.ordering import CommandMemory
 from data_plane.session.partition import Partition, PartitionPorts
 from data_plane.session.process import ProcessIdentity, end_stranger
@@ -262,6 +263,23 @@ async def test_a_worker_that_falls_silent_is_noticed_and_a_pause_of_the_agent_is
     partition._heard_s -= 100
     partition._asked_s -= 100
     assert not partition.is_silent(30)
+
+
+async def test_an_agent_keeps_a_workers_last_snapshot(tmp_path: Path) -> None:
+    """What a worker counts is shown with its time; a snapshot that no engine makes is out of bounds."""
+    spool = Spool(path=tmp_path / "spool", new_id=lambda: "s")
+    partition = Partition(
+        spec=record(new_id(PARTITION)).spec,
+        fence=1,
+        slot=0,
+        assignment=Assignment(device_uuids=(), memory_mib=0),
+        ports=PartitionPorts(spool=spool, open_link=WorkerChannel.open, now_us=lambda: 5, stop_timeout_s=1),
+    )
+    assert partition.metrics is None
+    partition._take(WorkerMetrics(metrics=EngineMetrics(stopped=3)))
+    assert (partition.metrics, partition.metrics_us) == (EngineMetrics(stopped=3), 5)
+    with pytest.raises(ExhaustedError):
+        partition._take(WorkerMetrics(metrics=EngineMetrics(kv_use=2.0)))
 
 
 def starter(tmp_path: Path) -> WorkerStarter:

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from bulkhead.errors import AgentUnavailableError, MalformedRequestError, WorkerLostError
+from data_plane.engine.metrics import FIRST_TOKEN_S, EngineCounters, EngineMetrics, Histogram
 from data_plane.rpc import control_channel
 from data_plane.rpc.control_channel import MAX_FRAME_BYTES, AgentChannel, WorkerChannel
 from data_plane.session.messages import (
@@ -22,6 +23,7 @@ from data_plane.session.messages import (
     WorkerFailed,
     WorkerLoad,
     WorkerLoading,
+    WorkerMetrics,
     WorkerReady,
     WorkerRefused,
 )
@@ -71,6 +73,15 @@ FROM_WORKER: list[FromWorker] = [
         status="ok",
     ),
     WorkerLoad(running_requests=1, queued_requests=2),
+    WorkerMetrics(
+        metrics=EngineMetrics(
+            counters=EngineCounters(steps=3, produced_tokens=2**40, busy_s=0.5, guessed=1),
+            kv_use=0.25,
+            prompt_tokens=7,
+            cut=2,
+            first_token=Histogram(tuple(range(len(FIRST_TOKEN_S) + 1)), 1.5),
+        )
+    ),
     WorkerRefused(code="TICKET_INVALID", session_id="s", tenant_id="t"),
 ]
 

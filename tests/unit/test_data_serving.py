@@ -260,6 +260,18 @@ async def test_priority_time_and_profile_reach_the_engine() -> None:
     assert (plain.priority, plain.timeout_s, plain.profile) == (0, None, False)
 
 
+async def test_only_requests_that_were_answered_count_as_answered() -> None:
+    """A failed, refused or empty request does not count towards what lets metrics out; one with a token does."""
+    bench = make("a")
+    await bench.events(bench.begin())
+    assert bench.server.answered == 1
+    bench.engine.script = (ContextLengthError("no"),)
+    await bench.events(bench.begin())
+    bench.engine.script = ()
+    await bench.events(bench.begin())
+    assert bench.server.answered == 1
+
+
 async def test_a_trace_leaves_in_sealed_pieces() -> None:
     """A trace longer than a record comes whole, before the end, and counts no tokens."""
     trace = secrets.token_bytes(3 * MAX_TRACE_BYTES // 2)

@@ -26,9 +26,12 @@ from data_plane.session.messages import (
     StartWorker,
     ToWorker,
     WorkerFailed,
+    WorkerLoad,
     WorkerLoading,
+    WorkerMetrics,
     WorkerReady,
 )
+from data_plane.session.observing import MIN_ANSWERED
 from data_plane.session.serving import RequestServer
 from data_plane.session.worker import WorkerProgram
 from service.tls import Identity
@@ -267,3 +270,22 @@ async def test_a_lease_changes_whose_tickets_count(model: Path) -> None:
                 async with asyncio.timeout(5):
                     while key.fingerprint.hex() not in program._tickets._keys:  # noqa: ASYNC110  nobody is told
                         await asyncio.sleep(0.01)
+
+
+async def test_metrics_leave_when_enough_was_answered(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The worker sends a snapshot when it is due, and none however long it runs without answers."""
+    monkeypatch.setattr("data_plane.session.observing.PERIOD_S", 0.0)
+    monkeypatch.setattr("data_plane.session.worker.REPORT_EVERY_S", 0.001)
+    async with running() as (link, transport, _, task):
+        await link.inbox.put(start_message(model))
+        await link.until(WorkerLoad, 20)
+        assert not any(isinstance(message, WorkerMetrics) for message in link.sent)
+        assert transport.requests is not None
+        transport.requests.answered += MIN_ANSWERED
+        (sent,) = await link.until(WorkerMetrics)
+        assert sent.metrics.sound
+        said = len(await link.until(WorkerLoad))
+        await link.until(WorkerLoad, said + 20)
+        assert len(await link.until(WorkerMetrics)) == 1
+        await link.inbox.put(Drain(until_ms=0))
+        assert await task

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x62ulkhead_fleet/v1/worker.proto\x12\x11\x62ulkhead_fleet.v1\"\xa3\x02\n\rWorkerCommand\x12/\n\x05start\x18\x01 \x01(\x0b\x32\x1e.bulkhead_fleet.v1.WorkerStartH\x00\x12/\n\x05lease\x18\x02 \x01(\x0b\x32\x1e.bulkhead_fleet.v1.WorkerLeaseH\x00\x12/\n\x05\x64rain\x18\x03 \x01(\x0b\x32\x1e.bulkhead_fleet.v1.WorkerDrainH\x00\x12<\n\x0freceipt_spooled\x18\x04 \x01(\x0b\x32!.bulkhead_fleet.v1.ReceiptSpooledH\x00\x12\x36\n\tmodel_key\x18\x05 \x01(\x0b\x32!.bulkhead_fleet.v1.WorkerModelKeyH\x00\x42\t\n\x07\x63ommand\"\x83\x03\n\rWorkerMessage\x12/\n\x05ready\x18\x01 \x01(\x0b\x32\x1e.bulkhead_fleet.v1.WorkerReadyH\x00\x12\x31\n\x06\x66\x61iled\x18\x02 \x01(\x0b\x32\x1f.bulkhead_fleet.v1.WorkerFailedH\x00\x12\x33\n\x07receipt\x18\x03 \x01(\x0b\x32 .bulkhead_fleet.v1.WorkerReceiptH\x00\x12\x31\n\x06status\x18\x04 \x01(\x0b\x32\x1f.bulkhead_fleet.v1.WorkerStatusH\x00\x12\x33\n\x07refusal\x18\x05 \x01(\x0b\x32 .bulkhead_fleet.v1.WorkerRefusalH\x00\x12\x33\n\x07loading\x18\x06 \x01(\x0b\x32 .bulkhead_fleet.v1.WorkerLoadingH\x00\x12\x31\n\x06\x62ooted\x18\x07 \x01(\x0b\x32\x1f.bulkhead_fleet.v1.WorkerBootedH\x00\x42\t\n\x07message\"\xc4\x03\n\x0bWorkerStart\x12\x14\n\x0cpartition_id\x18\x01 \x01(\t\x12\x11\n\ttenant_id\x18\x02 \x01(\t\x12\x0c\n\x04tier\x18\x03 \x01(\t\x12\x11\n\tsimulated\x18\x04 \x01(\x08\x12\x12\n\nmodel_name\x18\x05 \x01(\t\x12\x17\n\x0fmodel_directory\x18\x06 \x01(\t\x12\x14\n\x0cmodel_digest\x18\x07 \x01(\x0c\x12\x13\n\x0bsocket_path\x18\x08 \x01(\t\x12\x11\n\tauthority\x18\t \x01(\t\x12\x16\n\x0eticket_issuers\x18\n \x03(\x0c\x12\x0f\n\x07threads\x18\x0b \x01(\r\x12\x19\n\x11max_output_tokens\x18\x0c \x01(\r\x12\x1c\n\x14max_running_requests\x18\r \x01(\r\x12\x1b\n\x13max_queued_requests\x18\x0e \x01(\r\x12\x14\n\x0ckv_cache_mib\x18\x0f \x01(\x04\x12\x0f\n\x07weights\x18\x10 \x01(\t\x12\x12\n\nkey_life_s\x18\x11 \x01(\r\x12\x17\n\x0fmanifest_digest\x18\x12 \x01(\x0c\x12\x18\n\x10manifest_version\x18\x13 \x01(\x04\x12\x13\n\x0btenant_root\x18\x14 \x01(\x0c\"h\n\x0eWorkerModelKey\x12\x12\n\nsealed_key\x18\x01 \x01(\x0c\x12\r\n\x05nonce\x18\x02 \x01(\x0c\x12\x17\n\x0f\x65vidence_digest\x18\x03 \x01(\x0c\x12\x1a\n\x12\x64\x65\x63ision_leaf_hash\x18\x04 \x01(\x0c\"\x97\x01\n\x0bWorkerLease\x12\x1b\n\x13valid_until_unix_ms\x18\x01 \x01(\x03\x12\x18\n\x10revoked_sessions\x18\x02 \x03(\t\x12\x18\n\x10\x65vidence_digests\x18\x03 \x03(\t\x12\x1f\n\x17unacknowledged_receipts\x18\x04 \x01(\r\x12\x16\n\x0eticket_issuers\x18\x05 \x03(\x0c\"$\n\x0bWorkerDrain\x12\x15\n\runtil_unix_ms\x18\x01 \x01(\x03\"9\n\x0eReceiptSpooled\x12\x16\n\x0ereceipt_number\x18\x01 \x01(\x04\x12\x0f\n\x07\x64urable\x18\x02 \x01(\x08\"\x1d\n\rWorkerLoading\x12\x0c\n\x04text\x18\x01 \x01(\t\"Z\n\x0cWorkerBooted\x12\x0e\n\x06keyset\x18\x01 \x01(\x0c\x12\x13\n\x0b\x63\x65rtificate\x18\x02 \x01(\x0c\x12\x14\n\x0cmodel_digest\x18\x03 \x01(\x0c\x12\x0f\n\x07sandbox\x18\x04 \x03(\t\"q\n\x0bWorkerReady\x12\x0e\n\x06keyset\x18\x01 \x01(\x0c\x12\x13\n\x0b\x63\x65rtificate\x18\x02 \x01(\x0c\x12\x14\n\x0cmodel_digest\x18\x03 \x01(\x0c\x12\x16\n\x0e\x63ontext_length\x18\x04 \x01(\r\x12\x0f\n\x07sandbox\x18\x05 \x03(\t\"-\n\x0cWorkerFailed\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\"\xc1\x01\n\rWorkerReceipt\x12\x16\n\x0ereceipt_number\x18\x01 \x01(\x04\x12\x12\n\nsession_id\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x16\n\x0ereceipt_digest\x18\x04 \x01(\x0c\x12\x15\n\rprompt_tokens\x18\x05 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x06 \x01(\r\x12\x0e\n\x06status\x18\x07 \x01(\t\x12\x16\n\x0esession_number\x18\x08 \x01(\x04\"A\n\x0cWorkerStatus\x12\x18\n\x10running_requests\x18\x01 \x01(\r\x12\x17\n\x0fqueued_requests\x18\x02 \x01(\r\"D\n\rWorkerRefusal\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\t\x12\x11\n\ttenant_id\x18\x03 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x62ulkhead_fleet/v1/worker.proto\x12\x11\x62ulkhead_fleet.v1\"\xa3\x02\n\rWorkerCommand\x12/\n\x05start\x18\x01 \x01(\x0b\x32\x1e.bulkhead_fleet.v1.WorkerStartH\x00\x12/\n\x05lease\x18\x02 \x01(\x0b\x32\x1e.bulkhead_fleet.v1.WorkerLeaseH\x00\x12/\n\x05\x64rain\x18\x03 \x01(\x0b\x32\x1e.bulkhead_fleet.v1.WorkerDrainH\x00\x12<\n\x0freceipt_spooled\x18\x04 \x01(\x0b\x32!.bulkhead_fleet.v1.ReceiptSpooledH\x00\x12\x36\n\tmodel_key\x18\x05 \x01(\x0b\x32!.bulkhead_fleet.v1.WorkerModelKeyH\x00\x42\t\n\x07\x63ommand\"\xb8\x03\n\rWorkerMessage\x12/\n\x05ready\x18\x01 \x01(\x0b\x32\x1e.bulkhead_fleet.v1.WorkerReadyH\x00\x12\x31\n\x06\x66\x61iled\x18\x02 \x01(\x0b\x32\x1f.bulkhead_fleet.v1.WorkerFailedH\x00\x12\x33\n\x07receipt\x18\x03 \x01(\x0b\x32 .bulkhead_fleet.v1.WorkerReceiptH\x00\x12\x31\n\x06status\x18\x04 \x01(\x0b\x32\x1f.bulkhead_fleet.v1.WorkerStatusH\x00\x12\x33\n\x07refusal\x18\x05 \x01(\x0b\x32 .bulkhead_fleet.v1.WorkerRefusalH\x00\x12\x33\n\x07loading\x18\x06 \x01(\x0b\x32 .bulkhead_fleet.v1.WorkerLoadingH\x00\x12\x31\n\x06\x62ooted\x18\x07 \x01(\x0b\x32\x1f.bulkhead_fleet.v1.WorkerBootedH\x00\x12\x33\n\x07metrics\x18\x08 \x01(\x0b\x32 .bulkhead_fleet.v1.WorkerMetricsH\x00\x42\t\n\x07message\"\xc4\x03\n\x0bWorkerStart\x12\x14\n\x0cpartition_id\x18\x01 \x01(\t\x12\x11\n\ttenant_id\x18\x02 \x01(\t\x12\x0c\n\x04tier\x18\x03 \x01(\t\x12\x11\n\tsimulated\x18\x04 \x01(\x08\x12\x12\n\nmodel_name\x18\x05 \x01(\t\x12\x17\n\x0fmodel_directory\x18\x06 \x01(\t\x12\x14\n\x0cmodel_digest\x18\x07 \x01(\x0c\x12\x13\n\x0bsocket_path\x18\x08 \x01(\t\x12\x11\n\tauthority\x18\t \x01(\t\x12\x16\n\x0eticket_issuers\x18\n \x03(\x0c\x12\x0f\n\x07threads\x18\x0b \x01(\r\x12\x19\n\x11max_output_tokens\x18\x0c \x01(\r\x12\x1c\n\x14max_running_requests\x18\r \x01(\r\x12\x1b\n\x13max_queued_requests\x18\x0e \x01(\r\x12\x14\n\x0ckv_cache_mib\x18\x0f \x01(\x04\x12\x0f\n\x07weights\x18\x10 \x01(\t\x12\x12\n\nkey_life_s\x18\x11 \x01(\r\x12\x17\n\x0fmanifest_digest\x18\x12 \x01(\x0c\x12\x18\n\x10manifest_version\x18\x13 \x01(\x04\x12\x13\n\x0btenant_root\x18\x14 \x01(\x0c\"h\n\x0eWorkerModelKey\x12\x12\n\nsealed_key\x18\x01 \x01(\x0c\x12\r\n\x05nonce\x18\x02 \x01(\x0c\x12\x17\n\x0f\x65vidence_digest\x18\x03 \x01(\x0c\x12\x1a\n\x12\x64\x65\x63ision_leaf_hash\x18\x04 \x01(\x0c\"\x97\x01\n\x0bWorkerLease\x12\x1b\n\x13valid_until_unix_ms\x18\x01 \x01(\x03\x12\x18\n\x10revoked_sessions\x18\x02 \x03(\t\x12\x18\n\x10\x65vidence_digests\x18\x03 \x03(\t\x12\x1f\n\x17unacknowledged_receipts\x18\x04 \x01(\r\x12\x16\n\x0eticket_issuers\x18\x05 \x03(\x0c\"$\n\x0bWorkerDrain\x12\x15\n\runtil_unix_ms\x18\x01 \x01(\x03\"9\n\x0eReceiptSpooled\x12\x16\n\x0ereceipt_number\x18\x01 \x01(\x04\x12\x0f\n\x07\x64urable\x18\x02 \x01(\x08\"\x1d\n\rWorkerLoading\x12\x0c\n\x04text\x18\x01 \x01(\t\"Z\n\x0cWorkerBooted\x12\x0e\n\x06keyset\x18\x01 \x01(\x0c\x12\x13\n\x0b\x63\x65rtificate\x18\x02 \x01(\x0c\x12\x14\n\x0cmodel_digest\x18\x03 \x01(\x0c\x12\x0f\n\x07sandbox\x18\x04 \x03(\t\"q\n\x0bWorkerReady\x12\x0e\n\x06keyset\x18\x01 \x01(\x0c\x12\x13\n\x0b\x63\x65rtificate\x18\x02 \x01(\x0c\x12\x14\n\x0cmodel_digest\x18\x03 \x01(\x0c\x12\x16\n\x0e\x63ontext_length\x18\x04 \x01(\r\x12\x0f\n\x07sandbox\x18\x05 \x03(\t\"-\n\x0cWorkerFailed\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\"\xc1\x01\n\rWorkerReceipt\x12\x16\n\x0ereceipt_number\x18\x01 \x01(\x04\x12\x12\n\nsession_id\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x16\n\x0ereceipt_digest\x18\x04 \x01(\x0c\x12\x15\n\rprompt_tokens\x18\x05 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x06 \x01(\r\x12\x0e\n\x06status\x18\x07 \x01(\t\x12\x16\n\x0esession_number\x18\x08 \x01(\x04\"A\n\x0cWorkerStatus\x12\x18\n\x10running_requests\x18\x01 \x01(\r\x12\x17\n\x0fqueued_requests\x18\x02 \x01(\r\"\x9d\x04\n\rWorkerMetrics\x12\r\n\x05steps\x18\x01 \x01(\x04\x12\x17\n\x0f\x63omputed_tokens\x18\x02 \x01(\x04\x12\x17\n\x0fproduced_tokens\x18\x03 \x01(\x04\x12\x10\n\x08\x66inished\x18\x04 \x01(\x04\x12\x11\n\tcancelled\x18\x05 \x01(\x04\x12\x13\n\x0bpreemptions\x18\x06 \x01(\x04\x12\x0f\n\x07\x65xpired\x18\x07 \x01(\x04\x12\x0f\n\x07guessed\x18\x08 \x01(\x04\x12\x15\n\rguessed_right\x18\t \x01(\x04\x12\x16\n\x0equeried_tokens\x18\n \x01(\x04\x12\x15\n\rcached_tokens\x18\x0b \x01(\x04\x12\x0e\n\x06\x62usy_s\x18\x0c \x01(\x01\x12\x0e\n\x06kv_use\x18\r \x01(\x01\x12\x15\n\rprompt_tokens\x18\x0e \x01(\x04\x12\x0f\n\x07stopped\x18\x0f \x01(\x04\x12\x0b\n\x03\x63ut\x18\x10 \x01(\x04\x12\x37\n\x0b\x66irst_token\x18\x11 \x01(\x0b\x32\".bulkhead_fleet.v1.WorkerHistogram\x12\x35\n\tper_token\x18\x12 \x01(\x0b\x32\".bulkhead_fleet.v1.WorkerHistogram\x12\x31\n\x05queue\x18\x13 \x01(\x0b\x32\".bulkhead_fleet.v1.WorkerHistogram\x12\x31\n\x05whole\x18\x14 \x01(\x0b\x32\".bulkhead_fleet.v1.WorkerHistogram\"2\n\x0fWorkerHistogram\x12\x0e\n\x06\x63ounts\x18\x01 \x03(\x04\x12\x0f\n\x07total_s\x18\x02 \x01(\x01\"D\n\rWorkerRefusal\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\t\x12\x11\n\ttenant_id\x18\x03 \x01(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,29 +34,33 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WORKERCOMMAND']._serialized_start=54
   _globals['_WORKERCOMMAND']._serialized_end=345
   _globals['_WORKERMESSAGE']._serialized_start=348
-  _globals['_WORKERMESSAGE']._serialized_end=735
-  _globals['_WORKERSTART']._serialized_start=738
-  _globals['_WORKERSTART']._serialized_end=1190
-  _globals['_WORKERMODELKEY']._serialized_start=1192
-  _globals['_WORKERMODELKEY']._serialized_end=1296
-  _globals['_WORKERLEASE']._serialized_start=1299
-  _globals['_WORKERLEASE']._serialized_end=1450
-  _globals['_WORKERDRAIN']._serialized_start=1452
-  _globals['_WORKERDRAIN']._serialized_end=1488
-  _globals['_RECEIPTSPOOLED']._serialized_start=1490
-  _globals['_RECEIPTSPOOLED']._serialized_end=1547
-  _globals['_WORKERLOADING']._serialized_start=1549
-  _globals['_WORKERLOADING']._serialized_end=1578
-  _globals['_WORKERBOOTED']._serialized_start=1580
-  _globals['_WORKERBOOTED']._serialized_end=1670
-  _globals['_WORKERREADY']._serialized_start=1672
-  _globals['_WORKERREADY']._serialized_end=1785
-  _globals['_WORKERFAILED']._serialized_start=1787
-  _globals['_WORKERFAILED']._serialized_end=1832
-  _globals['_WORKERRECEIPT']._serialized_start=1835
-  _globals['_WORKERRECEIPT']._serialized_end=2028
-  _globals['_WORKERSTATUS']._serialized_start=2030
-  _globals['_WORKERSTATUS']._serialized_end=2095
-  _globals['_WORKERREFUSAL']._serialized_start=2097
-  _globals['_WORKERREFUSAL']._serialized_end=2165
+  _globals['_WORKERMESSAGE']._serialized_end=788
+  _globals['_WORKERSTART']._serialized_start=791
+  _globals['_WORKERSTART']._serialized_end=1243
+  _globals['_WORKERMODELKEY']._serialized_start=1245
+  _globals['_WORKERMODELKEY']._serialized_end=1349
+  _globals['_WORKERLEASE']._serialized_start=1352
+  _globals['_WORKERLEASE']._serialized_end=1503
+  _globals['_WORKERDRAIN']._serialized_start=1505
+  _globals['_WORKERDRAIN']._serialized_end=1541
+  _globals['_RECEIPTSPOOLED']._serialized_start=1543
+  _globals['_RECEIPTSPOOLED']._serialized_end=1600
+  _globals['_WORKERLOADING']._serialized_start=1602
+  _globals['_WORKERLOADING']._serialized_end=1631
+  _globals['_WORKERBOOTED']._serialized_start=1633
+  _globals['_WORKERBOOTED']._serialized_end=1723
+  _globals['_WORKERREADY']._serialized_start=1725
+  _globals['_WORKERREADY']._serialized_end=1838
+  _globals['_WORKERFAILED']._serialized_start=1840
+  _globals['_WORKERFAILED']._serialized_end=1885
+  _globals['_WORKERRECEIPT']._serialized_start=1888
+  _globals['_WORKERRECEIPT']._serialized_end=2081
+  _globals['_WORKERSTATUS']._serialized_start=2083
+  _globals['_WORKERSTATUS']._serialized_end=2148
+  _globals['_WORKERMETRICS']._serialized_start=2151
+  _globals['_WORKERMETRICS']._serialized_end=2692
+  _globals['_WORKERHISTOGRAM']._serialized_start=2694
+  _globals['_WORKERHISTOGRAM']._serialized_end=2744
+  _globals['_WORKERREFUSAL']._serialized_start=2746
+  _globals['_WORKERREFUSAL']._serialized_end=2814
 # @@protoc_insertion_point(module_scope)

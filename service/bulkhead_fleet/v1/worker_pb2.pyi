@@ -77,6 +77,7 @@ class WorkerMessage(_message.Message):
     REFUSAL_FIELD_NUMBER: _builtins.int
     LOADING_FIELD_NUMBER: _builtins.int
     BOOTED_FIELD_NUMBER: _builtins.int
+    METRICS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def ready(self) -> Global___WorkerReady: ...
     @_builtins.property
@@ -93,6 +94,8 @@ class WorkerMessage(_message.Message):
     def loading(self) -> Global___WorkerLoading: ...
     @_builtins.property
     def booted(self) -> Global___WorkerBooted: ...
+    @_builtins.property
+    def metrics(self) -> Global___WorkerMetrics: ...
     def __init__(
         self,
         *,
@@ -103,12 +106,13 @@ class WorkerMessage(_message.Message):
         refusal: Global___WorkerRefusal | None = ...,
         loading: Global___WorkerLoading | None = ...,
         booted: Global___WorkerBooted | None = ...,
+        metrics: Global___WorkerMetrics | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["booted", b"booted", "failed", b"failed", "loading", b"loading", "message", b"message", "ready", b"ready", "receipt", b"receipt", "refusal", b"refusal", "status", b"status"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["booted", b"booted", "failed", b"failed", "loading", b"loading", "message", b"message", "metrics", b"metrics", "ready", b"ready", "receipt", b"receipt", "refusal", b"refusal", "status", b"status"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["booted", b"booted", "failed", b"failed", "loading", b"loading", "message", b"message", "ready", b"ready", "receipt", b"receipt", "refusal", b"refusal", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["booted", b"booted", "failed", b"failed", "loading", b"loading", "message", b"message", "metrics", b"metrics", "ready", b"ready", "receipt", b"receipt", "refusal", b"refusal", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["ready", "failed", "receipt", "status", "refusal", "loading", "booted"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["ready", "failed", "receipt", "status", "refusal", "loading", "booted", "metrics"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -476,6 +480,115 @@ class WorkerStatus(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___WorkerStatus: _TypeAlias = WorkerStatus  # noqa: Y015
+
+@_typing.final
+class WorkerMetrics(_message.Message):
+    """Totals since the engine's start, sent only when enough requests ended since the last time."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STEPS_FIELD_NUMBER: _builtins.int
+    COMPUTED_TOKENS_FIELD_NUMBER: _builtins.int
+    PRODUCED_TOKENS_FIELD_NUMBER: _builtins.int
+    FINISHED_FIELD_NUMBER: _builtins.int
+    CANCELLED_FIELD_NUMBER: _builtins.int
+    PREEMPTIONS_FIELD_NUMBER: _builtins.int
+    EXPIRED_FIELD_NUMBER: _builtins.int
+    GUESSED_FIELD_NUMBER: _builtins.int
+    GUESSED_RIGHT_FIELD_NUMBER: _builtins.int
+    QUERIED_TOKENS_FIELD_NUMBER: _builtins.int
+    CACHED_TOKENS_FIELD_NUMBER: _builtins.int
+    BUSY_S_FIELD_NUMBER: _builtins.int
+    KV_USE_FIELD_NUMBER: _builtins.int
+    PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
+    STOPPED_FIELD_NUMBER: _builtins.int
+    CUT_FIELD_NUMBER: _builtins.int
+    FIRST_TOKEN_FIELD_NUMBER: _builtins.int
+    PER_TOKEN_FIELD_NUMBER: _builtins.int
+    QUEUE_FIELD_NUMBER: _builtins.int
+    WHOLE_FIELD_NUMBER: _builtins.int
+    steps: _builtins.int
+    computed_tokens: _builtins.int
+    produced_tokens: _builtins.int
+    finished: _builtins.int
+    cancelled: _builtins.int
+    preemptions: _builtins.int
+    expired: _builtins.int
+    guessed: _builtins.int
+    guessed_right: _builtins.int
+    queried_tokens: _builtins.int
+    cached_tokens: _builtins.int
+    busy_s: _builtins.float
+    kv_use: _builtins.float
+    """Share of the memory for attention state, in twentieths of 1."""
+    prompt_tokens: _builtins.int
+    """Of answers that ended by themselves, and so on."""
+    stopped: _builtins.int
+    cut: _builtins.int
+    @_builtins.property
+    def first_token(self) -> Global___WorkerHistogram: ...
+    @_builtins.property
+    def per_token(self) -> Global___WorkerHistogram: ...
+    @_builtins.property
+    def queue(self) -> Global___WorkerHistogram: ...
+    @_builtins.property
+    def whole(self) -> Global___WorkerHistogram: ...
+    def __init__(
+        self,
+        *,
+        steps: _builtins.int = ...,
+        computed_tokens: _builtins.int = ...,
+        produced_tokens: _builtins.int = ...,
+        finished: _builtins.int = ...,
+        cancelled: _builtins.int = ...,
+        preemptions: _builtins.int = ...,
+        expired: _builtins.int = ...,
+        guessed: _builtins.int = ...,
+        guessed_right: _builtins.int = ...,
+        queried_tokens: _builtins.int = ...,
+        cached_tokens: _builtins.int = ...,
+        busy_s: _builtins.float = ...,
+        kv_use: _builtins.float = ...,
+        prompt_tokens: _builtins.int = ...,
+        stopped: _builtins.int = ...,
+        cut: _builtins.int = ...,
+        first_token: Global___WorkerHistogram | None = ...,
+        per_token: Global___WorkerHistogram | None = ...,
+        queue: Global___WorkerHistogram | None = ...,
+        whole: Global___WorkerHistogram | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["first_token", b"first_token", "per_token", b"per_token", "queue", b"queue", "whole", b"whole"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["busy_s", b"busy_s", "cached_tokens", b"cached_tokens", "cancelled", b"cancelled", "computed_tokens", b"computed_tokens", "cut", b"cut", "expired", b"expired", "finished", b"finished", "first_token", b"first_token", "guessed", b"guessed", "guessed_right", b"guessed_right", "kv_use", b"kv_use", "per_token", b"per_token", "preemptions", b"preemptions", "produced_tokens", b"produced_tokens", "prompt_tokens", b"prompt_tokens", "queried_tokens", b"queried_tokens", "queue", b"queue", "steps", b"steps", "stopped", b"stopped", "whole", b"whole"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WorkerMetrics: _TypeAlias = WorkerMetrics  # noqa: Y015
+
+@_typing.final
+class WorkerHistogram(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COUNTS_FIELD_NUMBER: _builtins.int
+    TOTAL_S_FIELD_NUMBER: _builtins.int
+    total_s: _builtins.float
+    @_builtins.property
+    def counts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """By bucket, those above all bounds last."""
+
+    def __init__(
+        self,
+        *,
+        counts: _abc.Iterable[_builtins.int] | None = ...,
+        total_s: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "total_s", b"total_s"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WorkerHistogram: _TypeAlias = WorkerHistogram  # noqa: Y015
 
 @_typing.final
 class WorkerRefusal(_message.Message):
