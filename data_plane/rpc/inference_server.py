@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 import grpc
 
 from bulkhead.errors import ConfigError, MessageTooLargeError
+from bulkhead.protocol.certificates import MAX_CERTIFICATE_BYTES
 from bulkhead.protocol.context import Method
 from bulkhead.protocol.envelope import MAX_ENVELOPE_BYTES
 from bulkhead.protocol.receipts import SIGNATURE_BYTES
@@ -58,11 +59,15 @@ class _Servicer(inference_pb2_grpc.InferenceServiceServicer):
             len(request.ticket) > MAX_TICKET_BYTES
             or len(request.request_id) > MAX_ID_CHARACTERS
             or len(request.signature) > SIGNATURE_BYTES
+            or len(request.certificate) > MAX_CERTIFICATE_BYTES
         )
         if too_long:
-            raise MessageTooLargeError("a ticket, request id or signature is longer than any")
+            raise MessageTooLargeError("a ticket, certificate, request id or signature is longer than any")
         signed = self._requests.fetch_receipt(
-            ticket=request.ticket, request_id=request.request_id, signature=request.signature
+            ticket=request.ticket,
+            request_id=request.request_id,
+            signature=request.signature,
+            certificate=request.certificate,
         )
         return pb.GetReceiptResponse(receipt=signed.receipt, signature=signed.signature)
 

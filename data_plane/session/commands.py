@@ -33,6 +33,7 @@ class CreatePartition:
         max_output_tokens: most tokens of one answer; 0 leaves it to the model.
         manifest_digest: of a sealed model, else empty; the partition is then booted, and served after LoadModel.
         manifest_version: version in that manifest.
+        tenant_root: fingerprint of the tenant's root, 32 bytes; empty where it has none.
     """
 
     tenant_id: str
@@ -48,6 +49,7 @@ class CreatePartition:
     max_output_tokens: int
     manifest_digest: bytes = b""
     manifest_version: int = 0
+    tenant_root: bytes = b""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -33,6 +33,7 @@ def describe_partition(
         gpus=partition.assignment.device_uuids,
         memory_mib=partition.assignment.memory_mib,
         ticket_issuers=tuple(key_fingerprint(key) for key in partition.ticket_issuers),
+        tenant_root=partition.tenant_root,
         model=partition.model_name,
         model_digest=said.model_digest,
         software=f"{software}; sandbox: {' '.join(said.sandbox)}"[:MAX_SOFTWARE_CHARS],

@@ -46,6 +46,7 @@ class StartWorker:
         key_life_s: seconds that a generation of keys lives.
         manifest_digest: of a sealed model, 32 bytes; empty for a plain one.
         manifest_version: of a sealed model; an older one is a rollback.
+        tenant_root: fingerprint of the root that certifies session keys, 32 bytes; empty where the tenant has none.
     """
 
     partition_id: str
@@ -67,6 +68,7 @@ class StartWorker:
     key_life_s: int
     manifest_digest: bytes = b""
     manifest_version: int = 0
+    tenant_root: bytes = b""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

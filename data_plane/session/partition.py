@@ -111,6 +111,7 @@ class Partition:
         metrics: its last snapshot, taken at ``metrics_us``; None before there is one.
         evidence: digests (hexadecimal) of the evidence issued for it, and until when (Unix seconds) each holds.
         scrub: the scrub under way or done, once there is one.
+        tenant_root: fingerprint of the root that must have certified session keys; None where the tenant has none.
     """
 
     def __init__(
@@ -130,6 +131,7 @@ class Partition:
         self.scrub: asyncio.Task[Released] | None = None
         self.model_name = ""
         self.ticket_issuers: tuple[bytes, ...] = ()
+        self.tenant_root: bytes | None = None
         self._ports = ports
         self._process: WorkerProcess | None = None
         self._link: WorkerLink | None = None
@@ -181,6 +183,7 @@ class Partition:
             raise WorkerLostError("the worker was not spawned")
         self._progress = progress
         self.model_name, self.ticket_issuers = start.model_name, start.ticket_issuers
+        self.tenant_root = start.tenant_root or None
         self._link = await self._ports.open_link(self._process.channel)
         self._following = asyncio.create_task(self._follow(self._link))
         return await self._answer_to(self._link, start, timeout_s)

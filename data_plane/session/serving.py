@@ -122,16 +122,22 @@ class RequestServer:
         finally:
             self._leave(exchange)
 
-    def fetch_receipt(self, *, ticket: str, request_id: str, signature: bytes) -> SignedReceipt:
+    def fetch_receipt(
+        self, *, ticket: str, request_id: str, signature: bytes, certificate: bytes = b""
+    ) -> SignedReceipt:
         """Return the receipt of a request of the caller's session (all arguments untrusted).
 
         Raises:
-            TicketError, SignatureError: the caller has no right to it.
+            TicketError, CertificateError, SignatureError: the caller has no right to it.
             NotFoundError: there is none.
         """
         try:
             claims = self._sealed.authorise_receipt_fetch(
-                ticket=ticket, request_id=request_id, signature=signature, now_s=int(self._wall_s())
+                ticket=ticket,
+                request_id=request_id,
+                signature=signature,
+                certificate=certificate,
+                now_s=int(self._wall_s()),
             )
         except BulkheadError as error:
             self._refusals.refused_ticket(error, ticket)

@@ -12,7 +12,8 @@ import structlog
 
 import data_plane
 from bulkhead.attestation.tiers import Tier
-from bulkhead.errors import ConfigError, InvalidRequestError, UnavailableError
+from bulkhead.errors import ConfigError, InvalidRequestError, TenantRootRequiredError, UnavailableError
+from bulkhead.fields import DIGEST_BYTES
 from bulkhead.ids import TENANT, check_id, check_name
 from data_plane.config import WorkerConfig
 from data_plane.ports import PartitionSpec, PartitionState
@@ -111,11 +112,13 @@ class WorkerStarter:
             progress: takes phase and sentence.
 
         Raises:
-            InvalidRequestError: the model's path leads out of the model directory, or a name is none.
+            InvalidRequestError: the model's path leads out of the model directory, or a name or root is none.
+            TenantRootRequiredError: tier confidential without a tenant root.
             UnavailableError: no control plane has named a ticket issuer yet.
             ConfigError: confinement that is required is not possible.
             BulkheadError: as :meth:`Partition.start`.
         """
+        _check_root(order)
         directory = self._model_path(order)
         issuers = self.ticket_issuers()
         if not issuers:
@@ -204,7 +207,15 @@ class WorkerStarter:
             key_life_s=self._worker.key_life_s,
             manifest_digest=order.manifest_digest,
             manifest_version=order.manifest_version,
+            tenant_root=order.tenant_root,
         )
+
+
+def _check_root(order: CreatePartition) -> None:
+    if len(order.tenant_root) not in {0, DIGEST_BYTES}:
+        raise InvalidRequestError(f"tenant_root: {DIGEST_BYTES} bytes, or none")
+    if order.tier == Tier.CONFIDENTIAL.value and not order.tenant_root:
+        raise TenantRootRequiredError("tier confidential needs a tenant root, and the tenant's record has none")
 
 
 def _environment(cwd: Path, threads: int) -> dict[str, str]:

@@ -219,6 +219,7 @@ class WorkerProgram:
             keys=ring.current,
             is_revoked=lambda claims: claims.session in lease.revoked,
             knows_evidence=lease.knows_evidence,
+            tenant_root=start.tenant_root or None,
         )
         return sealed, RequestServer(
             sealed=sealed,

@@ -8,7 +8,9 @@ import base64
 from collections.abc import Callable
 from contextlib import suppress
 
+from bulkhead.encoding import lp
 from bulkhead.errors import InvalidRequestError, SealError
+from bulkhead.protocol.certificates import MAX_CERTIFICATE_BYTES, verify_certificate
 from bulkhead.protocol.envelope import MAX_ENVELOPE_BYTES, Envelope
 from bulkhead.protocol.payloads import (
     encode_record,
@@ -45,7 +47,7 @@ def _exchange() -> tuple[list[bytes], list[bytes], bytes, str]:
     from bulkhead.protocol.payloads import Delta, End, Usage
     from tests.simulator.sealed_world import NOW_S, World
 
-    world = World(seed=77)
+    world = World(seed=77, rooted=True)
     grant = world.grant()
     client = world.client(grant)
     envelopes = [client.begin(method, b"{}", now_s=NOW_S).envelope for method in Method]
@@ -144,6 +146,32 @@ def _tickets() -> list[bytes]:
     return [b"\0".join(base64.urlsafe_b64decode(part + "=" * (-len(part) % 4)) for part in (header, claims))]
 
 
+def _certificate() -> Callable[[bytes], None]:
+    """Return a reader of what a root might sign, and of what only looks signed."""
+    from tests.simulator.sealed_world import NOW_S, World
+
+    world = World(seed=77, rooted=True)
+    fingerprint = world.tenant_root or b""
+
+    def read(data: bytes) -> None:
+        if not data.startswith(b'{"certificate"'):
+            signature = _b64(world.root.sign(b"bulkhead/v1 session key" + lp(data)))
+            data = b'{"certificate":' + data + b',"signature":"' + signature.encode() + b'"}'
+        found = verify_certificate(data, root_fingerprint=fingerprint, tenant=world.tenant, cnf=world.cnf, now_s=NOW_S)
+        if found.encoded not in data:
+            raise AssertionError("what was parsed encodes to other bytes")
+
+    return read
+
+
+def _certificates() -> list[bytes]:
+    from bulkhead.protocol.certificates import read_certificate
+    from tests.simulator.sealed_world import World
+
+    whole = World(seed=77, rooted=True).certificate()
+    return [read_certificate(whole).encoded, whole]
+
+
 def _receipt(data: bytes) -> None:
     signed = SignedReceipt.parse(data)
     _same(signed.encode(), data)
@@ -190,6 +218,7 @@ TARGETS: tuple[FuzzTarget, ...] = (
     FuzzTarget(name="response-record", parse=_record, seeds=_records, max_bytes=4 * _KIB),
     FuzzTarget(name="request-payload", parse=_payload, seeds=_payloads, max_bytes=4 * _KIB),
     FuzzTarget(name="ticket", parse=_ticket(), seeds=_tickets, max_bytes=MAX_TICKET_BYTES),
+    FuzzTarget(name="session-certificate", parse=_certificate(), seeds=_certificates, max_bytes=MAX_CERTIFICATE_BYTES),
     FuzzTarget(name="receipt", parse=_receipt, seeds=lambda: [_exchange()[2]], max_bytes=MAX_RECEIPT_BYTES),
     FuzzTarget(name="keyset", parse=_keyset, seeds=_keysets, max_bytes=MAX_KEYSET_BYTES + 64),
     FuzzTarget(name="checkpoint", parse=_checkpoint(), seeds=_checkpoints, max_bytes=4 * _KIB),

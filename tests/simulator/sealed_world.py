@@ -21,7 +21,9 @@ from bulkhead.attestation import (
     Tier,
     TrustPolicy,
 )
+from bulkhead.attestation.descriptor import key_fingerprint
 from bulkhead.ids import PARTITION, PRINCIPAL, RECORD, REQUEST, SESSION, SUBJECT, TENANT, TICKET, new_id
+from bulkhead.protocol.certificates import SessionCertificate, issue_certificate
 from bulkhead.protocol.client import ClientSession
 from bulkhead.protocol.context import session_context
 from bulkhead.protocol.grant import Expectation, SessionOffer, TrustAnchors, VerifiedGrant, verify_grant
@@ -50,6 +52,7 @@ class World:
         tier: of the partition.
         padding: in the ticket.
         now_s: Unix seconds at which everything is made; real TLS needs the real time.
+        rooted: whether the tenant has a root, which certifies its session key.
     """
 
     seed: int = 0
@@ -59,6 +62,7 @@ class World:
     tenant: str = ""
     now_s: int = NOW_S
     revoked: set[str] = field(default_factory=set)
+    rooted: bool = False
 
     def __post_init__(self) -> None:
         self.random = random.Random(self.seed)
@@ -71,6 +75,7 @@ class World:
         self.nonce = self.random.randbytes(32)
         self.authority = "part-1.tray-1.example"
         self.keys = WorkerKeys.generate(authority=self.authority, now_s=self.now_s, random_bytes=self.random.randbytes)
+        self.root = self.key()
         self.server = self.make_server()
 
     def ids(self, prefix: str) -> str:
@@ -86,6 +91,23 @@ class World:
         """Public session key."""
         return self.session_key.public_key().public_bytes_raw()
 
+    @property
+    def tenant_root(self) -> bytes | None:
+        """Fingerprint of the tenant's root, if it has one."""
+        return key_fingerprint(self.root.public_key().public_bytes_raw()) if self.rooted else None
+
+    def certificate(self, *, root: Ed25519PrivateKey | None = None, **changes: Any) -> bytes:
+        """Return the session key's certificate by ``root`` (None: the tenant's), with ``changes`` to what it says."""
+        key = root or self.root
+        said = SessionCertificate(
+            tenant=self.tenant,
+            root=key.public_key().public_bytes_raw(),
+            cnf=self.cnf,
+            not_before_s=self.now_s - 60,
+            not_after_s=self.now_s + 3_600,
+        )
+        return issue_certificate(replace(said, **changes), sign=key.sign)
+
     def make_server(self) -> SealedServer:
         """Return the worker's machine."""
         return SealedServer(
@@ -96,6 +118,7 @@ class World:
             tickets=TicketVerifier(issuer_keys=[self.issuer.public_key]),
             keys=self.keys,
             is_revoked=lambda claims: claims.session in self.revoked,
+            tenant_root=self.tenant_root,
             random_bytes=self.random.randbytes,
         )
 
@@ -116,6 +139,7 @@ class World:
             model=MODEL,
             model_digest=MODEL_DIGEST,
             software="bulkhead-worker 0.1.0",
+            tenant_root=self.tenant_root,
         )
 
     def decision_leaf(self, **changes: Any) -> bytes:
@@ -230,6 +254,7 @@ class World:
                 minimum_tier=Tier.PROCESS,
             ),
             development_mode=simulated,
+            tenant_roots=() if self.tenant_root is None else (self.tenant_root,),
         )
 
     def grant(self, **claim_changes: Any) -> VerifiedGrant:
@@ -244,5 +269,8 @@ class World:
     def client(self, grant: VerifiedGrant | None = None) -> ClientSession:
         """Return the client's machine."""
         return ClientSession(
-            grant=grant or self.grant(), session_key=self.session_key, random_bytes=self.random.randbytes
+            grant=grant or self.grant(),
+            session_key=self.session_key,
+            certificate=self.certificate() if self.rooted else b"",
+            random_bytes=self.random.randbytes,
         )

@@ -14,6 +14,7 @@ from typing import Any
 
 import grpc
 from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from bulkhead.attestation import EvidenceKind, Tier, TrustPolicy
@@ -173,11 +174,15 @@ class Tray:
             release=fleet_pb2.Release(reason="test", drain_until_unix_ms=until_ms),
         )
 
-    async def session(self, placed: Placed, *, seed: int = 0, **claim_changes: Any) -> "TenantSession":
-        """Open a session: fresh evidence, a ticket, full verification by the client."""
+    async def session(
+        self, placed: Placed, *, seed: int = 0, root: Ed25519PrivateKey | None = None, **claim_changes: Any
+    ) -> "TenantSession":
+        """Open a session: fresh evidence, a ticket, full verification by the client; with ``root``, by its rules."""
         kind = EvidenceKind.SIMULATED if self.backend == "simulated" else EvidenceKind.OPERATOR
         world = World(seed=seed, kind=kind, tier=placed.tier, tenant=placed.tenant, now_s=int(time.time()))
         world.partition, world.authority, world.issuer = placed.partition_id, placed.created.authority, self.issuer
+        if root is not None:
+            world.root, world.rooted = root, True
         leaf = world.decision_leaf()
         context = session_context(
             tenant=placed.tenant,
@@ -223,9 +228,12 @@ class Tray:
                 minimum_tier=Tier.PROCESS,
             ),
             development_mode=kind is EvidenceKind.SIMULATED,
+            tenant_roots=() if world.tenant_root is None else (world.tenant_root,),
         )
         grant = verify_grant(offer, expectation=world.expectation(), anchors=anchors, now_s=int(time.time()))
-        return TenantSession(ClientSession(grant=grant, session_key=world.session_key), self.ingress, world.session)
+        certificate = world.certificate() if world.rooted else b""
+        client = ClientSession(grant=grant, session_key=world.session_key, certificate=certificate)
+        return TenantSession(client, self.ingress, world.session)
 
 
 class TenantSession:

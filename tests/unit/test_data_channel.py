@@ -47,6 +47,7 @@ TO_WORKER: list[ToWorker] = [
         kv_cache_mib=64,
         weights="bf16",
         key_life_s=3600,
+        tenant_root=b"r" * 32,
     ),
     LeaseGrant(
         valid_until_ms=5,

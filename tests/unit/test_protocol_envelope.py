@@ -14,6 +14,7 @@ ENVELOPE = Envelope(
     method=Method.GENERATE,
     sealed_secret=bytes(SEALED_SECRET_BYTES),
     signature=b"\x07" * 64,
+    certificate=b"vouched",
 )
 
 
@@ -21,14 +22,22 @@ def test_layout():
     """The fields stand in the documented order and sizes, and come back unchanged."""
     data = ENVELOPE.encode()
     assert data[:10] == b"\x01\0\0\0\x05a.b.c"
-    assert data[10:42] == ENVELOPE.key_id
-    assert data[42:50] == b"\xff" * 8
-    assert data[50:54] == b"\0\0\0\x1e"
-    assert data[84:96] == b"\0\0\0\x08generate"
-    assert data[96:100] == (1168).to_bytes(4, "big")
+    assert data[10:21] == b"\0\0\0\x07vouched"
+    assert data[21:53] == ENVELOPE.key_id
+    assert data[53:61] == b"\xff" * 8
+    assert data[61:65] == b"\0\0\0\x1e"
+    assert data[95:107] == b"\0\0\0\x08generate"
+    assert data[107:111] == (1168).to_bytes(4, "big")
     assert data[-64:] == ENVELOPE.signature
-    assert len(data) == 100 + 1168 + 64
+    assert len(data) == 111 + 1168 + 64
     assert Envelope.parse(data) == ENVELOPE
+
+
+def test_a_tenant_without_a_root_sends_no_certificate():
+    """An empty certificate is four zero bytes."""
+    bare = replace(ENVELOPE, certificate=b"")
+    assert bare.encode()[10:14] == bytes(4)
+    assert Envelope.parse(bare.encode()) == bare
 
 
 def test_every_cut_is_refused():
@@ -56,8 +65,9 @@ def test_oversized_is_refused_first():
         ENVELOPE.encode().replace(b"a.b.c", b"a.\xff.c"),
         b"\x01\xff\xff\xff\xff" + ENVELOPE.encode()[5:],
         replace(ENVELOPE, sealed_secret=bytes(SEALED_SECRET_BYTES - 1)).encode(),
+        replace(ENVELOPE, certificate=bytes(1_025)).encode(),
     ],
-    ids=["version", "method", "request id", "ticket not ASCII", "length", "sealed secret"],
+    ids=["version", "method", "request id", "ticket not ASCII", "length", "sealed secret", "certificate"],
 )
 def test_other_content_is_refused(data):
     """Another version, an unknown method, a malformed id, text or length are malformed requests."""

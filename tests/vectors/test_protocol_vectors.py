@@ -1,15 +1,17 @@
+import base64
 import hashlib
 import hmac
 import json
 from pathlib import Path
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from bulkhead.attestation import EvidenceKind, Tier, TrustPolicy, appraise
 from bulkhead.attestation.statement import batch_leaf, batch_root, gpu_nonce, root_from_path, statement
 from bulkhead.encoding import lp, lp_join
-from bulkhead.errors import SealError, TicketError
+from bulkhead.errors import CertificateError, SealError, TicketError
+from bulkhead.protocol.certificates import verify_certificate
 from bulkhead.protocol.context import session_context
 from bulkhead.protocol.envelope import Envelope
 from bulkhead.protocol.payloads import parse_generate_request, parse_record
@@ -199,8 +201,10 @@ class TestExchange:
 def test_refusals_are_of_every_kind():
     """The vectors hold what the Go client must refuse, and more than one code of it."""
     made = load("refusals")
-    assert set(made) == {"chunks", "plaintexts", "envelopes", "tickets", "evidence", "decisions", "responses"}
-    assert all(len(cases) >= 7 for cases in made.values())
+    assert set(made) == {
+        "chunks", "plaintexts", "envelopes", "tickets", "certificates", "roots", "evidence", "decisions", "responses",
+    }  # fmt: skip
+    assert all(len(cases) >= 4 for cases in made.values())
 
 
 @pytest.mark.parametrize("case", load("refusals")["chunks"], ids=lambda case: case["name"])
@@ -221,4 +225,39 @@ def test_refused_tickets(case, refused):
     verifier = TicketVerifier(issuer_keys=[raw(case["ticket_issuer"])])
     with pytest.raises(TicketError) as caught:
         verifier.verify(refused["ticket"], now_s=refused["now_s"], audience=case["authority"])
+    assert caught.value.code == refused["code"]
+
+
+def test_certificate(case, claims):
+    """The session key's certificate is by the recorded root, whose fingerprint the descriptor names."""
+    root = Ed25519PrivateKey.from_private_bytes(raw(case["tenant_root_seed"])).public_key().public_bytes_raw()
+    assert hashlib.sha256(root).digest() == raw(case["tenant_root"])
+    assert json.loads(case["evidence"])["descriptor"]["tenant_root"] == case["tenant_root"]
+    certificate = Envelope.parse(raw(case["envelope"])).certificate
+    assert certificate == case["certificate"].encode()
+    found = verify_certificate(
+        certificate,
+        root_fingerprint=raw(case["tenant_root"]),
+        tenant=claims.tenant,
+        cnf=claims.cnf,
+        now_s=case["now_s"],
+    )
+    assert found.root == root
+    value = json.loads(case["certificate"])
+    signed = b"bulkhead/v1 session key" + lp(json.dumps(value["certificate"], separators=(",", ":")).encode())
+    signature = base64.urlsafe_b64decode(value["signature"] + "==")
+    Ed25519PublicKey.from_public_bytes(root).verify(signature, signed)
+
+
+@pytest.mark.parametrize("refused", load("refusals")["certificates"], ids=lambda refused: refused["name"])
+def test_refused_certificates(case, refused):
+    """Certificates of the vectors are refused with their codes."""
+    with pytest.raises(CertificateError) as caught:
+        verify_certificate(
+            refused["certificate"].encode(),
+            root_fingerprint=raw(case["tenant_root"]),
+            tenant=case["tenant"],
+            cnf=raw(case["cnf"]),
+            now_s=refused["now_s"],
+        )
     assert caught.value.code == refused["code"]

@@ -66,7 +66,7 @@ type descriptor struct {
 	partition, tenant, tier, model string
 	simulated                      bool
 	issuers                        [][]byte
-	modelDigest                    []byte
+	modelDigest, tenantRoot        []byte // no root: nil
 }
 
 func readDescriptor(value any) descriptor {
@@ -87,7 +87,7 @@ func readDescriptor(value any) descriptor {
 	f.integer("memory_mib", 0, maxInteger)
 	made.issuers = f.digests("ticket_issuers", 1, 4)
 	if root := f.take("tenant_root"); root != nil {
-		f.asDigest(root, "tenant_root")
+		made.tenantRoot = f.asDigest(root, "tenant_root")
 	}
 	made.modelDigest = f.digest("model_digest")
 	f.end()

@@ -18,7 +18,7 @@ import (
 const (
 	secretSize   = 32
 	sealedSize   = 1120 + secretSize + tagSize
-	maxEnvelope  = 5465
+	maxEnvelope  = 6493
 	maxReceipt   = 8192
 	maxRequestID = 64
 	maxMethod    = 16
@@ -32,6 +32,12 @@ func requestInfo(ticket claims, requestID string, sequence uint64, method string
 func transcriptHash(info, sealed []byte) []byte {
 	hashed := sha256.Sum256(lp(info, sealed))
 	return hashed[:]
+}
+
+// signer is what a client signs with: its session key, and the certificate by its tenant's root, if that has one.
+type signer struct {
+	key         ed25519.PrivateKey
+	certificate []byte
 }
 
 // request is one sealed request and what has been read of its response.
@@ -51,7 +57,7 @@ type request struct {
 	receipt                    []byte
 }
 
-func newRequest(ticket string, verified claims, keys keyset, key ed25519.PrivateKey, id, method string, payload []byte,
+func newRequest(ticket string, verified claims, keys keyset, by signer, id, method string, payload []byte,
 	sequence uint64) *request {
 	public, err := hpke.MLKEM768X25519().NewPublicKey(keys.requestKEM)
 	demand(err == nil, "EVIDENCE_INVALID", "the KEM key is not valid")
@@ -62,8 +68,8 @@ func newRequest(ticket string, verified claims, keys keyset, key ed25519.Private
 	demand(err == nil, "SEAL_BROKEN", "cannot seal to that key")
 	transcript := transcriptHash(info, sealed)
 	made := &request{ticket: verified, keys: keys, id: id, method: method}
-	made.envelope = slices.Concat([]byte{1}, lp([]byte(ticket)), keys.id[:], u64(sequence),
-		lp([]byte(id), []byte(method), sealed), ed25519.Sign(key, transcript))
+	made.envelope = slices.Concat([]byte{1}, lp([]byte(ticket), by.certificate), keys.id[:], u64(sequence),
+		lp([]byte(id), []byte(method), sealed), ed25519.Sign(by.key, transcript))
 	sealer := newStream(requestKey(secret, transcript), toServer)
 	for rest, whole := payload, false; !whole; {
 		piece := rest[:min(len(rest), maxRecord)]
@@ -201,6 +207,7 @@ func fetchMessage(tenant, session, requestID string) []byte {
 type worker struct {
 	authority, tenant, partition string
 	modelDigest, issuer, seed    []byte
+	tenantRoot                   []byte // fingerprint; no root: empty
 	keys                         keyset
 }
 
@@ -221,7 +228,8 @@ func (w worker) open(envelope []byte, now int64) (secret, transcript []byte) {
 		return take(int(size))
 	}
 	demand(take(1)[0] == 1, code, "another version")
-	ticket, keyID, sequence := prefixed(maxTicket), take(32), binary.BigEndian.Uint64(take(8))
+	ticket, certificate := prefixed(maxTicket), prefixed(maxSessionCertificate)
+	keyID, sequence := take(32), binary.BigEndian.Uint64(take(8))
 	requestID, method, sealed := string(prefixed(maxRequestID)), string(prefixed(maxMethod)), prefixed(sealedSize)
 	signature := take(64)
 	known := isIdentifier(requestID, "req") && (method == "generate" || method == "embed")
@@ -233,12 +241,17 @@ func (w worker) open(envelope []byte, now int64) (secret, transcript []byte) {
 	held := bytes.Equal(found.keysetDigest, w.keys.id[:]) && now < w.keys.notAfter
 	demand(held, "STALE_KEY", "the keys are not here") // 3
 	demand(bytes.Equal(keyID, found.keysetDigest), "KEY_MISMATCH", "sealed to another keyset than the ticket's")
+	if len(w.tenantRoot) > 0 { // 4
+		verifyCertificate(certificate, w.tenantRoot, w.tenant, found.cnf, now)
+	} else {
+		demand(len(certificate) == 0, "CERTIFICATE_INVALID", "the tenant has no root")
+	}
 	info := requestInfo(found, requestID, sequence, method)
 	transcript = transcriptHash(info, sealed)
-	demand(ed25519.Verify(found.cnf, transcript, signature), "SIGNATURE_INVALID", "not signed by the session key") // 4
+	demand(ed25519.Verify(found.cnf, transcript, signature), "SIGNATURE_INVALID", "not signed by the session key") // 5
 	private, err := hpke.MLKEM768X25519().NewPrivateKey(w.seed)
 	demand(err == nil, code, "the seed is no key")
-	secret, err = hpke.Open(private, hpke.HKDFSHA256(), hpke.AES256GCM(), info, sealed) // 6
+	secret, err = hpke.Open(private, hpke.HKDFSHA256(), hpke.AES256GCM(), info, sealed) // 7
 	demand(err == nil, "SEAL_BROKEN", "the secret does not open")
 	return secret, transcript
 }

@@ -34,6 +34,7 @@ type settings struct {
 	Padding       string   `json:"padding"`
 	Prompt        string   `json:"prompt"`
 	MaxTokens     int64    `json:"max_tokens"`
+	RootSeed      []byte   `json:"tenant_root_seed"` // of the tenant's root, 32 bytes; no root: absent
 }
 
 type offer struct {
@@ -57,7 +58,7 @@ type expectation struct {
 	nonce, cnf                                     []byte
 }
 
-func verifyGrant(given offer, wanted expectation, vkey string, issuers [][]byte, policy trust, now int64) grant {
+func verifyGrant(given offer, wanted expectation, vkey string, issuers, roots [][]byte, policy trust, now int64) grant {
 	leafHash := verifyReceipt(given.decision, vkey) // 1
 	decided := checkDecision(given.decision.leaf, decision{
 		tenant: wanted.tenant, requestID: wanted.requestID, session: given.session, model: wanted.model,
@@ -79,6 +80,7 @@ func verifyGrant(given offer, wanted expectation, vkey string, issuers [][]byte,
 	demand(ours, "EVIDENCE_BINDING", "another tenant's partition, or another model")
 	least := max(tierOf(decided), tierOf(wanted.minimumTier))
 	demand(tierOf(found.tier) >= least, "DOWNGRADED", "a weaker tier than decided or asked for")
+	checkTenantRoot(found, roots)
 
 	ticket, issuer := verifyTicket(given.ticket, issuers, given.authority, now) // 5
 	listed := slices.ContainsFunc(found.issuers, func(key []byte) bool { return bytes.Equal(key, issuer) })
@@ -92,6 +94,17 @@ func verifyGrant(given offer, wanted expectation, vkey string, issuers [][]byte,
 	padded := slices.Index(paddings, ticket.padding) >= slices.Index(paddings, wanted.padding)
 	demand(padded, "DOWNGRADED", "less padding than asked for")
 	return grant{ticket, keys, worker.kind, leafHash, certificate, min(worker.notAfter, keys.notAfter, ticket.expiresAt)}
+}
+
+// identity returns the fingerprints of the tenant's own root, and what the client signs with.
+func identity(configured settings, key ed25519.PrivateKey) ([][]byte, signer) {
+	if configured.RootSeed == nil {
+		return nil, signer{key: key}
+	}
+	demand(len(configured.RootSeed) == ed25519.SeedSize, "CONFIG", "a root's seed has 32 bytes")
+	root := ed25519.NewKeyFromSeed(configured.RootSeed)
+	certificate := certify(root, configured.Tenant, key.Public().(ed25519.PublicKey))
+	return [][]byte{fingerprintOf(root.Public().(ed25519.PublicKey))}, signer{key, certificate}
 }
 
 func newIdentifier(prefix string) string {
@@ -144,7 +157,8 @@ func ask(ctx context.Context, configured settings) map[string]any {
 	}
 	rand.Read(wanted.nonce)
 	given := openSession(ctx, control, configured, wanted)
-	held := verifyGrant(given, wanted, configured.LogVkey, configured.TicketIssuers, configured.Trust, time.Now().Unix())
+	own, by := identity(configured, key)
+	held := verifyGrant(given, wanted, configured.LogVkey, configured.TicketIssuers, own, configured.Trust, time.Now().Unix())
 
 	sole := x509.NewCertPool()
 	sole.AddCert(held.certificate)
@@ -154,7 +168,7 @@ func ask(ctx context.Context, configured settings) map[string]any {
 		"max_tokens":  configured.MaxTokens,
 		"temperature": int64(0),
 	})
-	sent := newRequest(given.ticket, held.ticket, held.keys, key, newIdentifier("req"), "generate", payload, 0)
+	sent := newRequest(given.ticket, held.ticket, held.keys, by, newIdentifier("req"), "generate", payload, 0)
 	started := time.Now()
 	messages, chunks := converse(ctx, worker, sent)
 	took := time.Since(started)
@@ -164,9 +178,10 @@ func ask(ctx context.Context, configured settings) map[string]any {
 		"tier": held.ticket.tier, "simulated": held.ticket.simulated, "padding": held.ticket.padding,
 		"tokens": sent.tokens, "messages": messages, "chunks": chunks, "seconds": took.Seconds(),
 		"receipt": string(sent.receipt), "receipt_digest": hexOf(digest[:]),
-		"fetched_receipt_digest": fetchReceipt(ctx, worker, given.ticket, held, sent.id, key),
+		"fetched_receipt_digest": fetchReceipt(ctx, worker, given.ticket, held, sent.id, by),
 		"replay":                 codeOf(attempt(func() { converse(ctx, worker, again(sent)) })),
-		"stolen_ticket":          stolenTicket(ctx, worker, given.ticket, held, payload),
+		"stolen_ticket":          stolenTicket(ctx, worker, given.ticket, held, by, payload),
+		"uncertified":            uncertified(ctx, worker, given.ticket, held, by, payload),
 	}
 	control.call(ctx, "/bulkhead.v1.SessionService/CloseSession", textField(1, given.session), func(message) {})
 	return result
@@ -197,15 +212,23 @@ func again(sent *request) *request {
 }
 
 // stolenTicket returns the code with which a request under somebody else's ticket is refused.
-func stolenTicket(ctx context.Context, worker *peer, ticket string, held grant, payload []byte) string {
-	_, thief, _ := ed25519.GenerateKey(nil)
-	sent := newRequest(ticket, held.ticket, held.keys, thief, newIdentifier("req"), "generate", payload, 1)
+func stolenTicket(ctx context.Context, worker *peer, ticket string, held grant, by signer, payload []byte) string {
+	_, by.key, _ = ed25519.GenerateKey(nil)
+	sent := newRequest(ticket, held.ticket, held.keys, by, newIdentifier("req"), "generate", payload, 1)
 	return codeOf(attempt(func() { converse(ctx, worker, sent) }))
 }
 
-func fetchReceipt(ctx context.Context, worker *peer, ticket string, held grant, id string, key ed25519.PrivateKey) string {
-	signature := ed25519.Sign(key, fetchMessage(held.ticket.tenant, held.ticket.session, id))
-	sent := slices.Concat(textField(1, ticket), textField(2, id), bytesField(3, signature))
+// uncertified returns the code with which a request is refused whose session key no root vouches for.
+func uncertified(ctx context.Context, worker *peer, ticket string, held grant, by signer, payload []byte) string {
+	_, stranger, _ := ed25519.GenerateKey(nil)
+	by.certificate = certify(stranger, held.ticket.tenant, held.ticket.cnf)
+	sent := newRequest(ticket, held.ticket, held.keys, by, newIdentifier("req"), "generate", payload, 1)
+	return codeOf(attempt(func() { converse(ctx, worker, sent) }))
+}
+
+func fetchReceipt(ctx context.Context, worker *peer, ticket string, held grant, id string, by signer) string {
+	signature := ed25519.Sign(by.key, fetchMessage(held.ticket.tenant, held.ticket.session, id))
+	sent := slices.Concat(textField(1, ticket), textField(2, id), bytesField(3, signature), bytesField(4, by.certificate))
 	var encoded []byte
 	worker.call(ctx, "/bulkhead.v1.InferenceService/GetReceipt", sent, func(reply message) {
 		holds := receiptSigned(reply.bytes(1), reply.bytes(2), held.keys.receipt)

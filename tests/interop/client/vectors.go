@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"time"
 )
 
 // Every committed vector: docs/protocol.md section 13.
@@ -181,6 +182,9 @@ type exchange struct {
 	MinimumTier      string `json:"minimum_tier"`
 	Nonce, Cnf       octets
 	SessionKeySeed   octets `json:"session_key_seed"`
+	TenantRootSeed   octets `json:"tenant_root_seed"`
+	TenantRoot       octets `json:"tenant_root"`
+	Certificate      string `json:"certificate"`
 	LogVkey          string `json:"log_vkey"`
 	OperatorKey      octets `json:"operator_key"`
 	TicketIssuer     octets `json:"ticket_issuer"`
@@ -191,7 +195,7 @@ type exchange struct {
 	KEMSeed          octets `json:"request_kem_seed"`
 	Keyset           string
 	KeyID            octets `json:"key_id"`
-	Certificate      octets `json:"worker_certificate"`
+	TLSCertificate   octets `json:"worker_certificate"`
 	Evidence         string
 	EvidenceDigest   octets `json:"evidence_digest"`
 	Authority        string
@@ -214,16 +218,21 @@ func (e exchange) trust() trust {
 }
 
 func (e exchange) worker() worker {
-	return worker{e.Authority, e.Tenant, e.Partition, e.ModelDigest, e.TicketIssuer, e.KEMSeed, parseKeyset([]byte(e.Keyset))}
+	return worker{e.Authority, e.Tenant, e.Partition, e.ModelDigest, e.TicketIssuer, e.KEMSeed, e.TenantRoot,
+		parseKeyset([]byte(e.Keyset))}
 }
 
 func (e exchange) grant(decided provenRecord) grant {
+	return e.grantOf(decided, e.Evidence, e.Ticket, [][]byte{e.TenantRoot})
+}
+
+func (e exchange) grantOf(decided provenRecord, evidence, ticket string, roots [][]byte) grant {
 	given := offer{
-		session: e.Session, ticket: e.Ticket, authority: e.Authority, certificate: e.Certificate, evidence: []byte(e.Evidence),
+		session: e.Session, ticket: ticket, authority: e.Authority, certificate: e.TLSCertificate, evidence: []byte(evidence),
 		modelDigest: e.ModelDigest, policyDigest: e.PolicyDigest, decision: decided.receipt(),
 	}
 	wanted := expectation{e.Tenant, e.OpenRequestID, e.Model, e.MinimumTier, "default", e.Nonce, e.Cnf}
-	return verifyGrant(given, wanted, e.LogVkey, [][]byte{e.TicketIssuer}, e.trust(), e.Now)
+	return verifyGrant(given, wanted, e.LogVkey, [][]byte{e.TicketIssuer}, roots, e.trust(), e.Now)
 }
 
 // request returns the exchange's request, waiting for its response.
@@ -273,8 +282,18 @@ func (c *checker) exchange(e exchange) {
 	})
 	key := ed25519.NewKeyFromSeed(e.SessionKeySeed)
 	c.expect(bytes.Equal(key.Public().(ed25519.PublicKey), e.Cnf), "exchange: session key")
+	c.certificate(e)
 	signed := ed25519.Sign(key, fetchMessage(e.Tenant, e.Session, "req_01h455vb4pex5vsknk084sn02q"))
 	c.expect(bytes.Equal(signed, e.FetchSignature), "exchange: receipt fetch")
+}
+
+func (c *checker) certificate(e exchange) {
+	root := ed25519.NewKeyFromSeed(e.TenantRootSeed)
+	c.expect(bytes.Equal(fingerprintOf(root.Public().(ed25519.PublicKey)), e.TenantRoot), "exchange: tenant root")
+	c.holds("exchange: certificate", func() { verifyCertificate([]byte(e.Certificate), e.TenantRoot, e.Tenant, e.Cnf, e.Now) })
+	c.expect(bytes.Contains(e.Envelope, lp([]byte(e.Ticket), []byte(e.Certificate))), "exchange: envelope's certificate")
+	ours, now := certify(root, e.Tenant, e.Cnf), time.Now().Unix()
+	c.holds("a certificate of our own", func() { verifyCertificate(ours, e.TenantRoot, e.Tenant, e.Cnf, now) })
 }
 
 func (c *checker) refusals(e exchange) {
@@ -296,6 +315,21 @@ func (c *checker) refusals(e exchange) {
 		Envelopes []struct {
 			refused
 			Envelope octets
+			Worker   *struct {
+				Authority, Tenant, Partition string
+				TicketIssuer                 octets `json:"ticket_issuer"`
+				Keyset                       string
+				TenantRoot                   octets `json:"tenant_root"`
+			}
+		}
+		Certificates []struct {
+			refused
+			Certificate string
+		}
+		Roots []struct {
+			refused
+			Evidence, Ticket string
+			Roots            []octets `json:"tenant_roots"`
 		}
 		Tickets []struct {
 			refused
@@ -330,7 +364,20 @@ func (c *checker) refusals(e exchange) {
 		c.refused(r.Code, "plaintext "+r.Name, func() { unpad(r.Plaintext, r.Padding, toClient) })
 	}
 	for _, r := range v.Envelopes {
-		c.refused(r.Code, "envelope "+r.Name, func() { e.worker().open(r.Envelope, r.Now) })
+		at := e.worker()
+		if other := r.Worker; other != nil {
+			at = worker{other.Authority, other.Tenant, other.Partition, e.ModelDigest, other.TicketIssuer, nil,
+				other.TenantRoot, parseKeyset([]byte(other.Keyset))}
+		}
+		c.refused(r.Code, "envelope "+r.Name, func() { at.open(r.Envelope, r.Now) })
+	}
+	for _, r := range v.Certificates {
+		c.refused(r.Code, "certificate "+r.Name, func() {
+			verifyCertificate([]byte(r.Certificate), e.TenantRoot, e.Tenant, e.Cnf, r.Now)
+		})
+	}
+	for _, r := range v.Roots {
+		c.refused(r.Code, "root "+r.Name, func() { e.grantOf(e.Decision, r.Evidence, r.Ticket, raw(r.Roots)) })
 	}
 	for _, r := range v.Tickets {
 		c.refused(r.Code, "ticket "+r.Name, func() { verifyTicket(r.Ticket, [][]byte{e.TicketIssuer}, e.Authority, r.Now) })

@@ -138,7 +138,7 @@ class Session:
     """One whole session, with everything that made it."""
 
     def __init__(self):
-        self.world = World(padding=PaddingMode.DEFAULT)
+        self.world = World(padding=PaddingMode.DEFAULT, rooted=True)
         self.world.keys, self.seed = _known_keys(self.world)
         self.offer = self.world.offer()
         self.grant = verify_grant(
@@ -181,6 +181,9 @@ def exchange(session):
         "nonce": world.nonce.hex(),
         "session_key_seed": world.session_key.private_bytes_raw().hex(),
         "cnf": world.cnf.hex(),
+        "tenant_root_seed": world.root.private_bytes_raw().hex(),
+        "tenant_root": world.tenant_root.hex(),
+        "certificate": session.client.certificate.decode(),
         "log_vkey": world.log.vkey,
         "operator_key": world.evidence_issuer.public_key.hex(),
         "ticket_issuer": world.issuer.public_key.hex(),

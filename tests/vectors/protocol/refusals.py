@@ -10,9 +10,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from audit.records import Decision
 from bulkhead.attestation import EvidenceKind, Tier, appraise
-from bulkhead.encoding import canonical_json
+from bulkhead.encoding import b64url_encode, canonical_json, lp
 from bulkhead.errors import BulkheadError
-from bulkhead.protocol.context import RequestInfo, session_context
+from bulkhead.protocol.certificates import verify_certificate
+from bulkhead.protocol.context import Method, RequestInfo, session_context
 from bulkhead.protocol.envelope import Envelope
 from bulkhead.protocol.grant import verify_grant
 from bulkhead.protocol.payloads import Usage
@@ -33,6 +34,8 @@ def refusals(session):
         "plaintexts": _plaintexts(),
         "envelopes": _envelopes(session),
         "tickets": _tickets(session),
+        "certificates": _certificates(session),
+        "roots": _roots(session),
         "evidence": _evidence(session),
         "decisions": _decisions(session),
         "responses": _responses(session),
@@ -106,6 +109,9 @@ def _envelopes(session):
         )
         return replace(changed, signature=world.session_key.sign(info.transcript_hash(changed.sealed_secret))).encode()
 
+    def certified(**changes):
+        return replace(parsed, certificate=world.certificate(**changes)).encode()
+
     foreign = world.issuer.issue(replace(session.grant.claims, audience="part-2.example"))
     cases = (
         ("empty", b"", NOW_S),
@@ -126,15 +132,143 @@ def _envelopes(session):
         ("from the future", good, NOW_S - 61),
         ("sequence moved by the session key itself", resigned(sequence=1), NOW_S),
         ("secret altered by the session key itself", resigned(sealed_secret=_flipped(parsed.sealed_secret)), NOW_S),
+        ("no certificate", replace(parsed, certificate=b"").encode(), NOW_S),
+        ("too long a certificate", replace(parsed, certificate=bytes(1_025)).encode(), NOW_S),
+        ("certificate by another root", certified(root=other.root), NOW_S),
+        ("certificate of another session key", certified(cnf=other.cnf), NOW_S),
+        ("certificate of another tenant", certified(tenant=other.tenant), NOW_S),
+        ("certificate that ended before the ticket", certified(not_after_s=NOW_S + 30), NOW_S + 30),
+        ("certificate from the future", certified(not_before_s=NOW_S + 61), NOW_S),
+        ("altered certificate", replace(parsed, certificate=_altered(parsed.certificate)).encode(), NOW_S),
+        ("ticket for a key that the root did not certify", _invented(session, other), NOW_S),
     )
+    unrooted = World()
+    known = [(name, envelope, now_s, world) for name, envelope, now_s in cases]
+    known.append(("certificate where the tenant has no root", _with_certificate(unrooted), NOW_S, unrooted))
     return [
         {
             "name": name,
             "envelope": envelope.hex(),
             "now_s": now_s,
-            "code": _code(lambda e, t: world.make_server().open(e, now_s=t), envelope, now_s),
+            "worker": _worker(at) if at is not world else None,
+            "code": _code(lambda e, t, w: w.make_server().open(e, now_s=t), envelope, now_s, at),
         }
-        for name, envelope, now_s in cases
+        for name, envelope, now_s, at in known
+    ]
+
+
+def _worker(world):
+    """Return another worker than the exchange's, as far as it refuses before it opens anything."""
+    return {
+        "authority": world.authority,
+        "tenant": world.tenant,
+        "partition": world.partition,
+        "ticket_issuer": world.issuer.public_key.hex(),
+        "keyset": world.keys.keyset.encoded.decode(),
+        "tenant_root": world.tenant_root.hex() if world.tenant_root else "",
+    }
+
+
+def _altered(certificate):
+    """Return a certificate whose signature was changed in its first character."""
+    place = certificate.rindex(b'"signature":"') + len(b'"signature":"')
+    return certificate[:place] + (b"B" if certificate[place : place + 1] == b"A" else b"A") + certificate[place + 1 :]
+
+
+def _invented(session, stranger):
+    """Return what an operator can make without the root: a ticket for its own key, with the tenant's certificate."""
+    parsed, claims = Envelope.parse(session.sent.envelope), session.grant.claims
+    ticket = session.world.issuer.issue(replace(claims, cnf=stranger.cnf))
+    info = RequestInfo(scope=claims.scope, request_id=parsed.request_id, sequence=parsed.sequence, method=parsed.method)
+    signature = stranger.session_key.sign(info.transcript_hash(parsed.sealed_secret))
+    return replace(parsed, ticket=ticket, signature=signature).encode()
+
+
+def _with_certificate(world):
+    sent = world.client().begin(Method.GENERATE, b"{}", now_s=NOW_S)
+    return replace(Envelope.parse(sent.envelope), certificate=world.certificate()).encode()
+
+
+def _certificates(session):
+    """Certificates that do not vouch for the exchange's session key."""
+    world, other, good = session.world, World(seed=9), session.client.certificate
+    inner = json.loads(good)["certificate"]
+
+    def made(**changes):
+        said = canonical_json({name: value for name, value in (inner | changes).items() if value is not None})
+        signature = b64url_encode(world.root.sign(b"bulkhead/v1 session key" + lp(said)))
+        return b'{"certificate":' + said + b',"signature":"' + signature.encode() + b'"}'
+
+    unlabelled = canonical_json(
+        {"certificate": inner, "signature": b64url_encode(world.root.sign(canonical_json(inner)))}
+    )
+    cases = (
+        ("empty", b"", NOW_S),
+        ("not canonical", json.dumps(json.loads(good)).encode(), NOW_S),
+        ("one byte more", good + b" ", NOW_S),
+        ("altered signature", _altered(good), NOW_S),
+        ("a member more", made(admin=True), NOW_S),
+        ("a member less", made(not_before=None), NOW_S),
+        ("version 2", made(version=2), NOW_S),
+        ("a life of more than a day", made(not_before=NOW_S - 86_400, not_after=NOW_S + 1), NOW_S),
+        ("no life", made(not_before=NOW_S, not_after=NOW_S), NOW_S),
+        ("number as text", made(not_after=str(NOW_S + 60)), NOW_S),
+        ("signed without the label", unlabelled, NOW_S),
+        ("by another root", world.certificate(root=other.root), NOW_S),
+        ("another root's name under this one's signature", made(root=b64url_encode(bytes(32))), NOW_S),
+        ("of another tenant", world.certificate(tenant=other.tenant), NOW_S),
+        ("of another session key", world.certificate(cnf=other.cnf), NOW_S),
+        ("expired", good, NOW_S + 3_600),
+        ("from the future", good, NOW_S - 121),
+    )
+    return [
+        {
+            "name": name,
+            "certificate": certificate.decode(),
+            "now_s": now_s,
+            "code": _code(
+                lambda c, t: verify_certificate(
+                    c, root_fingerprint=world.tenant_root, tenant=world.tenant, cnf=world.cnf, now_s=t
+                ),
+                certificate,
+                now_s,
+            ),
+        }
+        for name, certificate, now_s in cases
+    ]
+
+
+def _roots(session):
+    """Workers whose descriptor names another tenant root than the client's own configuration."""
+    world, other, leaf = session.world, World(seed=9, rooted=True), session.offer.decision.leaf
+
+    def offered(root):
+        return world.offer(leaf=leaf, descriptor=replace(world.descriptor(), tenant_root=root))
+
+    cases = (
+        ("the operator's root", offered(other.tenant_root), [world.tenant_root]),
+        ("no root", offered(None), [world.tenant_root]),
+        ("another root than the pinned two", offered(world.tenant_root), [other.tenant_root, bytes(32)]),
+        ("a root where none is configured", offered(world.tenant_root), []),
+    )
+    return [
+        {
+            "name": name,
+            "evidence": offer.evidence.decode(),
+            "ticket": offer.ticket,
+            "tenant_roots": [root.hex() for root in roots],
+            "code": _code(
+                lambda o, r: verify_grant(
+                    o,
+                    expectation=world.expectation(),
+                    anchors=replace(world.anchors(), tenant_roots=r),
+                    now_s=NOW_S,
+                ),
+                offer,
+                roots,
+            ),
+        }
+        for name, offer, roots in cases
     ]
 
 

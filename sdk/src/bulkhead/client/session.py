@@ -199,7 +199,10 @@ class AsyncSession:
         """
         link = await self._keeper.link()
         request = inference_pb2.GetReceiptRequest(
-            ticket=link.grant.ticket, request_id=request_id, signature=link.sealing.sign_receipt_fetch(request_id)
+            ticket=link.grant.ticket,
+            request_id=request_id,
+            signature=link.sealing.sign_receipt_fetch(request_id),
+            certificate=link.sealing.certificate,
         )
         stub = inference_pb2_grpc.InferenceServiceStub(link.channel.raw)
         reply = await link.channel.unary(stub.GetReceipt, request, idempotent=True)

@@ -23,7 +23,12 @@ from typing import Final, TypeAlias
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from bulkhead.attestation.descriptor import key_fingerprint
 from bulkhead.errors import (
+    CertificateError,
+    CertificateKeyError,
+    CertificateMissingError,
+    CertificateRootError,
     ChunkReflectedError,
     MessageTooLargeError,
     ReceiptCountError,
@@ -35,6 +40,7 @@ from bulkhead.errors import (
     TruncatedError,
 )
 from bulkhead.ids import REQUEST, check_id, new_id
+from bulkhead.protocol.certificates import read_certificate
 from bulkhead.protocol.context import Method, RequestInfo
 from bulkhead.protocol.envelope import Envelope
 from bulkhead.protocol.grant import VerifiedGrant
@@ -77,10 +83,12 @@ class ClientSession:
     Args:
         grant: verified.
         session_key: private half of the key in the grant's ticket.
+        certificate: of the session key, by the root in the worker's descriptor; empty where that names none.
         random_bytes: source of request secrets.
 
     Raises:
         TicketError: the ticket is for another session key.
+        CertificateError: the certificate is not one for this session's worker.
     """
 
     def __init__(
@@ -88,12 +96,15 @@ class ClientSession:
         *,
         grant: VerifiedGrant,
         session_key: Ed25519PrivateKey,
+        certificate: bytes = b"",
         random_bytes: Callable[[int], bytes] = secrets.token_bytes,
     ) -> None:
         if session_key.public_key().public_bytes_raw() != grant.claims.cnf:
             raise TicketError("the ticket is for another session key")
         self._grant = grant
         self._key = session_key
+        self._certificate = certificate
+        self._not_after_s = _usable_until_s(grant, certificate)
         self._random_bytes = random_bytes
         self._kem = grant.keyset.request_kem
         self._sequence = itertools.count()
@@ -103,6 +114,16 @@ class ClientSession:
     def grant(self) -> VerifiedGrant:
         """The grant that the session stands on."""
         return self._grant
+
+    @property
+    def certificate(self) -> bytes:
+        """The session key's certificate; empty where the tenant has no root."""
+        return self._certificate
+
+    @property
+    def not_after_s(self) -> int:
+        """Unix seconds; the earlier end of grant and certificate."""
+        return self._not_after_s
 
     def begin(self, method: Method, payload: bytes, *, now_s: int, request_id: str | None = None) -> "ClientRequest":
         """Seal a request.
@@ -114,12 +135,12 @@ class ClientSession:
             request_id: None for a fresh one; an earlier one to send that request again.
 
         Raises:
-            TicketExpiredError: the grant has ended: renew the session first.
+            TicketExpiredError: the grant or the session key's certificate has ended: renew the session first.
             MessageTooLargeError: the payload is too long.
             InvalidRequestError: ``request_id`` is not one.
         """
-        if now_s >= self._grant.not_after_s:
-            raise TicketExpiredError("the session's ticket, keys or evidence have expired: renew the session")
+        if now_s >= self._not_after_s:
+            raise TicketExpiredError("the session's ticket, keys, certificate or evidence have expired: renew it")
         if len(payload) > MAX_PAYLOAD_BYTES:
             raise MessageTooLargeError(f"a request has at most {MAX_PAYLOAD_BYTES} bytes")
         with self._lock:
@@ -141,6 +162,7 @@ class ClientSession:
             method=method,
             sealed_secret=sealed_secret,
             signature=self._key.sign(transcript_hash),
+            certificate=self._certificate,
         )
         return ClientRequest(
             grant=self._grant,
@@ -173,6 +195,23 @@ class ClientSession:
         if (receipt.request_id, receipt.session, receipt.cnf) != (request_id, claims.session, claims.cnf):
             raise ReceiptError("the receipt is of another request")
         return receipt
+
+
+def _usable_until_s(grant: VerifiedGrant, certificate: bytes) -> int:
+    """Return the end of grant and certificate; the worker judges the latter, this spares a request in vain."""
+    root = grant.worker.descriptor.tenant_root
+    if root is None:
+        if certificate:
+            raise CertificateError("the worker was started for a tenant without a root")
+        return grant.not_after_s
+    if not certificate:
+        raise CertificateMissingError("the worker takes session keys that the tenant's root certified, and no others")
+    found = read_certificate(certificate)
+    if key_fingerprint(found.root) != root:
+        raise CertificateRootError("the session key is certified by another root than the worker's descriptor names")
+    if (found.tenant, found.cnf) != (grant.claims.tenant, grant.claims.cnf):
+        raise CertificateKeyError("the certificate is of another tenant or session key")
+    return min(grant.not_after_s, found.not_after_s)
 
 
 class _State(Enum):

@@ -2,9 +2,11 @@
 
 Layout, all integers big-endian, ``lp`` a u32 length and the bytes::
 
-    u8 version (1) | lp ticket | 32 key id | u64 sequence | lp request id | lp method | lp enc+ciphertext | 64 signature
+    u8 version (1) | lp ticket | lp certificate | 32 key id | u64 sequence | lp request id | lp method
+        | lp enc+ciphertext | 64 signature
 
-The signature is Ed25519 by the session key over ``th`` (32 bytes).
+The certificate is the session key's, empty where the tenant has no root. The signature is Ed25519 by the session key
+over ``th`` (32 bytes).
 """
 
 import struct
@@ -15,6 +17,7 @@ from bulkhead.encoding import lp
 from bulkhead.errors import InvalidRequestError, MalformedRequestError, MessageTooLargeError
 from bulkhead.fields import DIGEST_BYTES
 from bulkhead.ids import MAX_ID_LENGTH, REQUEST, check_id
+from bulkhead.protocol.certificates import MAX_CERTIFICATE_BYTES
 from bulkhead.protocol.context import Method
 from bulkhead.protocol.tickets import MAX_TICKET_BYTES
 from bulkhead.sealing.hpke import ENC_BYTES, TAG_BYTES
@@ -26,10 +29,11 @@ ENVELOPE_VERSION: Final = 1
 SEALED_SECRET_BYTES: Final = ENC_BYTES + SECRET_BYTES + TAG_BYTES
 SIGNATURE_BYTES: Final = 64
 MAX_METHOD_BYTES: Final = 16
-_LENGTHS: Final = 4 * 4
+_LENGTHS: Final = 5 * 4
 MAX_ENVELOPE_BYTES: Final = (
     1
     + MAX_TICKET_BYTES
+    + MAX_CERTIFICATE_BYTES
     + DIGEST_BYTES
     + 8
     + MAX_ID_LENGTH
@@ -54,6 +58,7 @@ class Envelope:
         method: what is asked for.
         sealed_secret: HPKE enc (1,120 bytes), ciphertext (32) and tag (16).
         signature: 64 bytes.
+        certificate: of the session key, empty where the tenant has no root.
     """
 
     ticket: str
@@ -63,6 +68,7 @@ class Envelope:
     method: Method
     sealed_secret: bytes
     signature: bytes
+    certificate: bytes = b""
 
     def encode(self) -> bytes:
         """Return the envelope's bytes."""
@@ -70,6 +76,7 @@ class Envelope:
             (
                 bytes((ENVELOPE_VERSION,)),
                 lp(self.ticket.encode("ascii")),
+                lp(self.certificate),
                 self.key_id,
                 _U64.pack(self.sequence),
                 lp(self.request_id.encode("ascii")),
@@ -93,6 +100,7 @@ class Envelope:
         if reader.take(1)[0] != ENVELOPE_VERSION:
             raise MalformedRequestError(f"envelope: only version {ENVELOPE_VERSION} is spoken here")
         ticket = reader.text(MAX_TICKET_BYTES)
+        certificate = reader.prefixed(MAX_CERTIFICATE_BYTES)
         key_id = reader.take(DIGEST_BYTES)
         sequence: int = _U64.unpack(reader.take(_U64.size))[0]
         request_id = reader.text(MAX_ID_LENGTH)
@@ -111,6 +119,7 @@ class Envelope:
                 method=Method(method),
                 sealed_secret=sealed_secret,
                 signature=signature,
+                certificate=certificate,
             )
         except (ValueError, InvalidRequestError) as error:
             raise MalformedRequestError("envelope: malformed request id or unknown method") from error

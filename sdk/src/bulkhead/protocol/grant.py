@@ -25,6 +25,8 @@ from bulkhead.errors import (
     EvidenceExpiredError,
     EvidencePolicyError,
     RecordError,
+    TenantRootMismatchError,
+    TenantRootRequiredError,
     TicketError,
 )
 from bulkhead.protocol.context import session_context
@@ -33,7 +35,15 @@ from bulkhead.sealing import Keyset, PaddingMode
 from bulkhead.transparency.leaf import LeafFields
 from bulkhead.transparency.receipt import AuditReceipt, VerifiedLeaf, verify_receipt
 
-__all__ = ["Expectation", "SessionOffer", "TrustAnchors", "VerifiedGrant", "verify_grant", "verify_renewal"]
+__all__ = [
+    "Expectation",
+    "SessionOffer",
+    "TrustAnchors",
+    "VerifiedGrant",
+    "check_tenant_root",
+    "verify_grant",
+    "verify_renewal",
+]
 
 MAX_CERTIFICATE_BYTES: Final = 4_096  # a worker's has about 400
 _DECISION: Final = "decision"
@@ -99,6 +109,8 @@ class TrustAnchors:
         ticket_issuers: raw Ed25519 public keys (32 bytes) of trusted ticket issuers.
         trust_policy: which evidence is accepted.
         development_mode: whether simulated evidence may be accepted.
+        tenant_roots: fingerprints (32 bytes each) of the tenant's own roots, one of which the worker must name; none
+            for a tenant without.
         hardware: verifies hardware evidence, with the collateral at hand; None has none.
     """
 
@@ -106,6 +118,7 @@ class TrustAnchors:
     ticket_issuers: Sequence[bytes]
     trust_policy: TrustPolicy
     development_mode: bool = False
+    tenant_roots: Sequence[bytes] = ()
     hardware: HardwareVerifier | None = None
 
 
@@ -147,7 +160,8 @@ def verify_grant(offer: SessionOffer, *, expectation: Expectation, anchors: Trus
            at a tier no weaker than asked for.
         2. The evidence holds for this nonce and the session context made of verified values.
         3. The keyset is sound and alive, and the TLS certificate's key stands in it.
-        4. The descriptor names this tenant, model and at least the decision's tier, and a ticket issuer of ours.
+        4. The descriptor names this tenant, model and at least the decision's tier, a ticket issuer of ours, and this
+           tenant's root if it has one (:func:`check_tenant_root`).
         5. The ticket is from that issuer, for this client's session key and exactly the worker verified, and pads
            no less than was asked for.
 
@@ -163,6 +177,7 @@ def verify_grant(offer: SessionOffer, *, expectation: Expectation, anchors: Trus
     Raises:
         ProofError: 1 (:class:`RecordError` where the record is in the log and speaks of something else).
         EvidenceError: 2 to 4 (:class:`DowngradeError` for a weaker tier or padding than asked for, in 1 too).
+        TenantRootRequiredError: 4, where a root is needed and the tenant has none.
         TicketError: 5.
     """
     origin = anchors.log_vkey.partition("+")[0]
@@ -187,6 +202,7 @@ def verify_grant(offer: SessionOffer, *, expectation: Expectation, anchors: Trus
     )
     keyset = _check_keyset(worker, offer.worker_certificate, now_s)  # 3
     _check_descriptor(worker, offer, expectation, minimum_tier=max(decided, expectation.minimum_tier))  # 4
+    check_tenant_root(worker, anchors.tenant_roots)  # 4
     verifier = TicketVerifier(issuer_keys=anchors.ticket_issuers)
     if verifier.issuer_fingerprint(offer.ticket) not in worker.descriptor.ticket_issuers:  # 4
         raise EvidenceBindingError("the worker takes tickets of other issuers than the one configured here")
@@ -208,13 +224,14 @@ def verify_renewal(old: VerifiedGrant, new: VerifiedGrant) -> VerifiedGrant:
     """Return ``new``, itself verified, if it continues ``old`` without weakening it.
 
     Raises:
-        DowngradeError: another tenant, session, session key or model, a weaker tier or kind of evidence, or now
-            simulated.
+        DowngradeError: another tenant, session, session key, tenant root or model, a weaker tier or kind of evidence,
+            or now simulated.
     """
     before, after = old.claims, new.claims
     same = all(
         getattr(before, name) == getattr(after, name) for name in ("tenant", "session", "cnf", "model", "model_digest")
     )
+    same = same and old.worker.descriptor.tenant_root == new.worker.descriptor.tenant_root
     if not same or after.tier < before.tier or _standing(new.worker) < _standing(old.worker):
         raise DowngradeError("the renewal is for another session, or weaker than the session was")
     return new
@@ -277,6 +294,25 @@ def _check_descriptor(
         raise DowngradeError(
             f"the worker's tier {worker.tier.value} is below {minimum_tier.value}, which was decided or asked for"
         )
+
+
+def check_tenant_root(worker: AppraisedWorker, tenant_roots: Sequence[bytes]) -> None:
+    """Return if the worker takes session keys of the tenant's own root, and of nobody else.
+
+    Raises:
+        TenantRootMismatchError: the descriptor names another root than those of the tenant, or none where it has one.
+        TenantRootRequiredError: the worker is of tier confidential, or names a root, and the tenant has none.
+    """
+    named = worker.descriptor.tenant_root
+    if tenant_roots:
+        if named is None:
+            raise TenantRootMismatchError("the worker takes session keys that the tenant's root did not certify")
+        if named not in tenant_roots:
+            raise TenantRootMismatchError("the worker's tenant root is not the configured one")
+    elif named is not None:
+        raise TenantRootRequiredError("the worker takes session keys of a tenant root, and none is configured here")
+    elif worker.tier is Tier.CONFIDENTIAL:
+        raise TenantRootRequiredError("tier confidential needs a tenant root, and none is configured here")
 
 
 def _check_ticket(

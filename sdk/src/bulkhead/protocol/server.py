@@ -1,8 +1,8 @@
 """The worker's side of a sealed request, without I/O (docs/protocol.md section 5).
 
-One :class:`SealedServer` per worker opens envelopes, in this order and no other: size, ticket, key, signature,
-sequence, KEM. Everything the key encapsulation is bound to comes from the verified ticket, nothing from the request
-but its id, sequence and method, which the session key signs. A :class:`ServerRequest` then goes through::
+One :class:`SealedServer` per worker opens envelopes, in this order and no other: size, ticket, key, certificate,
+signature, sequence, KEM. Everything the key encapsulation is bound to comes from the verified ticket, nothing from the
+request but its id, sequence and method, which the session key signs. A :class:`ServerRequest` then goes through::
 
     RECEIVING --receive: final request chunk--> STREAMING --send--> STREAMING --end, fail--> ENDED
     ENDED --make_receipt--> RECEIPTED --finish--> FINISHED
@@ -25,6 +25,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from bulkhead.errors import (
     BulkheadError,
+    CertificateError,
     InternalError,
     KeyMismatchError,
     MessageTooLargeError,
@@ -33,6 +34,7 @@ from bulkhead.errors import (
     StaleKeyError,
     TicketError,
 )
+from bulkhead.protocol.certificates import verify_certificate
 from bulkhead.protocol.context import RequestInfo
 from bulkhead.protocol.envelope import Envelope
 from bulkhead.protocol.payloads import MAX_PAYLOAD_BYTES, Content, End, Failure, Usage, encode_record
@@ -67,6 +69,8 @@ class SealedServer:
         keys: the current keys; see :meth:`add_keys`.
         is_revoked: whether the ticket's session was revoked.
         knows_evidence: whether evidence of that digest was issued for this worker; None accepts what the ticket says.
+        tenant_root: fingerprint (32 bytes) of the root in the worker's descriptor, which must have certified every
+            session key; None where the tenant has none. It never changes, since receipts of one keyset speak for it.
         random_bytes: source of the worker's bytes in responses.
     """
 
@@ -81,6 +85,7 @@ class SealedServer:
         keys: WorkerKeys,
         is_revoked: Callable[[TicketClaims], bool],
         knows_evidence: Callable[[bytes], bool] | None = None,
+        tenant_root: bytes | None = None,
         random_bytes: Callable[[int], bytes] = secrets.token_bytes,
     ) -> None:
         self._authority = authority
@@ -90,6 +95,7 @@ class SealedServer:
         self._tickets = tickets
         self._is_revoked = is_revoked
         self._knows_evidence = knows_evidence
+        self._tenant_root = tenant_root
         self._random_bytes = random_bytes
         self._keys = {keys.key_id: keys}
         self._replay = ReplayGuard()
@@ -116,9 +122,10 @@ class SealedServer:
             1. Size and exact layout.
             2. The ticket holds, is not revoked, and names this worker, tenant, partition and model.
             3. It names a keyset that the worker still holds, the one to which the request is sealed.
-            4. The session key in the ticket signed the transcript.
-            5. The sequence number is used for the first time.
-            6. The request secret opens under exactly that context.
+            4. Where the tenant has a root, it certified the session key in the ticket; else no certificate came.
+            5. The session key signed the transcript.
+            6. The sequence number is used for the first time.
+            7. The request secret opens under exactly that context.
 
         Args:
             envelope: bytes as received.
@@ -128,9 +135,10 @@ class SealedServer:
             MalformedRequestError, MessageTooLargeError: 1.
             TicketError: 2 (also its subclasses for expiry and revocation).
             StaleKeyError, KeyMismatchError: 3.
-            SignatureError: 4.
-            ReplayError, WindowFullError: 5.
-            SealError: 6.
+            CertificateError: 4; its subclasses say what does not hold.
+            SignatureError: 5.
+            ReplayError, WindowFullError: 6.
+            SealError: 7.
         """
         parsed = Envelope.parse(envelope)  # 1
         now_s = self._monotonic(now_s)
@@ -140,13 +148,14 @@ class SealedServer:
             raise StaleKeyError("the worker no longer holds that key: renew the session")
         if parsed.key_id != claims.keyset_digest:
             raise KeyMismatchError("the request is sealed to another keyset than its ticket names")
+        self._check_certificate(parsed.certificate, claims, now_s=now_s)  # 4
         info = RequestInfo(
             scope=claims.scope, request_id=parsed.request_id, sequence=parsed.sequence, method=parsed.method
         )
         transcript_hash = info.transcript_hash(parsed.sealed_secret)
-        _check_signature(claims.cnf, parsed.signature, transcript_hash)  # 4
-        self._replay.claim(info.scope, info.sequence)  # 5
-        secret = keys.open_request(parsed.sealed_secret, info=info.encoded)  # 6
+        _check_signature(claims.cnf, parsed.signature, transcript_hash)  # 5
+        self._replay.claim(info.scope, info.sequence)  # 6
+        secret = keys.open_request(parsed.sealed_secret, info=info.encoded)  # 7
         return ServerRequest(
             claims=claims,
             info=info,
@@ -157,14 +166,19 @@ class SealedServer:
             numbers=self._receipts,
         )
 
-    def authorise_receipt_fetch(self, *, ticket: str, request_id: str, signature: bytes, now_s: int) -> TicketClaims:
+    def authorise_receipt_fetch(
+        self, *, ticket: str, request_id: str, signature: bytes, now_s: int, certificate: bytes = b""
+    ) -> TicketClaims:
         """Return the claims of a caller that may fetch receipts of its session.
 
         Raises:
             TicketError: the ticket does not hold here.
+            CertificateError: the tenant has a root, which does not vouch for the session key.
             SignatureError: the session key did not sign for that request id.
         """
-        claims = self._check_ticket(ticket, now_s=self._monotonic(now_s))
+        now_s = self._monotonic(now_s)
+        claims = self._check_ticket(ticket, now_s=now_s)
+        self._check_certificate(certificate, claims, now_s=now_s)
         message = receipt_fetch_message(tenant=claims.tenant, session=claims.session, request_id=request_id)
         _check_signature(claims.cnf, signature, message)
         return claims
@@ -184,6 +198,14 @@ class SealedServer:
         if self._knows_evidence is not None and not self._knows_evidence(claims.evidence_digest):
             raise TicketError("the ticket stands on evidence that is not this worker's")
         return claims
+
+    def _check_certificate(self, certificate: bytes, claims: TicketClaims, *, now_s: int) -> None:
+        if self._tenant_root is not None:
+            verify_certificate(
+                certificate, root_fingerprint=self._tenant_root, tenant=self._tenant, cnf=claims.cnf, now_s=now_s
+            )
+        elif certificate:
+            raise CertificateError("this worker was started for a tenant without a root: open a new session")
 
 
 class _State(Enum):
