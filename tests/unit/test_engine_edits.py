@@ -11,7 +11,6 @@ from data_plane.engine.edits import BadWords, Bias, Minimum, Penalties, make_edi
 from data_plane.engine.params import SamplingParams
 from data_plane.engine.sampling import Sampler, choose
 
-DRAWS = 4000
 LOGITS = [2.0, 1.5, 1.4, 0.3, 0.0, -0.5, -1.0, -3.0]
 
 
@@ -39,26 +38,19 @@ def edited(params: SamplingParams, prompt: list[int], answer: list[int]) -> list
         {"logit_bias": ((1, 2.0),), "frequency_penalty": 1.0},
     ],
 )
-def test_sampled_frequencies_follow_the_edited_distribution(options: dict[str, object]) -> None:
-    """Chi-square of draws after a prompt and some answer against the softmax of logits edited in plain Python."""
+def test_logits_are_edited_as_vllm_defines_it(options: dict[str, object]) -> None:
+    """After a prompt and some answer each row equals plain Python's, for each penalty, bias and some together."""
     params = SamplingParams(temperature=1.0, seed=3, **options)  # type: ignore[arg-type]
     prompt, answer = [1, 1, 6], [0, 2, 2, 7]
     expected = edited(params, prompt, answer)
-    total = sum(math.exp(value) for value in expected)
     edits = make_edits(params, prompt=prompt, bad_words=(), ending=frozenset())
     for edit in edits:
         for token in answer:
             edit.accept(token)
-    sampler = Sampler(params)
     row = torch.tensor(LOGITS)
     for edit in edits:
         edit.apply(row)
     assert row.tolist() == pytest.approx(expected, rel=1e-5)
-    counts = [0] * len(LOGITS)
-    for _ in range(DRAWS):
-        counts[sampler.draw(row)] += 1
-    means = [DRAWS * math.exp(value) / total for value in expected]
-    assert sum((count - mean) ** 2 / mean for count, mean in zip(counts, means, strict=True)) < 24.3
 
 
 def test_penalties_count_what_a_sampler_chose_itself() -> None:

@@ -1,63 +1,9 @@
-import math
-
 import pytest
 import torch
 
 from bulkhead.errors import InternalError, InvalidRequestError
 from data_plane.engine.port import ChatMessage, EngineRequest, SamplingParams
 from data_plane.engine.sampling import Sampler, choose
-
-DRAWS = 4000
-
-
-def exact(
-    logits: list[float], *, temperature: float = 1.0, min_p: float = 0.0, top_k: int = 0, top_p: float = 1.0
-) -> list[float]:
-    """Return the distribution that the parameters define, in plain Python."""
-    weights = [math.exp(value / temperature) for value in logits]
-    order = sorted(range(len(logits)), key=lambda i: -weights[i])
-    order = [i for i in order if weights[i] >= min_p * max(weights)]
-    kept = order[: top_k or len(order)]
-    total = sum(weights[i] for i in kept)
-    nucleus: list[int] = []
-    reached = 0.0
-    for i in kept:
-        nucleus.append(i)
-        reached += weights[i] / total
-        if reached >= top_p:
-            break
-    total = sum(weights[i] for i in nucleus)
-    return [weights[i] / total if i in nucleus else 0.0 for i in range(len(logits))]
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"temperature": 1.0},
-        {"temperature": 0.5},
-        {"temperature": 2.0, "top_k": 3},
-        {"temperature": 1.0, "top_p": 0.7},
-        {"temperature": 1.5, "top_k": 5, "top_p": 0.8},
-        {"temperature": 1.0, "top_k": 1},
-        {"temperature": 1.0, "top_p": 1e-9},
-        {"temperature": 1.0, "min_p": 0.2},
-        {"temperature": 2.0, "min_p": 0.5, "top_k": 3},
-        {"temperature": 1.0, "min_p": 0.1, "top_p": 0.8},
-        {"temperature": 1.0, "min_p": 1.0},
-    ],
-)
-def test_sampled_frequencies_follow_the_exact_distribution(options: dict[str, float]) -> None:
-    """Chi-square of 4,000 draws against the distribution that the parameters define; nothing outside it is drawn."""
-    logits = [2.0, 1.5, 1.4, 0.3, 0.0, -0.5, -1.0, -3.0]
-    probabilities = exact(logits, **options)  # type: ignore[arg-type]
-    sampler = Sampler(SamplingParams(seed=11, **options))  # type: ignore[arg-type]
-    counts = [0] * len(logits)
-    for _ in range(DRAWS):
-        counts[sampler.draw(torch.tensor(logits))] += 1
-    assert all(count == 0 for count, p in zip(counts, probabilities, strict=True) if p == 0.0)
-    expected = [(count, p * DRAWS) for count, p in zip(counts, probabilities, strict=True) if p > 0.0]
-    statistic = sum((count - mean) ** 2 / mean for count, mean in expected)
-    assert statistic < 24.3  # the 0.999 quantile of chi-square with 7 degrees of freedom, the most there are
 
 
 def test_a_nucleus_wider_than_the_guess_is_found() -> None:
