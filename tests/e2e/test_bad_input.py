@@ -13,7 +13,7 @@ import pytest
 from bulkhead import ids
 from bulkhead.client.generation import Answer
 from bulkhead.client.session import AsyncSession
-from bulkhead.errors import ContextLengthError, InvalidRequestError
+from bulkhead.errors import ContextLengthError, DeadlineError, InvalidRequestError
 from bulkhead.protocol.context import Method
 from bulkhead.v1 import common_pb2, tenancy_pb2, tenancy_pb2_grpc
 from scripts.local_platform import LocalPlatform
@@ -166,6 +166,17 @@ async def test_an_open_out_of_bounds(platform: LocalPlatform, changes: dict[str,
     assert await bad_open(platform, **changes) == "INVALID_REQUEST"
 
 
+REFUSED_BY_THE_ENGINE: dict[str, dict[str, Any]] = {
+    "schema that nothing satisfies": {"json_schema": '{"type": "integer", "minimum": 5, "maximum": 3}'},
+    "schema that is none": {"json_schema": "{"},
+    "expression that is none": {"regex": "(((a"},
+    "at the context": {"messages": [], "prompt": "x" * CONTEXT_TOKENS},
+    "above the context": {"messages": [], "prompt": "x" * (CONTEXT_TOKENS + 1)},
+    "far above the context": {"messages": [], "prompt": "x" * 500_000},
+    "token that is none": {"stop_token_ids": (100_000,)},
+}
+
+
 @pytest.fixture
 async def session(platform: LocalPlatform) -> Any:
     """An open session."""
@@ -234,6 +245,29 @@ async def test_limits_that_make_no_sense(session: AsyncSession, options: dict[st
     assert next(iter(options)) in caught.value.message
 
 
+async def test_what_the_engine_refuses_costs_nobody_else(session: AsyncSession) -> None:
+    """Beside a running answer each bad request is a sealed, typed error; the answer is what it is alone."""
+    alone = await session.generate_text("hello", max_tokens=60, ignore_eos=True)
+    for name, options in REFUSED_BY_THE_ENGINE.items():
+        running = asyncio.create_task(session.generate_text("hello", max_tokens=60, ignore_eos=True))
+        with pytest.raises(InvalidRequestError) as caught:
+            await session.generate_text(**({"messages": "hello"} | options))
+        assert isinstance(caught.value, ContextLengthError) is ("context" in name), name
+        check_text(caught.value.message)
+        assert (await running).text == alone.text, name
+
+
+async def test_a_request_past_its_time_ends_and_others_go_on(session: AsyncSession) -> None:
+    """A time limit that cannot be kept is DEADLINE_EXCEEDED from inside the seal, with a receipt; others are whole."""
+    running = asyncio.create_task(session.generate_text("hello", max_tokens=60, ignore_eos=True))
+    generation = session.generate("hello", max_tokens=400, ignore_eos=True, timeout_s=1e-6)
+    with pytest.raises(DeadlineError):
+        async for _ in generation:
+            pass
+    assert (await session.fetch_receipt(generation.request_id))[0].code == "DEADLINE_EXCEEDED"
+    assert (await running).usage.completion_tokens == 60
+
+
 @pytest.mark.parametrize("number", [-1, 2**32, 2**70])
 async def test_output_limits_of_a_session(platform: LocalPlatform, number: int) -> None:
     """A negative or absurd limit of a session is INVALID_REQUEST; nothing is sent."""
@@ -260,6 +294,10 @@ HOSTILE: dict[str, bytes] = {
     "not UTF-8": b'{"messages":[{"content":"\xff\xfe","role":"user"}]}',
     "not JSON": b"\x00\x01\x02",
     "nothing": b"",
+    "empty prompt": b'{"prompt":""}',
+    "empty stop string": b'{"prompt":"a","stop":[""]}',
+    "rank beyond all": b'{"priority":1000,"prompt":"a"}',
+    "no time": b'{"prompt":"a","timeout_s":0}',
 }
 
 

@@ -36,7 +36,8 @@ def isolation_test(ctx: click.Context, /, *, samples: int, words: int, as_json: 
 
     Two sessions on one partition are opened. Prompts that the other session has just asked must take as long as
     prompts that nobody ever asked; prompts asked again in the same session show that the measurement would tell.
-    Exit code 1 if a difference is seen, or if the measurement could not tell.
+    Exit code 1 if a difference is seen (p at most 0.01, which happens by chance in one run of a hundred: run it again),
+    or if the measurement could not tell.
     """
     logging.getLogger("bulkhead.client").setLevel(logging.ERROR)  # the banner says what the log would
     report = run(_measure(settings_of(ctx).profile(), Wanted(**options), samples, words, quiet=as_json))
