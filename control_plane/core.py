@@ -166,7 +166,8 @@ class Core(FleetCore):
             policy=policy,
             journal=journal,
             denials=self.denials,
-            platform_facts=self.fleet.platform_facts,
+            fleet=self.fleet,
+            agent_wait_s=fleet_settings.agent_wait_s,
             now_us=now_us,
         )
         server = Server(

@@ -129,12 +129,12 @@ class Fleet:
 
     def platform_facts(self) -> PlatformFacts:
         """Return what policy is told of the fleet: what connected, uncordoned agents offer."""
-        usable = [agent for agent in self._agents.values() if agent.connected and not agent.cordoned]
-        return PlatformFacts(
-            tiers=tuple(sorted({tier for agent in usable for tier in agent.inventory.tiers})),
-            regions=tuple(sorted({agent.inventory.region for agent in usable})),
-            simulated=any(agent.inventory.simulated for agent in usable),
-        )
+        return _offered(agent for agent in self._agents.values() if agent.connected and not agent.cordoned)
+
+    def whole_facts(self) -> PlatformFacts | None:
+        """Return what the fleet would offer if every known, uncordoned agent were connected; None if every one is."""
+        usable = [agent for agent in self._agents.values() if not agent.cordoned]
+        return None if all(agent.connected for agent in usable) else _offered(usable)
 
     async def connect(self, identity: str, hello: Hello, stream: Stream) -> Agent:
         """Admit an agent on a new stream and settle its partitions.
@@ -344,3 +344,12 @@ class Fleet:
                 )
             except BulkheadError as error:
                 log.warning("agent.loss_unrecorded", agent_id=agent.agent_id, code=error.code)
+
+
+def _offered(agents: Iterable[Agent]) -> PlatformFacts:
+    usable = tuple(agents)
+    return PlatformFacts(
+        tiers=tuple(sorted({tier for agent in usable for tier in agent.inventory.tiers})),
+        regions=tuple(sorted({agent.inventory.region for agent in usable})),
+        simulated=any(agent.inventory.simulated for agent in usable),
+    )

@@ -60,6 +60,8 @@ class FleetSettings:
         collateral_directory: of what vendors publish for it; without it the user's cache directory.
         heartbeat_timeout_s: an agent that is silent this long counts as disconnected.
         agent_grace_s: a disconnected agent's partitions are lost after this long.
+        agent_wait_s: an open that policy would allow on known agents which are not connected waits this long for them
+            (they come back within about two seconds of this process's restart); then it is AGENT_UNAVAILABLE.
         lease_s: validity of an audit lease (docs/protocol.md, "Audit lease").
         lease_interval_s: how often it is renewed.
         receipts_interval_s: receipts of a session wait this long for company in one leaf. The agent's events are
@@ -78,6 +80,7 @@ class FleetSettings:
     collateral_directory: Path | None = None
     heartbeat_timeout_s: float = 10.0
     agent_grace_s: float = 15.0
+    agent_wait_s: float = 5.0
     lease_s: float = 30.0
     lease_interval_s: float = 1.0
     receipts_interval_s: float = 10.0
@@ -109,6 +112,7 @@ class FleetSettings:
         timeouts = (
             self.heartbeat_timeout_s,
             self.agent_grace_s,
+            self.agent_wait_s,
             self.create_timeout_s,
             self.attest_timeout_s,
             self.drain_s,

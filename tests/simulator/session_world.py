@@ -62,6 +62,7 @@ FAST: Final = FleetSettings(
     allow_simulated=True,
     heartbeat_timeout_s=60.0,
     agent_grace_s=0.2,
+    agent_wait_s=0.3,
     create_timeout_s=5.0,
     attest_timeout_s=5.0,
     drain_s=0.2,
@@ -363,6 +364,7 @@ async def session_world(
     fleet: FleetSettings = FAST,
     audit: AuditConfig | None = None,
     hardware: HardwareTrust | None = None,
+    policy: LimitingPolicy | None = None,
 ) -> AsyncIterator[SessionWorld]:
     """Open a control plane over the databases in ``directory``, new or left by an earlier one."""
     config = audit or AuditConfig(
@@ -374,7 +376,7 @@ async def session_world(
     world = SessionWorld(
         database=database,
         audit=log,
-        policy=LimitingPolicy(),
+        policy=policy or LimitingPolicy(),
         issuer_keys=TicketIssuerKeys(make_private_directory(directory / "issuers")),
         session_settings=sessions or SessionSettings(),
         fleet_settings=fleet,

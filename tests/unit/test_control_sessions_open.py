@@ -2,7 +2,7 @@ import asyncio
 import secrets
 import time
 from collections.abc import AsyncIterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import grpc
@@ -25,8 +25,10 @@ from service.bulkhead_fleet.v1 import fleet_pb2
 from tests.simulator.fake_agent import FakeAgent
 from tests.simulator.session_world import (
     BUNDLE,
+    FAST,
     MODEL,
     MODEL_DIGEST,
+    LimitingPolicy,
     SessionWorld,
     code_of,
     request,
@@ -527,6 +529,62 @@ async def test_renewal_while_the_agent_is_away_is_no_denial(world, acme, agent) 
         await world.renew("acme", opened.grant.session_id)
     assert (error.value.code(), code_of(error.value)) == (grpc.StatusCode.UNAVAILABLE, "AGENT_UNAVAILABLE")
     assert len(await world.records(acme.tenant_id, "decision")) == before
+
+
+@dataclass
+class TierPolicy(LimitingPolicy):
+    """Denies whatever the connected fleet does not offer, as the platform's own policies do."""
+
+    async def decide(self, asked):
+        """Answer, and deny where nothing is connected."""
+        self.deny = () if asked.context.platform.tiers else (Reason("TIER_UNAVAILABLE", "session", "No such tier."),)
+        return await super().decide(asked)
+
+
+async def test_open_after_a_restart_waits_for_the_agents(tmp_path) -> None:
+    """Until an agent is back policy would say no: the open waits, and the log holds an allow and no denial."""
+    async with session_world(tmp_path) as before:
+        caller = await before.tenant("acme")
+        agent = await before.agent()
+        await agent.stop()
+    async with session_world(tmp_path, policy=TierPolicy(), fleet=replace(FAST, agent_wait_s=20.0)) as after:
+        after.callers["acme"] = caller
+        opening = asyncio.create_task(after.open("acme", request()))
+        await after.eventually(lambda: _asked(after))
+        back = after.adopt(replace(agent, address=after.address, welcomes=[], commands=[], changed=asyncio.Event()))
+        await back.start()
+        assert (await opening).grant.ticket
+        assert [record.decision for record in await after.records(caller.tenant_id, "decision")] == ["allow"]
+
+
+async def test_open_without_the_agents_is_no_denial(tmp_path) -> None:
+    """While known agents stay away an open is UNAVAILABLE with advice, recorded as no decision; its slot is free."""
+    async with session_world(tmp_path, policy=TierPolicy()) as world:
+        acme = await world.tenant("acme", session_limit=1)
+        agent = await world.agent()
+        await agent.stop()
+        await world.eventually(lambda: _disconnected(world))
+        error = await refused(world, "acme", request())
+        assert (error.code(), code_of(error)) == (grpc.StatusCode.UNAVAILABLE, "AGENT_UNAVAILABLE")
+        assert "try again" in (error.details() or "")
+        assert await world.records(acme.tenant_id, "decision", "access.denied") == []
+        back = world.adopt(replace(agent, welcomes=[], commands=[], changed=asyncio.Event()))
+        await back.start()
+        assert (await world.open("acme", request())).grant.ticket
+
+
+async def test_denial_while_the_agents_are_away_is_one(world, acme, agent) -> None:
+    """What policy would deny on the whole fleet too is denied at once, and recorded."""
+    await agent.stop()
+    await world.eventually(lambda: _disconnected(world))
+    world.policy.deny = (Reason("MODEL_NOT_ENTITLED", "session", "Not entitled."),)
+    error = await refused(world, "acme", request())
+    assert code_of(error) == "POLICY_DENIED"
+    assert [record.decision for record in await world.records(acme.tenant_id, "decision")] == ["deny"]
+
+
+async def _asked(world) -> bool:
+    return bool(world.policy.asked)
 
 
 async def _disconnected(world) -> bool:

@@ -4,11 +4,16 @@ Nothing is placed and nothing handed out before :meth:`Decider.decide` has retur
 when an allow is durable in the tenant's log. Whoever wants to use the time that this takes is told of the allow when
 its record is made (:class:`Allowed`). A deny, or an obligation that cannot be kept, is returned as :class:`Denied`. An
 engine that does not answer properly and a log that cannot be written raise.
+
+A no that stands only because known agents are not connected just now (after a restart of this process all of them) is
+no decision: policy is asked again when they are back, and the caller is told to try again if that takes too long.
 """
 
+import asyncio
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, Protocol
 
 from audit.model import Appended
 from audit.records import Decision as Verdict
@@ -16,7 +21,13 @@ from audit.records import Reason as RecordedReason
 from audit.records import Record
 from audit.records import decision as decision_record
 from bulkhead.encoding import canonical_json
-from bulkhead.errors import BulkheadError, PolicyEngineError, SessionLimitError, UnknownObligationError
+from bulkhead.errors import (
+    AgentUnavailableError,
+    BulkheadError,
+    PolicyEngineError,
+    SessionLimitError,
+    UnknownObligationError,
+)
 from bulkhead.transparency.merkle import leaf_hash
 from control_plane.authz.decision import (
     Decision,
@@ -40,8 +51,9 @@ from control_plane.services.refusals import cause_of, subject_of
 from control_plane.services.sessions.denials import DenialLimiter
 from control_plane.storage.sessions import ModelFacts, TenantSnapshot
 
-__all__ = ["Allowed", "Asked", "Decided", "Decider", "Denied", "OnAllow"]
+__all__ = ["Allowed", "Asked", "Decided", "Decider", "Denied", "FleetFacts", "OnAllow"]
 
+FLEET_POLL_S: Final = 0.1
 TENANT_CUSTODY: Final = "tenant"
 _OWN_POLICY: Final = "control_plane"  # reasons that this process adds to an allow that it cannot act on
 
@@ -123,6 +135,18 @@ OnAllow = Callable[[Allowed], None]
 """Takes an allow whose record is on its way."""
 
 
+class FleetFacts(Protocol):
+    """What policy is told of the fleet; see :class:`control_plane.services.fleet.Fleet`."""
+
+    def platform_facts(self) -> PlatformFacts:
+        """What is connected offers."""
+        ...
+
+    def whole_facts(self) -> PlatformFacts | None:
+        """What would be offered if every known agent were connected; None if every one is."""
+        ...
+
+
 class Decider:
     """Asks policy and records its answer.
 
@@ -130,8 +154,9 @@ class Decider:
         policy: decides.
         journal: the audit log.
         denials: limits the records of denials.
-        platform_facts: what the fleet offers now.
+        fleet: what the fleet offers.
         now_us: wall clock, microseconds since the epoch.
+        agent_wait_s: how long agents that are not connected are waited for where policy's answer hangs on them.
     """
 
     def __init__(
@@ -140,14 +165,16 @@ class Decider:
         policy: Policy,
         journal: Journal,
         denials: DenialLimiter,
-        platform_facts: Callable[[], PlatformFacts],
+        fleet: FleetFacts,
         now_us: Callable[[], int],
+        agent_wait_s: float,
     ) -> None:
         self._policy = policy
         self._journal = journal
         self._denials = denials
-        self._platform_facts = platform_facts
+        self._fleet = fleet
         self._now_us = now_us
+        self._agent_wait_s = agent_wait_s
 
     async def decide(self, asked: Asked, on_allow: OnAllow | None = None) -> Decided | Denied:
         """Return the recorded allow, or the deny.
@@ -159,17 +186,23 @@ class Decider:
         Raises:
             PolicyEngineError: no decision; recorded as ``error``.
             AuditUnavailableError: the answer could not be recorded.
+            AgentUnavailableError: policy would allow it on agents that are not connected; nothing was decided.
             InvalidRequestError: the request holds a word that policy does not take.
         """
-        policy_input = self._input(asked)
-        try:
-            decision = await self._policy.decide(policy_input)
-            decision = _actionable(asked, decision)
-        except UnknownObligationError as error:
-            return Denied(error, await self._refused(asked, policy_input, error, verdict=Verdict.DENY))
-        except PolicyEngineError as error:
-            await self._refused(asked, policy_input, error, verdict=Verdict.ERROR)
-            raise
+        until_s = time.monotonic() + self._agent_wait_s
+        while True:
+            facts = self._fleet.platform_facts()
+            policy_input = self._input(asked, facts)
+            try:
+                decision = _actionable(asked, await self._policy.decide(policy_input))
+                if decision.allow or not await self._allowed_on_whole_fleet(asked):
+                    break
+            except UnknownObligationError as error:
+                return Denied(error, await self._refused(asked, policy_input, error, verdict=Verdict.DENY))
+            except PolicyEngineError as error:
+                await self._refused(asked, policy_input, error, verdict=Verdict.ERROR)
+                raise
+            await self._fleet_changed(facts, until_s)
         if not decision.allow:
             recorded = self._denials.admit(asked.caller, decision.reasons[0].code)
             if recorded:
@@ -184,7 +217,23 @@ class Decider:
         recorded_at = await self._journal.write(record)
         return allowed.at(recorded_at)
 
-    def _input(self, asked: Asked) -> PolicyInput:
+    async def _allowed_on_whole_fleet(self, asked: Asked) -> bool:
+        whole = self._fleet.whole_facts()
+        return whole is not None and _actionable(asked, await self._policy.decide(self._input(asked, whole))).allow
+
+    async def _fleet_changed(self, facts: PlatformFacts, until_s: float) -> None:
+        """Return once the fleet offers something else than ``facts``.
+
+        Raises:
+            AgentUnavailableError: it does not until ``until_s`` (monotonic).
+        """
+        while self._fleet.platform_facts() == facts:
+            if time.monotonic() >= until_s:
+                message = "the part of the fleet that this session needs is not connected: try again in a few seconds"
+                raise AgentUnavailableError(message)
+            await asyncio.sleep(FLEET_POLL_S)
+
+    def _input(self, asked: Asked, platform: PlatformFacts) -> PolicyInput:
         caller, session, facts = asked.caller, asked.session, asked.facts
         return PolicyInput(
             subject=Subject(
@@ -223,7 +272,7 @@ class Decider:
                     max_output_tokens=facts.max_output_tokens,
                     revision=facts.revision,
                 ),
-                platform=self._platform_facts(),
+                platform=platform,
             ),
         )
 
