@@ -27,11 +27,13 @@ def start_platform(
     agent: str = "",
     trays: int = 2,
     internal: RecordingRelay | None = None,
+    ingress: RecordingRelay | None = None,
     environment: dict[str, str] | None = None,
 ) -> LocalPlatform:
     """Return a running platform with a state directory of its own; the caller stops it with :func:`stop_platform`.
 
-    With ``internal``, agents reach the control plane through that relay.
+    With ``internal``, agents reach the control plane through that relay; with ``ingress``, clients reach the one tray's
+    workers through that one.
     """
     root = Path(tempfile.mkdtemp(prefix="bh-"))
     platform = LocalPlatform(
@@ -42,6 +44,10 @@ def start_platform(
     if internal is not None:
         root.mkdir(exist_ok=True)
         internal.target = f"127.0.0.1:{platform.ports_wanted()['internal']}"
+    if ingress is not None:
+        port = platform.ports_wanted()["spare"]
+        platform.agent_overrides += f'[ingress]\nport = {port}\nadvertise = "{ingress.address}"\n'
+        ingress.target = f"127.0.0.1:{port}"
     try:
         platform.up()
     except BaseException:

@@ -7,17 +7,20 @@ that both are renewed within the test.
 import asyncio
 import os
 import signal
+import socket
+import ssl
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from bulkhead.client import AsyncBulkhead, AsyncSession
-from bulkhead.client.config import load_profile
+from bulkhead.client.config import Profile, load_profile
 from bulkhead.errors import AuditLeaseError, BulkheadError, CredentialRevokedError, TicketRevokedError
 from bulkhead.protocol.receipts import Receipt
 from scripts.local_platform import LocalPlatform
@@ -44,7 +47,14 @@ AGENT = """
 key_life_s = 20
 """
 # What may be said of a request that a fault met: each says what to do again, and none is an answer.
-TRY_AGAIN = {"AUDIT_LEASE_EXPIRED", "UNAVAILABLE", "CONNECTION_FAILED", "SHUTTING_DOWN", "STREAM_TRUNCATED"}
+TRY_AGAIN = {
+    "AGENT_UNAVAILABLE",
+    "AUDIT_LEASE_EXPIRED",
+    "UNAVAILABLE",
+    "CONNECTION_FAILED",
+    "SHUTTING_DOWN",
+    "STREAM_TRUNCATED",
+}
 OPEN_AGAIN = {"WORKER_LOST", "SESSION_CLOSED"}
 
 
@@ -55,9 +65,15 @@ def relay() -> Iterator[RecordingRelay]:
 
 
 @pytest.fixture(scope="module")
-def turning(tiny_model: Path, relay: RecordingRelay) -> Iterator[LocalPlatform]:
-    """A platform of one tray whose agent reaches the control plane through a relay, with everything short-lived."""
-    platform = start_platform(tiny_model, control=CONTROL, agent=AGENT, trays=1, internal=relay)
+def to_worker() -> Iterator[RecordingRelay]:
+    with RecordingRelay() as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def turning(tiny_model: Path, relay: RecordingRelay, to_worker: RecordingRelay) -> Iterator[LocalPlatform]:
+    """A platform of one tray behind relays, to the control plane and to its workers, with everything short-lived."""
+    platform = start_platform(tiny_model, control=CONTROL, agent=AGENT, trays=1, internal=relay, ingress=to_worker)
     yield platform
     stop_platform(platform)
 
@@ -120,6 +136,13 @@ async def admin(platform: LocalPlatform, *arguments: str) -> dict[str, str]:
     return await asyncio.to_thread(platform.admin, *arguments)  # type: ignore[no-any-return]
 
 
+def trusting(platform: LocalPlatform, issuers: Any) -> Profile:
+    """Return the tenant's profile with every ticket issuer there is pinned."""
+    profile = load_profile("acme", path=platform.client_config)
+    assert profile.ticket_issuer is not None
+    return replace(profile, ticket_issuer=profile.ticket_issuer.also([item["fingerprint"] for item in issuers]))
+
+
 async def test_a_session_streams_through_every_rotation(turning: LocalPlatform) -> None:
     """Keys, tickets, issuer and control plane change under one session; then its worker dies, and it says so."""
     (first,) = await admin(turning, "issuer", "list")  # type: ignore[misc]
@@ -165,6 +188,44 @@ async def test_a_session_streams_through_every_rotation(turning: LocalPlatform) 
             assert (await another.generate_text("hello", max_tokens=2)).usage.completion_tokens == 2
 
 
+def shown_certificate(address: str, authority: str) -> bytes:
+    """Return the certificate (DER) that a worker shows to a new connection."""
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.set_alpn_protocols(["h2"])
+    host, _, port = address.rpartition(":")
+    with (
+        socket.create_connection((host, int(port)), timeout=10) as connection,
+        context.wrap_socket(connection, server_hostname=authority) as tls,
+    ):
+        return tls.getpeercert(binary_form=True) or b""
+
+
+async def test_a_connection_that_breaks_after_the_keys_were_renewed(
+    turning: LocalPlatform, to_worker: RecordingRelay
+) -> None:
+    """A client on an older grant finds newer keys when it connects again: it renews at once, and nobody notices."""
+    async with (
+        AsyncBulkhead(profile=trusting(turning, await admin(turning, "issuer", "list"))) as client,
+        client.open_session() as session,
+    ):
+        before = await session.generate_text("hello", max_tokens=2)
+        deadline = time.monotonic() + 30
+        while True:
+            link = session.link
+            shown = await asyncio.to_thread(shown_certificate, to_worker.address, link.grant.claims.audience)
+            if session.link is link and shown != link.grant.worker_certificate:
+                break  # the worker has newer keys, and the session has not been renewed yet
+            assert time.monotonic() < deadline, "the worker's keys were never renewed"
+            await asyncio.sleep(0.05)
+        await asyncio.to_thread(to_worker.cut)
+        to_worker.mend()
+        after = await session.generate_text("hello", max_tokens=2)
+        assert after.receipt.keyset_digest != before.receipt.keyset_digest
+        assert session.link.grant.worker_certificate == shown
+        assert (await session.fetch_receipt(before.request_id))[0] == before.receipt
+
+
 async def test_a_revocation_that_cannot_arrive_holds_within_the_lease(
     turning: LocalPlatform, relay: RecordingRelay
 ) -> None:
@@ -172,10 +233,7 @@ async def test_a_revocation_that_cannot_arrive_holds_within_the_lease(
     made = await admin(turning, "principal", "create", "leaver", "--tenant", "acme", "--role", "developer")
     out = turning.root / "client" / "leaver.key"
     key = await admin(turning, "key", "create", made["principal_id"], "--out", str(out))
-    profile = load_profile("acme", path=turning.client_config)
-    fingerprints = [item["fingerprint"] for item in await admin(turning, "issuer", "list")]  # type: ignore[union-attr]
-    assert profile.ticket_issuer is not None
-    profile = replace(profile, api_key=out.read_text().strip(), ticket_issuer=profile.ticket_issuer.also(fingerprints))
+    profile = replace(trusting(turning, await admin(turning, "issuer", "list")), api_key=out.read_text().strip())
     async with AsyncBulkhead(profile=profile, retry=live.ONCE) as client, calling(client) as caller:
         await caller.answered("before")
         relay.cut()

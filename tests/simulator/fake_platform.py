@@ -222,14 +222,22 @@ class FakePlatform:
         self.world.keys = WorkerKeys.generate(authority=self.world.authority, now_s=int(time.time()))
         await self.start_worker()
 
-    async def start_worker(self) -> None:
-        """Serve with the world's present keys on a new port."""
+    async def reconnect_with_new_keys(self) -> None:
+        """Break every connection to the worker, which from now on shows new keys at the same address."""
+        older, self.workers = self.workers, []
+        self.world.keys = WorkerKeys.generate(authority=self.world.authority, now_s=int(time.time()))
+        await self.start_worker(self.worker_address)  # beside the older one, so that nobody else gets the port
+        for server in older:
+            await server.stop(None)
+
+    async def start_worker(self, address: str = "127.0.0.1:0") -> None:
+        """Serve with the world's present keys, on a new port unless one is given."""
         keys = self.world.keys
         self.sealed = self.world.make_server()
         server = grpc.aio.server()
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(_Worker(self), server)
         tls = grpc.ssl_server_credentials([(keys.tls_private_key(), keys.tls_certificate)])
-        self.worker_address = f"127.0.0.1:{server.add_secure_port('127.0.0.1:0', tls)}"
+        self.worker_address = f"127.0.0.1:{server.add_secure_port(address, tls)}"
         await server.start()
         self.workers.append(server)
 

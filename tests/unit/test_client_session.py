@@ -8,6 +8,7 @@ import pytest
 
 from bulkhead.attestation import EvidenceKind, SimulatedWorker, Tier, VerifiedWorker
 from bulkhead.client import AsyncBulkhead, Bulkhead
+from bulkhead.client.transport import RetryPolicy
 from bulkhead.errors import (
     ConfigError,
     InvalidRequestError,
@@ -17,6 +18,7 @@ from bulkhead.errors import (
     SimulatedEvidenceError,
     StaleKeyError,
     StateUnavailableError,
+    WorkerLostError,
 )
 from bulkhead.protocol.receipts import ReceiptStatus, verify_signed_receipt
 from tests.simulator.fake_platform import ANSWER, running_platform
@@ -152,6 +154,56 @@ async def test_stale_key_is_healed_only_once() -> None:
         with pytest.raises(StaleKeyError):
             await session.generate_text("hi")
     assert (platform.renewals, platform.worker_calls) == (1, 2)
+
+
+async def test_broken_connection_under_an_older_grant_is_made_again() -> None:
+    """The worker shows newer keys when the connection breaks: the next requests renew once, and nobody notices."""
+    async with (
+        running_platform() as platform,
+        AsyncBulkhead(profile=platform.profile()) as client,
+        client.open_session(model=MODEL) as session,
+    ):
+        first = await session.generate_text("hi")
+        await platform.reconnect_with_new_keys()
+        answers = await asyncio.gather(*(session.generate_text(f"{number}") for number in range(8)))
+        assert {answer.text for answer in answers} == {"".join(ANSWER)}
+        assert {answer.receipt.keyset_digest for answer in answers} == {platform.world.keys.key_id}
+        assert first.receipt.keyset_digest != platform.world.keys.key_id
+    assert platform.renewals == 1
+
+
+async def test_receipt_is_fetched_over_a_new_connection() -> None:
+    """After a break the receipt of an earlier request is fetched under the new grant and checked with its own keys."""
+    async with (
+        running_platform() as platform,
+        AsyncBulkhead(profile=platform.profile()) as client,
+        client.open_session(model=MODEL) as session,
+    ):
+        completion = await session.generate_text("hi")
+        await platform.reconnect_with_new_keys()
+        assert await session.fetch_receipt(completion.request_id) == (completion.receipt, completion.signed_receipt)
+    assert platform.renewals == 1
+
+
+async def test_broken_connection_is_an_error_of_its_own_where_it_cannot_be_made_again() -> None:
+    """A worker that stays away is WORKER_LOST after one renewal; a renewal that is refused or away says so itself."""
+
+    async def unavailable() -> None:
+        raise StateUnavailableError("the control plane is busy")
+
+    async with (
+        running_platform() as platform,
+        AsyncBulkhead(profile=platform.profile(), retry=RetryPolicy(attempts=1)) as client,
+        client.open_session(model=MODEL) as session,
+    ):
+        (server,) = platform.workers
+        await server.stop(None)
+        with pytest.raises(WorkerLostError):
+            await session.generate_text("hi")
+        assert platform.renewals == 1
+        platform.before_renew = unavailable
+        with pytest.raises(StateUnavailableError):
+            await session.generate_text("hi")
 
 
 async def test_many_stale_requests_renew_once() -> None:

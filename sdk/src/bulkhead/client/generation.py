@@ -2,8 +2,8 @@
 
 A :class:`Generation` ends its iteration normally in one case only: the final chunk arrived and its receipt holds.
 Everything else raises, so that a cut answer never looks like a short one. A request is sent a second time only if the
-worker (or the clock) said that the session must be renewed and no byte of a response was accepted; execution is then
-at least once, and both receipts carry the same request id.
+worker (or the clock) said that the session must be renewed, or the connection broke, and no byte of a response was
+accepted; execution is then at least once, and both receipts carry the same request id.
 """
 
 import asyncio
@@ -22,6 +22,7 @@ from bulkhead.errors import (
     StaleKeyError,
     TicketExpiredError,
     WindowFullError,
+    WorkerLostError,
 )
 from bulkhead.ids import REQUEST, new_id
 from bulkhead.protocol.client import ClientEvent, ClientRequest, Complete
@@ -83,10 +84,10 @@ class Answer:
                 async with aclosing(self._exchange(link, request)) as events:
                     async for event in events:
                         yield event
-            except (StaleKeyError, TicketExpiredError, WindowFullError):
+            except (StaleKeyError, TicketExpiredError, WindowFullError, WorkerLostError) as error:
                 if healed or (request is not None and not request.resendable):
                     raise
-                await self._keeper.renew_after(link)
+                await self._keeper.renew_after(link, reconnect=isinstance(error, WorkerLostError))
             else:
                 return
 

@@ -3,6 +3,9 @@
 Every grant goes through :meth:`bulkhead.client.trust.Trust.verify` before a :class:`Link` is made of it, and each
 renewal also through :func:`bulkhead.protocol.grant.verify_renewal`. A renewal that does not verify is an error to
 whoever needs it; the grant before it stays in use until it expires.
+
+A worker shows the certificate of its latest keys only, so a connection that breaks under an older grant cannot be made
+again with that grant's pin: whoever finds it broken renews, which brings the new certificate, verified like the first.
 """
 
 import asyncio
@@ -26,6 +29,8 @@ from bulkhead.protocol.grant import Expectation, VerifiedGrant, verify_renewal
 __all__ = ["GrantKeeper"]
 
 RETRY_S: Final = 5.0  # between attempts of the background renewal while the control plane is away
+CHANNEL_GRACE_S: Final = 30.0  # a connection outlives its grant by this: streams end within seconds of their ticket
+MAX_KEYSETS: Final = 4  # whose receipts can be checked: workers keep receipts for 15 minutes, and keys for hours
 MIN_WAIT_S: Final = 1.0  # a grant that is past its half-life when it arrives must not make a busy loop
 
 _log = logging.getLogger("bulkhead.client")
@@ -66,7 +71,8 @@ class GrantKeeper:
         self._random_bytes = random_bytes
         self._lock = asyncio.Lock()
         self._renewed = asyncio.Event()
-        self._channels: list[Channel] = []
+        self._channels: dict[Channel, float] = {}  # Unix seconds until which a grant of it holds
+        self._by_keyset: dict[bytes, Link] = {}
         self._closed = False
         grant = trust.verify(received, expectation=expectation, now_s=self.now_s())
         self._current = self._link(received, grant, expectation.nonce, worker_channel(received, grant))
@@ -81,6 +87,14 @@ class GrantKeeper:
         """Return Unix seconds."""
         return int(self._clock())
 
+    def of_keyset(self, key_id: bytes) -> Link:
+        """Return the latest link that was verified with a keyset, to check what was signed under it; else the present.
+
+        Args:
+            key_id: as a receipt names it (untrusted).
+        """
+        return self._by_keyset.get(key_id, self._current)
+
     async def link(self) -> Link:
         """Return a link whose grant has not expired.
 
@@ -94,8 +108,12 @@ class GrantKeeper:
             await self.renew_after(self._current)
         return self._current
 
-    async def renew_after(self, used: Link) -> None:
+    async def renew_after(self, used: Link, *, reconnect: bool = False) -> None:
         """Renew unless that has happened since ``used`` was current: of many waiting requests one renews.
+
+        Args:
+            used: the link that will not do any more.
+            reconnect: its connection is broken: make a new one, also where the worker's certificate is the same.
 
         Raises:
             EvidenceError, ProofError, TicketError: what the control plane offered does not verify or is weaker.
@@ -112,9 +130,11 @@ class GrantKeeper:
             await self._trust.prepare(received)
             renewed = self._trust.verify(received, expectation=expectation, now_s=self.now_s())
             grant = verify_renewal(used.grant, renewed)
-            channel = used.channel if used.reaches(received, grant) else worker_channel(received, grant)
+            keep = used.reaches(received, grant) and not reconnect
+            channel = used.channel if keep else worker_channel(received, grant)
             self._current = self._link(received, grant, nonce, channel)
             self._renewed.set()
+            await self._close_outlived()
 
     async def close(self) -> None:
         """Stop renewing and end every request in flight. Repeating it does nothing."""
@@ -126,10 +146,10 @@ class GrantKeeper:
             await channel.close()
 
     def _link(self, received: ReceivedGrant, grant: VerifiedGrant, nonce: bytes, channel: Channel) -> Link:
-        if channel not in self._channels:
-            self._channels.append(channel)  # the one before still serves requests in flight; all end with the session
+        # The connection before still serves requests in flight: it ends when no ticket of it can hold any more.
+        self._channels[channel] = max(self._channels.get(channel, 0.0), float(grant.not_after_s))
         sealing = ClientSession(grant=grant, session_key=self._key, random_bytes=self._random_bytes)
-        return Link(
+        link = Link(
             sealing=sealing,
             grant=grant,
             received=received,
@@ -137,6 +157,17 @@ class GrantKeeper:
             collateral=self._trust.collateral_for(received),
             channel=channel,
         )
+        self._by_keyset.pop(grant.keyset.key_id, None)
+        self._by_keyset[grant.keyset.key_id] = link
+        while len(self._by_keyset) > MAX_KEYSETS:
+            del self._by_keyset[next(iter(self._by_keyset))]
+        return link
+
+    async def _close_outlived(self) -> None:
+        for channel, until_s in tuple(self._channels.items()):
+            if channel is not self._current.channel and until_s + CHANNEL_GRACE_S < self._clock():
+                del self._channels[channel]
+                await channel.close()
 
     async def _keep_fresh(self) -> None:
         while True:

@@ -17,7 +17,7 @@ from bulkhead.client.generation import (
 from bulkhead.client.keeper import GrantKeeper
 from bulkhead.client.link import Link
 from bulkhead.client.opening import SessionControl
-from bulkhead.errors import BulkheadError, SessionClosedError
+from bulkhead.errors import BulkheadError, SessionClosedError, WorkerLostError
 from bulkhead.protocol.context import Method
 from bulkhead.protocol.generate import GenerateOptions
 from bulkhead.protocol.payloads import (
@@ -26,7 +26,7 @@ from bulkhead.protocol.payloads import (
     encode_embed_request,
     encode_generate_request,
 )
-from bulkhead.protocol.receipts import Receipt, SignedReceipt
+from bulkhead.protocol.receipts import Receipt, SignedReceipt, read_receipt
 from bulkhead.transparency import VerifiedLeaf
 from bulkhead.v1 import inference_pb2, inference_pb2_grpc
 
@@ -198,16 +198,13 @@ class AsyncSession:
             SignatureError, ReceiptError: what it sent is not this session's receipt.
         """
         link = await self._keeper.link()
-        request = inference_pb2.GetReceiptRequest(
-            ticket=link.grant.ticket,
-            request_id=request_id,
-            signature=link.sealing.sign_receipt_fetch(request_id),
-            certificate=link.sealing.certificate,
-        )
-        stub = inference_pb2_grpc.InferenceServiceStub(link.channel.raw)
-        reply = await link.channel.unary(stub.GetReceipt, request, idempotent=True)
-        signed = SignedReceipt(receipt=reply.receipt, signature=reply.signature)
-        return link.sealing.check_fetched_receipt(signed, request_id=request_id), signed
+        try:
+            signed = await _fetch_receipt(link, request_id)
+        except WorkerLostError:
+            await self._keeper.renew_after(link, reconnect=True)
+            signed = await _fetch_receipt(self._keeper.current, request_id)
+        made_under = self._keeper.of_keyset(read_receipt(signed.receipt).keyset_digest)
+        return made_under.sealing.check_fetched_receipt(signed, request_id=request_id), signed
 
     async def renew(self) -> None:
         """Renew now, with a fresh nonce and full verification; happens by itself at half of the grant's life.
@@ -244,3 +241,15 @@ class AsyncSession:
         if self._closed:
             raise SessionClosedError("the session has been closed")
         return Answer(keeper=self._keeper, method=method, payload=payload, stall_s=self._stall_s)
+
+
+async def _fetch_receipt(link: Link, request_id: str) -> SignedReceipt:
+    request = inference_pb2.GetReceiptRequest(
+        ticket=link.grant.ticket,
+        request_id=request_id,
+        signature=link.sealing.sign_receipt_fetch(request_id),
+        certificate=link.sealing.certificate,
+    )
+    stub = inference_pb2_grpc.InferenceServiceStub(link.channel.raw)
+    reply = await link.channel.unary(stub.GetReceipt, request, idempotent=True)
+    return SignedReceipt(receipt=reply.receipt, signature=reply.signature)
