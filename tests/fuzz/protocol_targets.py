@@ -19,6 +19,7 @@ from bulkhead.protocol.payloads import (
     parse_record,
 )
 from bulkhead.protocol.receipts import MAX_RECEIPT_BYTES, SignedReceipt, read_receipt
+from bulkhead.protocol.saved import SavedReceipt, verify_saved
 from bulkhead.protocol.tickets import MAX_TICKET_BYTES, TicketVerifier
 from bulkhead.sealing import ChunkOpener, ChunkSealer, Direction, Keyset, PaddingMode
 from bulkhead.sealing.keyset import MAX_KEYSET_BYTES
@@ -178,6 +179,34 @@ def _receipt(data: bytes) -> None:
     read_receipt(signed.receipt)
 
 
+def _saved() -> Callable[[bytes], None]:
+    """Return a reader of saved receipts that also verifies them, with the pins of whoever saved the seeds."""
+    from tests.simulator.sealed_world import World
+
+    world = World(seed=77)
+    anchors = world.anchors()
+
+    def read(data: bytes) -> None:
+        saved = SavedReceipt.parse(data)
+        _same(saved.encode(), data)
+        verify_saved(saved, tenant=world.tenant, anchors=anchors)
+
+    return read
+
+
+def _saved_receipts() -> list[bytes]:
+    from bulkhead.attestation.collateral import CollateralEntry, CollateralKind
+    from tests.simulator.saved_receipts import logged, saved_answer
+    from tests.simulator.sealed_world import NOW_S, World
+
+    world = World(seed=77)
+    entry = CollateralEntry(
+        kind=CollateralKind.AMD_CRL, name="genoa", data=b"crl", chain=b"", fetched_s=NOW_S, source="https://kds"
+    )
+    saved = saved_answer(world, collateral=(entry,))
+    return [saved.encode(), saved.with_log(logged(world, saved)).encode()]
+
+
 def _keyset(data: bytes) -> None:
     _same(Keyset.parse(data).encoded, data)
 
@@ -220,6 +249,7 @@ TARGETS: tuple[FuzzTarget, ...] = (
     FuzzTarget(name="ticket", parse=_ticket(), seeds=_tickets, max_bytes=MAX_TICKET_BYTES),
     FuzzTarget(name="session-certificate", parse=_certificate(), seeds=_certificates, max_bytes=MAX_CERTIFICATE_BYTES),
     FuzzTarget(name="receipt", parse=_receipt, seeds=lambda: [_exchange()[2]], max_bytes=MAX_RECEIPT_BYTES),
+    FuzzTarget(name="saved-receipt", parse=_saved(), seeds=_saved_receipts, max_bytes=32 * _KIB),
     FuzzTarget(name="keyset", parse=_keyset, seeds=_keysets, max_bytes=MAX_KEYSET_BYTES + 64),
     FuzzTarget(name="checkpoint", parse=_checkpoint(), seeds=_checkpoints, max_bytes=4 * _KIB),
 )

@@ -5,6 +5,7 @@ Everything is made by the real code from a seed, so a test changes one thing and
 
 import hashlib
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -198,15 +199,19 @@ class World:
             decision_leaf_hash=leaf_hash(leaf),
             policy_digest=POLICY_DIGEST,
         )
+        requests = [
+            AttestationRequest(nonce=self.random.randbytes(32), context=b"someone else"),
+            AttestationRequest(nonce=self.nonce, context=context),
+        ]
+        return self.vouch(requests, descriptor or self.descriptor(), not_after_s=self.now_s + 3600)
+
+    def vouch(
+        self, requests: Sequence[AttestationRequest], descriptor: PartitionDescriptor, *, not_after_s: int
+    ) -> bytes:
+        """Return the evidence of a batch for its last request."""
         return self.evidence_issuer.issue(
-            [
-                AttestationRequest(nonce=self.random.randbytes(32), context=b"someone else"),
-                AttestationRequest(nonce=self.nonce, context=context),
-            ],
-            keyset=self.keys.keyset.encoded,
-            descriptor=descriptor or self.descriptor(),
-            not_after_s=self.now_s + 3600,
-        )[1]
+            requests, keyset=self.keys.keyset.encoded, descriptor=descriptor, not_after_s=not_after_s
+        )[-1]
 
     def offer(
         self,

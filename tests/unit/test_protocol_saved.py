@@ -2,22 +2,19 @@ from dataclasses import replace
 
 import pytest
 
-from audit.records import PlatformReason, Stamp, log_round, platform_cause, receipts
+from audit.records import Stamp, log_round
 from bulkhead.attestation import Tier
 from bulkhead.attestation.collateral import CollateralEntry, CollateralKind
 from bulkhead.encoding import canonical_json
 from bulkhead.errors import BulkheadError, InclusionError, ProofError, ReceiptError
 from bulkhead.ids import RECORD
-from bulkhead.protocol.context import Method
-from bulkhead.protocol.payloads import Delta, End, Usage
+from bulkhead.protocol.payloads import Usage
 from bulkhead.protocol.receipts import SignedReceipt, read_receipt, sign_receipt
 from bulkhead.protocol.saved import LoggedReceipt, PublicPins, SavedReceipt, verify_saved
 from bulkhead.transparency import (
     AuditReceipt,
     Checkpoint,
     RoundPath,
-    receipt_path,
-    receipts_root,
     sign_checkpoint,
 )
 from bulkhead.transparency.cosignature import Cosigner
@@ -25,11 +22,8 @@ from bulkhead.transparency.merkle import leaf_hash
 from bulkhead.transparency.note import NoteSigner
 from bulkhead.transparency.rounds import round_leaf
 from bulkhead.transparency.tlog_proof import read_record_proof, write_record_proof
+from tests.simulator.saved_receipts import NOW_US, USAGE, logged, saved_answer
 from tests.simulator.sealed_world import NOW_S, World
-
-USAGE = Usage(prompt_tokens=3, completion_tokens=2)
-NOW_US = NOW_S * 1_000_000
-NEIGHBOURS = [bytes([number]) * 32 for number in range(4)]
 
 
 @pytest.fixture(scope="module")
@@ -40,54 +34,7 @@ def world():
 @pytest.fixture(scope="module")
 def saved(world):
     """A saved receipt of a whole answer, as the SDK writes it."""
-    offer = world.offer()
-    client = world.client(world_grant(world, offer))
-    sent = client.begin(Method.GENERATE, b"a prompt", now_s=NOW_S)
-    served = world.server.open(sent.envelope, now_s=NOW_S)
-    served.receive(sent.chunks[0])
-    sent.accept(served.worker_random)
-    sent.receive(served.send(Delta(text="Paris", tokens=2)))
-    sent.receive(served.end(End(finish_reason="stop", usage=USAGE)))
-    served.make_receipt(ts_us=NOW_US + 7_000_000)
-    done = sent.receive(served.finish())
-    return SavedReceipt(
-        signed=done.signed,
-        answer=done.receipt.usage,
-        offer=offer,
-        ticket_issuer=world.issuer.public_key,
-        nonce=world.nonce,
-    )
-
-
-def world_grant(world, offer):
-    from bulkhead.protocol.grant import verify_grant
-
-    return verify_grant(offer, expectation=world.expectation(), anchors=world.anchors(), now_s=NOW_S)
-
-
-def logged(world, saved, *, first=1, ts_us=NOW_US + 9_000_000, place=0, **changes):
-    """Return the place of the receipt in a `receipts` record over it and its neighbours."""
-    digests = [*NEIGHBOURS[:place], saved.signed.digest, *NEIGHBOURS[place:]]
-    fields = {
-        "tenant": world.tenant,
-        "session": world.session,
-        "partition": world.partition,
-        "root": receipts_root(digests),
-        "first": first,
-        "count": len(digests),
-        "prompt_tokens": 15,
-        "completion_tokens": 10,
-    }
-    record = receipts(
-        Stamp(world.ids(RECORD), ts_us, 0, "writer-1"),
-        cause=platform_cause(PlatformReason.SPOOL),
-        pair_id="pair-1",
-        model="tiny",
-        tier="gpu",
-        final=False,
-        **(fields | changes),
-    )
-    return LoggedReceipt(proof=write_record_proof(world.audit_receipt(record.leaf)), path=receipt_path(digests, place))
+    return saved_answer(world)
 
 
 def check(world, saved):
