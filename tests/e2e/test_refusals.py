@@ -26,7 +26,7 @@ def _profile(platform: LocalPlatform, name: str = "acme", **changes: object) -> 
 
 
 def test_a_revoked_key_ends_its_sessions_and_opens_no_more(platform: LocalPlatform, tmp_path: Path) -> None:
-    """New calls are CREDENTIAL_REVOKED at once; the open session is refused within 5 s."""
+    """The control plane says CREDENTIAL_REVOKED at once, to renewals too; within 5 s the worker says TICKET_REVOKED."""
     principal = platform.admin("principal", "create", "leaver", "--tenant", "acme", "--role", "developer")
     credential = platform.admin("key", "create", principal["principal_id"], "--out", str(tmp_path / "leaver.key"))
     key = (tmp_path / "leaver.key").read_text().strip()
@@ -45,7 +45,9 @@ def test_a_revoked_key_ends_its_sessions_and_opens_no_more(platform: LocalPlatfo
                 break
             assert time.monotonic() - revoked < 5.0, "a revoked session is still served"
             time.sleep(0.1)
-        assert refused.code in {"TICKET_REVOKED", "SESSION_CLOSED", "CREDENTIAL_REVOKED"}
+        assert refused.code == "TICKET_REVOKED"
+        with pytest.raises(CredentialRevokedError):
+            session.renew()
 
 
 def test_a_session_that_is_not_there(platform: LocalPlatform) -> None:

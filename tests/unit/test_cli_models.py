@@ -93,3 +93,23 @@ def test_an_interrupted_run_leaves_no_model(
     assert (failed.exit_code, "No space left" in failed.stderr) == (2, True)
     assert list(out.parent.iterdir()) == []
     assert run(bulkhead, *seal).exit_code == 0
+
+
+@pytest.mark.parametrize("program", [bulkhead, bulkhead_admin], ids=["bulkhead", "bulkhead-admin"])
+def test_a_key_encryption_key_is_replaced(tmp_path: Path, keys: tuple[str, str, str], program: click.Command) -> None:
+    """`model rewrap` prints the manifest that it wrote; the new key opens every byte, the old one is MODEL_KEY."""
+    kek, signer, public = keys
+    new = f"file:{tmp_path / 'new'}"
+    out = str(tmp_path / "sealed")
+    assert run(program, "model", "create-key", "--kek", new).exit_code == 0
+    plain = str(make_tiny_model(tmp_path / "tiny"))
+    seal = ("--out", out, "--version", "3", "--kek", kek, "--signer", signer, "--json")
+    sealed = json.loads(run(program, "model", "seal", plain, *seal).stdout)
+    done = run(program, "model", "rewrap", out, "--kek", kek, "--new-kek", new, "--signer", signer, "--json")
+    assert done.exit_code == 0, done.output
+    view = json.loads(done.stdout)
+    assert (view["version"], view["model_digest"]) == (3, sealed["model_digest"])
+    assert view["keks"] != sealed["keks"]
+    whole = run(program, "model", "verify", out, "--signer", public, "--kek", new)
+    assert (whole.exit_code, whole.stdout.strip()) == (0, "every byte holds")
+    assert "error MODEL_KEY" in run(program, "model", "verify", out, "--signer", public, "--kek", kek).stderr

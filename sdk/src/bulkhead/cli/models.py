@@ -129,6 +129,50 @@ def seal(
     emit(view, as_json=as_json, text=f"sealed {directory} into {out}\n{_text(view)}")
 
 
+@click.command(
+    "rewrap",
+    epilog=example(
+        "bulkhead-admin model rewrap sealed/chat --kek file:kek --new-kek file:kek-2027 --keep --signer signer.pem",
+        "bulkhead-admin model rewrap sealed/chat --kek file:kek-2027 --new-kek file:kek-2027 --signer signer.pem",
+    ),
+)
+@click.argument("directory", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.option("--kek", "keks", metavar="URI", multiple=True, required=True, help="Present one. Repeatable.")
+@click.option("--new-kek", "new_keks", metavar="URI", multiple=True, required=True, help="Wraps it now. Repeatable.")
+@click.option("--keep", is_flag=True, help="Leave the present wrappings beside the new ones.")
+@click.option("--signer", type=click.Path(path_type=Path), required=True, help="File of the signing key.")
+@click.option("--trust", "trusted", multiple=True, help="Public key of another present signer. Repeatable.")
+@json_option
+def rewrap(
+    directory: Path,
+    *,
+    keks: tuple[str, ...],
+    new_keks: tuple[str, ...],
+    keep: bool,
+    signer: Path,
+    trusted: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Wrap the key of the sealed model in DIRECTORY under other key encryption keys. Version and files stay.
+
+    For a key encryption key that is retired; one that leaked needs `model seal` under a higher version. A registered
+    model is then registered again, since brokers get the manifest from there: model retire, model add.
+    """
+    from bulkhead.models import open_kek, rewrap_model
+    from bulkhead.models.signers import load_signer
+
+    manifest = rewrap_model(
+        directory,
+        keks=[open_kek(uri) for uri in keks],
+        new_keks=[open_kek(uri) for uri in new_keks],
+        keep=keep,
+        signers=[_public_key(text) for text in trusted],
+        signer=load_signer(signer),
+    )
+    view = _view(manifest)
+    emit(view, as_json=as_json, text=f"wrapped the key of {directory} anew\n{_text(view)}")
+
+
 @click.command("inspect", epilog=example("bulkhead-admin model inspect sealed/chat"))
 @click.argument("directory", type=click.Path(path_type=Path, exists=True, file_okay=False))
 @json_option
@@ -184,7 +228,7 @@ def _public_key(text: str) -> bytes:
     from bulkhead.encoding import b64url_decode
 
     try:
-        return b64url_decode(text, what="--signer")
+        return b64url_decode(text, what="public key of a signer")
     except MalformedRequestError as error:
         raise ConfigError(error.message) from error
 
@@ -203,7 +247,7 @@ def _progress(what: str) -> "Callable[[int, int], None]":
     return report
 
 
-SEALING_COMMANDS: Final = (create_key, seal, inspect, verify)
+SEALING_COMMANDS: Final = (create_key, seal, rewrap, inspect, verify)
 
 
 @click.group()
