@@ -9,6 +9,7 @@ from control_plane.domain.tenancy import SealedModel
 from control_plane.services.authorisation import Policy
 from control_plane.services.book import PartitionBook
 from control_plane.services.fleet import Fleet
+from control_plane.services.hardware import HardwareTrust
 from control_plane.services.issuers import Issuers
 from control_plane.services.journal import Journal
 from control_plane.services.key_release import KeyReleaser, SqlFloors, TenantBroker
@@ -26,7 +27,6 @@ from control_plane.services.sessions.attest import Attestor
 from control_plane.services.sessions.decide import Decider
 from control_plane.services.sessions.denials import DenialLimiter
 from control_plane.services.sessions.grant import GrantIssuer
-from control_plane.services.sessions.hardware import HardwareTrust
 from control_plane.services.sessions.open import SessionOpener
 from control_plane.services.sessions.renew import SessionRenewer
 from control_plane.services.sessions.serve import Server
@@ -53,6 +53,7 @@ class FleetCore:
         issuers: whose tickets workers take.
         settings: of agents and partitions.
         platform_broker: makes the platform's own key broker from its floors; None where no model is in its custody.
+        hardware: whose workers the platform's own broker gives keys; None gives them none.
         now_us: wall clock, microseconds since the epoch.
     """
 
@@ -64,6 +65,7 @@ class FleetCore:
         issuers: Issuers,
         settings: FleetSettings,
         platform_broker: Callable[[Floors], KeyBroker] | None,
+        hardware: HardwareTrust | None,
         now_us: Callable[[], int],
     ) -> None:
         self.book = PartitionBook()
@@ -100,6 +102,7 @@ class FleetCore:
             settings=settings,
             platform=platform_broker(floors) if platform_broker is not None else None,
             tenants=_tenant_broker,
+            hardware=hardware,
             now_us=now_us,
         )
         self.pool = PartitionPool(
@@ -158,6 +161,7 @@ class Core(FleetCore):
             issuers=issuers,
             settings=fleet_settings,
             platform_broker=platform_broker,
+            hardware=hardware,
             now_us=now_us,
         )
         self.issuers = issuers

@@ -22,9 +22,9 @@ from control_plane.rpc.fleet_admin import FleetAdminServicer, FleetQueryServicer
 from control_plane.rpc.session import SessionQueryServicer, SessionServicer
 from control_plane.services.audit_reads import AuditReads
 from control_plane.services.fleet_admin import FleetAdmin, FleetQuery
+from control_plane.services.hardware import HardwareTrust
 from control_plane.services.issuers import IssuerAdmin, Issuers
 from control_plane.services.sessions import SessionService
-from control_plane.services.sessions.hardware import HardwareTrust
 from service.bulkhead_fleet.v1 import fleet_pb2_grpc as agents_pb2_grpc
 from service.files import make_private_directory
 
@@ -56,6 +56,7 @@ class Runtime:
 
     def __init__(self, *, resources: Resources) -> None:
         self._resources = resources
+        hardware = HardwareTrust.from_settings(resources.config.fleet)
         self.core = Core(
             database=resources.database,
             journal=resources.journal,
@@ -63,9 +64,9 @@ class Runtime:
             issuers=Issuers(database=resources.database, keys=resources.keys.ticket_issuers, now_us=now_us),
             session_settings=resources.config.sessions,
             fleet_settings=resources.config.fleet,
-            platform_broker=key_broker(resources.config),
+            platform_broker=key_broker(resources.config, hardware),
             now_us=now_us,
-            hardware=HardwareTrust.from_settings(resources.config.fleet),
+            hardware=hardware,
         )
 
     async def load(self) -> None:

@@ -8,7 +8,7 @@ release is recorded in the tenant's log before the key goes on; a refusal is rec
 import asyncio
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
 import structlog
@@ -20,7 +20,13 @@ from bulkhead.attestation import Tier as EvidenceTier
 from bulkhead.attestation.policy import MAX_EVIDENCE_AGE_S
 from bulkhead.broker import KeyBroker
 from bulkhead.encoding import Json
-from bulkhead.errors import AgentUnavailableError, BulkheadError, KeyBrokerError, ModelRolledBackError
+from bulkhead.errors import (
+    AgentUnavailableError,
+    BulkheadError,
+    EvidencePolicyError,
+    KeyBrokerError,
+    ModelRolledBackError,
+)
 from bulkhead.protocol.release import ReleaseRequest, ReleaseTerms
 from bulkhead.transparency import AuditReceipt
 from control_plane.domain.fleet import Attested, AttestOrder, LoadOrder, PartitionCreated
@@ -28,6 +34,7 @@ from control_plane.domain.partitions import Partition
 from control_plane.domain.tenancy import Custody, SealedModel
 from control_plane.services.agents import Agent
 from control_plane.services.commands import ProgressSink
+from control_plane.services.hardware import HardwareTrust
 from control_plane.services.journal import Journal
 from control_plane.services.lifecycle import Origin
 from control_plane.services.settings import FleetSettings
@@ -99,6 +106,7 @@ class KeyReleaser:
         settings: time-outs, and whether simulated trays are admitted.
         platform: the platform's own broker; None where no key encryption key is configured.
         tenants: connects to a tenant's broker.
+        hardware: what the platform's own broker believes of confidential workers; None gives them no keys.
         now_us: wall clock, microseconds since the epoch.
     """
 
@@ -109,12 +117,14 @@ class KeyReleaser:
         settings: FleetSettings,
         platform: KeyBroker | None,
         tenants: Callable[[SealedModel], TenantBroker],
+        hardware: HardwareTrust | None,
         now_us: Callable[[], int],
     ) -> None:
         self._journal = journal
         self._settings = settings
         self._platform = platform
         self._tenants = tenants
+        self._hardware = hardware
         self._now_us = now_us
 
     async def unlock(self, agent: Agent, asked: ReleaseAsked, progress: ProgressSink) -> PartitionCreated:
@@ -211,14 +221,28 @@ class KeyReleaser:
         platform, vkey = self._platform, self._journal.audit.vkey(asked.decision.log_id)
         if platform is None:
             raise KeyBrokerError("this platform has no key encryption key: [keys] in its configuration")
-        policy = TrustPolicy(
-            accepted_kinds=frozenset({EvidenceKind(agent.inventory.evidence_kind)}),
-            operator_keys=(agent.row.evidence_public_key,),
-            minimum_tier=EvidenceTier(asked.partition.tier.label),
-            maximum_age_s=MAX_EVIDENCE_AGE_S,
-        )
+        policy = self._policy(agent, asked.partition)
         released = await asyncio.to_thread(platform.release, request, trust_policy=policy, log_vkey=vkey)
         return released.sealed_key
+
+    def _policy(self, agent: Agent, partition: Partition) -> TrustPolicy:
+        """Return what the platform's broker accepts: of hardware what ``fleet.hardware_policy`` names, else the agent.
+
+        Raises:
+            EvidencePolicyError: there is no policy for hardware evidence.
+        """
+        kind = EvidenceKind(agent.inventory.evidence_kind)
+        policy = TrustPolicy(operator_keys=(agent.row.evidence_public_key,))
+        if kind is EvidenceKind.HARDWARE:
+            if self._hardware is None:
+                raise EvidencePolicyError("this platform has no policy for hardware evidence (fleet.hardware_policy)")
+            policy = self._hardware.policy
+        return replace(
+            policy,
+            accepted_kinds=frozenset({kind}),
+            minimum_tier=EvidenceTier(partition.tier.label),
+            maximum_age_s=MAX_EVIDENCE_AGE_S,
+        )
 
     async def _record(self, asked: ReleaseAsked, evidence: bytes, *, refused: BulkheadError | None) -> None:
         partition, sealed = asked.partition, asked.sealed

@@ -40,10 +40,10 @@ from control_plane.services.administration import Administration
 from control_plane.services.audit_reads import AuditReads
 from control_plane.services.authorisation import Authorisation
 from control_plane.services.fleet_admin import FleetAdmin, FleetQuery
+from control_plane.services.hardware import HardwareTrust
 from control_plane.services.issuers import IssuerAdmin, IssuerKeys, Issuers
 from control_plane.services.journal import Journal
 from control_plane.services.refusals import RefusalRecorder
-from control_plane.services.sessions.hardware import HardwareTrust
 from control_plane.services.settings import FleetSettings, SessionSettings
 from control_plane.storage.engine import Database, Transaction
 from control_plane.storage.migrate import migrate

@@ -15,7 +15,7 @@ from bulkhead.attestation.policy import Technology
 from bulkhead.protocol.grant import Expectation, SessionOffer, TrustAnchors, verify_grant
 from bulkhead.transparency.receipt import AuditReceipt
 from bulkhead.v1 import common_pb2
-from control_plane.services.sessions.hardware import HardwareTrust
+from control_plane.services.hardware import HardwareTrust
 from control_plane.services.settings import FleetSettings
 from tests.simulator import snp_machine
 from tests.simulator.fake_agent import inventory

@@ -42,10 +42,10 @@ from control_plane.domain.sessions import Session
 from control_plane.domain.tiers import Tier
 from control_plane.services.agents import Agent
 from control_plane.services.fleet import Fleet
+from control_plane.services.hardware import HardwareTrust
 from control_plane.services.issuers import Issuers
 from control_plane.services.pool import certificate_der
 from control_plane.services.sessions.decide import Allowed, Decided
-from control_plane.services.sessions.hardware import HardwareTrust
 from control_plane.services.settings import FleetSettings
 
 __all__ = ["AttestedWorker", "Attestor"]
