@@ -142,7 +142,10 @@ class AuditReads:
         batch = next((item for item in found if item.digest_of(named.number) == named.digest), None)
         known = batch is not None and batch.tenant_id == info.tenant
         if batch is None or not known or batch.log_id is None or batch.log_index is None:
-            raise NotFoundError("the log holds no such receipt; a new one is recorded within some ten seconds")
+            raise NotFoundError(
+                "no record is known to cover this receipt: a new one is recorded within some ten seconds,"
+                " and its digest is kept for a while after the end of its session"
+            )
         record = await self._audit.receipt(batch.log_id, batch.log_index)
         query: dict[str, Json] = {"session": named.session_id, "number": named.number}
         await self._note(call, info, "GetReceiptProof", query, returned=1)

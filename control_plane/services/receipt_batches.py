@@ -7,6 +7,10 @@
 A crash, or a log that is out of reach, after 1 or 2 leaves an unrecorded claim: what the agent sends again falls under
 it, and :meth:`Batches.record` writes the same record again. So no receipt is counted twice, whenever the process ends.
 A receipt that comes again with another digest contradicts its agent and is reported, not recorded.
+
+Digests are kept for proofs (`audit prove --receipt`) until a while after their session's end, and then forgotten; the
+record stays in the log. From that moment on nothing of the session is recorded any more, so that forgetting opens no
+way to count a receipt twice.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -27,6 +31,7 @@ from control_plane.storage.receipts import ReceiptBatches
 __all__ = ["MAX_BATCH", "Batches", "Told"]
 
 MAX_BATCH: Final = 1_024  # receipts under one root
+MAX_FORGOTTEN: Final = 1_000  # batches in one transaction, 33 kB each at most
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,6 +111,21 @@ class Batches:
             del self._unrecorded[batch.record_id]
         if self._placed:
             self._failpoint("recorded")
+
+    async def forget(self, *, before_us: int) -> int:
+        """Forget the digests of sessions that ended before a time (Unix, microseconds); return how many batches.
+
+        Raises:
+            StateUnavailableError: the next call goes on.
+        """
+        forgotten = 0
+        while True:
+            count = await self._database.write(
+                lambda tx: ReceiptBatches(tx.connection).forget(before_us=before_us, limit=MAX_FORGOTTEN)
+            )
+            forgotten += count
+            if count < MAX_FORGOTTEN:
+                return forgotten
 
     @property
     def has_marks(self) -> bool:

@@ -42,6 +42,7 @@ __all__ = ["Receipts", "Spool"]
 
 MAX_PENDING: Final = 8_192  # of one agent; its workers stop at 1,024 receipts, the rest is steps and refusals
 US_PER_S: Final = 1_000_000
+SECONDS_PER_DAY: Final = 86_400
 DIGEST_BYTES: Final = 32  # SHA-256
 STATUSES: Final = ("ok", "cancelled", "failed")
 
@@ -157,6 +158,19 @@ class Receipts:
                 except BulkheadError as error:  # the log or the state is out of reach: the events stay, leases lapse
                     log.warning("receipts.waiting", agent_id=spool.agent_id, code=error.code)
 
+    async def forget(self) -> None:
+        """Forget the digests of receipts whose session ended ``receipts_kept_days`` ago.
+
+        Raises:
+            StateUnavailableError: the next call goes on.
+        """
+        forgotten = await self._batches.forget(before_us=self._kept_since_us())
+        if forgotten:
+            log.info("receipts.forgotten", batches=forgotten)
+
+    def _kept_since_us(self) -> int:
+        return self._now_us() - self._settings.receipts_kept_days * SECONDS_PER_DAY * US_PER_S
+
     async def _finish_claims(self) -> None:
         """Record what was claimed and is not known to be recorded, by an earlier process or before a failure."""
         try:
@@ -195,10 +209,15 @@ class Receipts:
     ) -> list[Told]:
         """Return what may be recorded; what is not the agent's to tell is reported instead."""
         partition = await self._partition(partition_id)
+        if session is not None and session.state not in HOLDING and session.expires_us < self._kept_since_us():
+            return await self._refused(spool, events, "receipts of a session that ended too long ago")
         receipts = [event.event for event in events if isinstance(event.event, ReceiptReported)]
         if partition is not None and _believable(spool, partition, session, receipts):
             return [Told(partition=partition, session=session, events=events)]
-        await self._foreign(spool, partition_id, "receipts of a session that is not the partition's")
+        return await self._refused(spool, events, "receipts of a session that is not the partition's")
+
+    async def _refused(self, spool: Spool, events: list[SpooledEvent], what: str) -> list[Told]:
+        await self._foreign(spool, events[0].partition_id, what)
         for event in events:
             spool.recorded(event.seq)
         return []

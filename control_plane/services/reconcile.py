@@ -8,7 +8,8 @@ After a start, before any port is open:
 
 Every second: records that wait are sent again; silent agents are disconnected, and gone ones lose their partitions;
 sessions that ran out, whose credential was revoked or whose tenant is not active, are ended; partitions that nobody
-uses are released after their grace, or at once if their tenant is not active; denials are summed up.
+uses are released after their grace, or at once if their tenant is not active; denials are summed up. Every hour the
+digests of long past receipts are forgotten.
 """
 
 import asyncio
@@ -39,6 +40,7 @@ __all__ = ["Reconciler"]
 
 TICK_S: Final = 1.0
 SEEN_EVERY: Final = 10  # ticks between two writes of when agents were last heard of
+FORGET_EVERY: Final = 3_600  # ticks between two looks for digests of receipts that are kept no longer
 # A crash leaves open decisions at the end of a log. An open's records lie close together, so this many reach back far.
 LOOK_BACK: Final = 500
 INDEX_WAIT_S: Final = 10.0  # for the audit index to reach the end of the log after a crash
@@ -123,6 +125,8 @@ class Reconciler:
             await self._guarded("issuers", self._issuers.refresh)
             if ticks % SEEN_EVERY == 0:
                 await self._guarded("agents", self._fleet.note_seen)
+            if ticks % FORGET_EVERY == 0:
+                await self._guarded("forgetting", self._receipts.forget)
             ticks += 1
             await asyncio.sleep(TICK_S)
 

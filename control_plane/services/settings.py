@@ -9,6 +9,7 @@ from bulkhead.errors import ConfigError
 __all__ = ["FleetSettings", "SessionSettings"]
 
 EVIDENCE_KEY_HEX: Final = 64  # Ed25519, 32 bytes
+MAX_KEPT_DAYS: Final = 3_650
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +69,8 @@ class FleetSettings:
             acknowledged only when that leaf is committed, so it must stay well below ``lease_s``; a spool with
             ``receipts_pressing`` receipts is flushed at once.
         receipts_pressing: see above; workers stop at 1,024.
+        receipts_kept_days: until so long after a session's last ticket its receipts' digests are kept for `audit prove
+            --receipt`; the records that cover them stay in the log for ever.
         create_timeout_s: longest start of a worker, model loading included.
         attest_timeout_s: longest wait for evidence.
         drain_s: how long running requests may finish when a partition is released.
@@ -85,6 +88,7 @@ class FleetSettings:
     lease_interval_s: float = 1.0
     receipts_interval_s: float = 10.0
     receipts_pressing: int = 256
+    receipts_kept_days: int = 90
     create_timeout_s: float = 180.0
     attest_timeout_s: float = 15.0
     drain_s: float = 20.0
@@ -109,6 +113,8 @@ class FleetSettings:
             raise ConfigError("receipts_interval_s: at most half of lease_s, or leases would run out between leaves")
         if not 1 <= self.receipts_pressing <= 1_024:
             raise ConfigError("receipts_pressing: 1 to 1,024, where workers stop")
+        if not 1 <= self.receipts_kept_days <= MAX_KEPT_DAYS:
+            raise ConfigError(f"receipts_kept_days: 1 to {MAX_KEPT_DAYS}")
         timeouts = (
             self.heartbeat_timeout_s,
             self.agent_grace_s,

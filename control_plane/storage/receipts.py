@@ -2,14 +2,17 @@
 
 from typing import Final
 
-from sqlalchemy import Connection, RowMapping, insert, select, update
+from sqlalchemy import Connection, RowMapping, delete, insert, or_, select, update
 
+from bulkhead import ids
 from control_plane.domain.receipts import StoredBatch
-from control_plane.storage.schema import receipt_batches
+from control_plane.domain.sessions import HOLDING
+from control_plane.storage.schema import receipt_batches, sessions
 
 __all__ = ["ReceiptBatches"]
 
 DIGEST_BYTES: Final = 32  # SHA-256
+US_PER_MS: Final = 1_000
 
 
 class ReceiptBatches:
@@ -55,6 +58,34 @@ class ReceiptBatches:
             .where(receipt_batches.c.record_id == record_id)
             .values(leaf=None, log_id=log_id, log_index=log_index)
         )
+
+    def forget(self, *, before_us: int, limit: int) -> int:
+        """Delete recorded batches of sessions that ended before a time, and return how many.
+
+        A session ends with its last ticket; a batch whose session's row is gone is as old as its record.
+
+        Args:
+            before_us: Unix time in microseconds.
+            limit: at most so many.
+        """
+        # Record ids begin with their time (UUIDv7), so the smallest of a millisecond bounds all before it.
+        bound = ids.new_id(ids.RECORD, now_ms=lambda: before_us // US_PER_MS, random_bytes=bytes)
+        ended = sessions.c.state.not_in([state.value for state in HOLDING]) & (sessions.c.expires_us < before_us)
+        old = (
+            select(receipt_batches.c.record_id)
+            .outerjoin(sessions, sessions.c.session_id == receipt_batches.c.session_id)
+            .where(
+                receipt_batches.c.record_id < bound,
+                receipt_batches.c.log_index.is_not(None),
+                or_(sessions.c.session_id.is_(None), ended),
+            )
+            .order_by(receipt_batches.c.record_id)
+            .limit(limit)
+        )
+        found = list(self._connection.execute(old).scalars())
+        if found:
+            self._connection.execute(delete(receipt_batches).where(receipt_batches.c.record_id.in_(found)))
+        return len(found)
 
     def unrecorded(self) -> tuple[StoredBatch, ...]:
         """Return the batches whose record is not known to be in the log."""

@@ -6,17 +6,21 @@ import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import grpc
 import pytest
 
 from bulkhead import ids
 from bulkhead.transparency import AuditReceipt, ReceiptBatch, receipts_root, verify_receipt
 from bulkhead.v1 import audit_pb2, audit_pb2_grpc
 from control_plane.domain.roles import Caller
+from control_plane.storage.engine import Database
+from control_plane.storage.receipts import ReceiptBatches
 from tests.simulator.receipts_crash import event, record, records
-from tests.simulator.session_world import SessionWorld, as_caller, request, session_world
+from tests.simulator.session_world import SessionWorld, as_caller, code_of, now_us, request, session_world
 from tests.unit.test_control_sessions_audit import code
 
 ROOT = Path(__file__).parents[2]
+DAY_US = 86_400 * 1_000_000
 
 
 @pytest.fixture
@@ -117,3 +121,63 @@ async def test_proof_is_for_the_own_tenant_and_what_was_recorded(world: SessionW
     assert await refused(asked(place[0], ids.new_id(ids.SESSION))) == "NOT_FOUND"
     assert await refused(asked(*place, number=0)) == "INVALID_REQUEST"
     assert await refused(asked(*place, receipt_digest=b"short")) == "INVALID_REQUEST"
+
+
+async def test_digests_are_forgotten_a_while_after_their_session(
+    world: SessionWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Open sessions' are kept however old; an ended one's go after the time, and the record stays in the log."""
+    acme = await world.tenant("acme")
+    place = await reported(world, acme)
+    stub = audit_pb2_grpc.AuditServiceStub(world.channel)
+
+    async def proof() -> str:
+        try:
+            await stub.GetReceiptProof(asked(*place), metadata=as_caller("acme"), timeout=10)
+        except grpc.aio.AioRpcError as error:
+            return code_of(error)
+        return "proven"
+
+    days = world.core.receipts._settings.receipts_kept_days
+    monkeypatch.setattr(world.core.receipts, "_now_us", lambda: now_us() + (days + 1) * DAY_US)
+    await world.core.receipts.forget()
+    assert await proof() == "proven"
+    await world.close_session("acme", place[1])
+    monkeypatch.setattr(world.core.receipts, "_now_us", lambda: now_us() + (days - 1) * DAY_US)
+    await world.core.receipts.forget()
+    assert await proof() == "proven"
+    monkeypatch.setattr(world.core.receipts, "_now_us", lambda: now_us() + (days + 1) * DAY_US)
+    await world.core.receipts.forget()
+    assert await proof() == "NOT_FOUND"
+    (record,) = await world.records(acme.tenant_id, "receipts")
+    assert record.data["count"] == 3
+
+
+async def test_what_was_forgotten_is_not_counted_again(world: SessionWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An agent that tells a long ended session's receipts again is reported; no second record covers them."""
+    acme = await world.tenant("acme")
+    partition_id, session_id = await reported(world, acme)
+    await world.close_session("acme", session_id)
+    days = world.core.receipts._settings.receipts_kept_days
+    monkeypatch.setattr(world.core.receipts, "_now_us", lambda: now_us() + (days + 1) * DAY_US)
+    await world.core.receipts.forget()
+    (agent,) = world._agents
+    agent.receipt(partition_id, session_id, tenant_id=acme.tenant_id, digest=bytes(32))
+    await agent.until(lambda: any(spool.waiting() for spool in world.core.receipts._spools.values()))
+    await world.core.receipts.flush(everything=True)
+    assert len(await world.records(acme.tenant_id, "receipts")) == 1
+    (refused,) = await world.records("", "access.denied")
+    assert "ended too long ago" in refused.reasons[0]["message"]
+
+
+async def test_unrecorded_claims_are_never_forgotten(tmp_path: Path) -> None:
+    """What a dead process claimed and never recorded is kept until it is in the log."""
+    assert run(tmp_path, "claimed", 3) == -9
+    database = Database(url=f"sqlite:///{tmp_path / 'state.db'}")
+    for expected in (0, 1):
+        forgotten = await database.write(
+            lambda tx: ReceiptBatches(tx.connection).forget(before_us=now_us() + DAY_US, limit=10)
+        )
+        assert forgotten == expected
+        await record(tmp_path, [])
+    await database.close()
