@@ -33,6 +33,7 @@ from scripts.local_config import (  # noqa: E402  the path above makes it import
     env_sh,
     profiles_toml,
 )
+from scripts.local_ports import free_ports  # noqa: E402
 from scripts.local_processes import LocalError, Processes  # noqa: E402
 
 MODEL_NAME: Final = "smollm2-135m-instruct"
@@ -211,7 +212,7 @@ class LocalPlatform:
         path = self.root / "ports_wanted.json"
         if not path.exists():
             path.write_text(
-                json.dumps(dict(zip(("public", "public_mtls", "internal", "spare"), _free_ports(4), strict=True)))
+                json.dumps(dict(zip(("public", "public_mtls", "internal", "spare"), free_ports(4), strict=True)))
             )
         return json.loads(path.read_text())  # type: ignore[no-any-return]
 
@@ -261,16 +262,6 @@ def _link_or_copy(source: str, target: str) -> None:
     except OSError:
         shutil.copyfile(source, target)
         Path(target).chmod(0o644)
-
-
-def _free_ports(count: int) -> list[int]:
-    import socket
-
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [server.getsockname()[1] for server in sockets]
-    for server in sockets:
-        server.close()
-    return ports
 
 
 def chat_model() -> Path:

@@ -6,6 +6,8 @@ from bulkhead.sealing import PaddingMode
 from data_plane.session import response
 from tests.simulator.observer import Leak, Trace, different_lengths, equal_lengths, measure
 
+pytestmark = pytest.mark.alone  # times are what is measured
+
 TICK_S = 0.05
 TOKEN_S = 0.012
 SLACK = 0.3  # four standard deviations of a blind guesser's luck in 30 tries

@@ -37,6 +37,7 @@ def records(platform: LocalPlatform, profile: str, *options: str) -> list[dict[s
     return told(platform, profile, "bulkhead", "audit", "list", "--limit", "500", *options)  # type: ignore[no-any-return]
 
 
+@pytest.mark.alone
 async def test_two_tenants_stream_at_the_same_time_from_their_own_partitions(platform: LocalPlatform) -> None:
     """A hospital on tier gpu and a start-up on tier mig are served side by side, by a process for each partition."""
 

@@ -1,7 +1,6 @@
 """Witnesses for tests: our own in process, and transparency-dev's omniwitness as a process of its own."""
 
 import asyncio
-import socket
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -15,6 +14,7 @@ from audit.witness.server import witness_application
 from audit.witness.state import WitnessState
 from bulkhead.transparency.cosignature import Algorithm, Cosigner, Witness
 from bulkhead.transparency.note import NoteVerifier, make_signer_key
+from scripts.local_ports import free_ports
 from tests.simulator.go_tools import OMNIWITNESS, tool
 
 SEEDS = {Algorithm.ED25519: bytes([11]) * 32, Algorithm.ML_DSA_44: bytes([12]) * 32}
@@ -47,8 +47,8 @@ async def our_witness(name: str, directory: Path, vkeys: list[str]) -> AsyncIter
 @asynccontextmanager
 async def omniwitness(name: str, directory: Path, vkeys: list[str]) -> AsyncIterator[str]:
     """Run omniwitness with both keys; gives its URL."""
-    port = _free_port()
-    command = _prepare(name, directory, vkeys, port)
+    port, metrics = free_ports(2)
+    command = _prepare(name, directory, vkeys, port, metrics)
     process = await asyncio.create_subprocess_exec(
         *command, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL
     )
@@ -61,7 +61,7 @@ async def omniwitness(name: str, directory: Path, vkeys: list[str]) -> AsyncIter
         await asyncio.wait_for(process.wait(), 10)
 
 
-def _prepare(name: str, directory: Path, vkeys: list[str], port: int) -> list[str]:
+def _prepare(name: str, directory: Path, vkeys: list[str], port: int, metrics: int) -> list[str]:
     """Write omniwitness's files and return its command line."""
     directory.mkdir(parents=True, exist_ok=True)
     ed, ml, logs = (directory / file for file in ("ed.key", "ml.key", "logs.yaml"))
@@ -73,19 +73,13 @@ def _prepare(name: str, directory: Path, vkeys: list[str], port: int) -> list[st
     ]
     logs.write_text("Logs:\n" + "".join(entries))
     return [
-        str(tool(OMNIWITNESS)), "--listen", f"127.0.0.1:{port}", "--metrics_listen", f"127.0.0.1:{_free_port()}",
+        str(tool(OMNIWITNESS)), "--listen", f"127.0.0.1:{port}", "--metrics_listen", f"127.0.0.1:{metrics}",
         "--private_key_path", str(ed), "--private_key_path", str(ml), "--db_file", str(directory / "witness.db"),
         "--additional_logs", str(logs),
     ]  # fmt: skip
 
 
 WITNESSES = {"ours": our_witness, "omniwitness": omniwitness}
-
-
-def _free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 async def _answering(url: str, process: asyncio.subprocess.Process) -> None:
