@@ -9,13 +9,15 @@
 4. Heads are those of the leaves.
 5. Kept checkpoints have the root of the leaves and, where a key is given, its signature; none is larger than its log.
 6. The index says of each leaf what the leaf says, and leaves none out.
+7. Rounds are numbered 1, 2, 3, … in the platform's log; `audit_round` has each of them and no other, and no size in it
+   is larger than its log. (That a round's root is that of the heads shows to whoever holds a path into it.)
 
 What one database alone cannot show: that it was not rewritten as a whole with the signing key in hand. Checkpoints
 that others hold (receipts, exports, rounds) show that. The database may be in use; what is appended meanwhile is not
 looked at.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -32,6 +34,7 @@ from audit.sql.tables import (
     audit_head,
     audit_index,
     audit_leaf,
+    audit_round,
     audit_tile,
 )
 from audit.tiles import TILE_BYTES, TILE_WIDTH, join_tile
@@ -121,6 +124,7 @@ class _Verifier:
         self._checkpoints = 0
         self._signatures = 0
         self._indexed = 0
+        self._rounds = 0
         self._lock_checked = locked == GENESIS
 
     def run(self) -> DatabaseReport:
@@ -201,6 +205,10 @@ class _Verifier:
             raise _bad(log, stored, "it does not open this log")
         if stored.index == 0 and "break" in fields.data:
             self._declared = fields.data["break"]
+        if info.tenant is None and fields.action == "log.round":
+            self._rounds += 1
+            if fields.data.get("round") != self._rounds:
+                raise _bad(log, stored, f"it is not round {self._rounds}")
         log.frontier = log.frontier.append(stored.leaf_hash)
         self._grown[stored.log_id] = log
         self._fill(log, stored)
@@ -311,6 +319,12 @@ class _Verifier:
                 select(audit_leaf.c.record_id).where(audit_leaf.c.pos > committed).limit(1)
             ).scalar()
             index = connection.execute(select(func.max(audit_index.c.pos))).scalar() or 0
+            rounds = connection.execute(
+                select(audit_round.c.log_id, func.max(audit_round.c.size).label("size")).group_by(audit_round.c.log_id)
+            ).all()
+            numbers = connection.execute(
+                select(func.count(audit_round.c.round.distinct()), func.max(audit_round.c.round))
+            ).one()
             notes = connection.execute(
                 select(note.log_id, func.max(note.size).label("size")).group_by(note.log_id)
             ).all()
@@ -323,6 +337,7 @@ class _Verifier:
             return  # the database is in use: the rest has moved on
         if index > last_pos:
             raise RecordError(f"the index holds a record at position {index} that is not there")
+        self._check_rounds(numbers, rounds)
         for row in notes:
             size = self._logs[row.log_id].frontier.size if row.log_id in self._logs else 0
             if row.size > size:
@@ -332,6 +347,13 @@ class _Verifier:
         for row in tiles:
             if row.log_id not in self._logs or row.tiles != self._logs[row.log_id].full:
                 raise ProofError(f"log {row.log_id} has {row.tiles} tiles, not as many as its records fill")
+
+    def _check_rounds(self, numbers: Row[Any], sizes: Sequence[Any]) -> None:
+        if tuple(numbers) != (self._rounds, self._rounds or None):
+            raise ConsistencyError(f"audit_round does not have the {self._rounds} rounds of the platform's log")
+        for row in sizes:
+            if row.log_id not in self._logs or as_int(row.size) > self._logs[row.log_id].frontier.size:
+                raise ConsistencyError(f"audit_round has log {row.log_id} at {row.size} records, more than there are")
 
 
 def _bad(log: _Log, stored: StoredLeaf, problem: str) -> RecordError:

@@ -1,95 +1,37 @@
-"""An administrator with full rights over the database edits the audit log; each edit is detected and named.
+"""An administrator with full rights over the SQLite database edits the audit log; each edit is detected and named.
 
-What one database cannot show by itself is shown as well: a rewrite of everything with the signing key in hand passes
-until it meets something that was kept elsewhere, the lock store or a checkpoint that somebody holds.
+Rewrites of everything, and older copies, are in test_audit_rewriting.py, for both databases.
 """
 
-import asyncio
 import hashlib
 import io
 import random
 import shutil
 import sqlite3
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
-from audit.chain import GENESIS, LockState, next_chain
 from audit.cli import program
-from audit.keys import LogKeys
-from audit.lockstore import FileLockStore
-from audit.sql.sqlite import open_for_reading
-from audit.sql.store import SqlAuditReader
-from audit.sql.verify import DatabaseReport, verify_database
 from bulkhead.errors import BulkheadError, CheckpointError, ConsistencyError, ProofError, RecordError
-from bulkhead.transparency.checkpoint import Checkpoint, sign_checkpoint
 from bulkhead.transparency.export import verify_export
-from bulkhead.transparency.leaf import parse_leaf
-from bulkhead.transparency.merkle import Frontier, leaf_hash
-from tests.simulator.audit_world import OTHER, TENANT, decision, opened
-
-RECORDS = 300  # of the first tenant: one full tile and a part
-
-
-@dataclass(frozen=True)
-class Platform:
-    """A stopped platform's audit files, and what a tenant keeps of them."""
-
-    directory: Path
-    vkeys: dict[str, str]
-    locked: LockState
-    kept: str  # a checkpoint that the tenant holds
-    origin: str
+from bulkhead.transparency.merkle import leaf_hash
+from tests.simulator.audit_forgery import RECORDS, StoppedPlatform, edit, stopped_platform, verify
+from tests.simulator.audit_world import TENANT
 
 
 @pytest.fixture(scope="module")
-def platform(tmp_path_factory: pytest.TempPathFactory) -> Platform:
+def platform(tmp_path_factory: pytest.TempPathFactory) -> StoppedPlatform:
     directory = tmp_path_factory.mktemp("audit")
-
-    async def make() -> tuple[dict[str, str], str, str]:
-        log = await opened(directory)
-        mine, other = await log.ensure_log(TENANT), await log.ensure_log(OTHER)
-        for start in range(0, RECORDS, 30):
-            await asyncio.gather(*(log.append(mine.log_id, decision(number=start + n)) for n in range(30)))
-            await log.checkpoint(mine.log_id)
-        for n in range(5):
-            await log.append(other.log_id, decision(tenant=OTHER, number=n))
-        kept = await log.checkpoint(mine.log_id)
-        vkeys = {info.origin: log.vkey(info.log_id) for info in log.logs()}
-        await log.close()
-        return vkeys, kept, mine.origin
-
-    vkeys, kept, origin = asyncio.run(make())
-    lock = FileLockStore(directory / "lock" / "audit.lock")
-    lock.open(create=False)
-    locked = lock.read()
-    lock.close()
-    return Platform(directory, vkeys, locked, kept, origin)
+    return stopped_platform(directory, directory / "audit.db")
 
 
 @pytest.fixture
-def copy(platform: Platform, tmp_path: Path) -> Path:
+def copy(platform: StoppedPlatform, tmp_path: Path) -> Path:
     """A copy of the database, to be edited."""
-    shutil.copy(platform.directory / "audit.db", tmp_path / "copy.db")
+    shutil.copy(platform.database, tmp_path / "copy.db")
     return tmp_path / "copy.db"
-
-
-def verify(platform: Platform, path: Path, *, lock: bool = True) -> DatabaseReport:
-    reader = SqlAuditReader(open_for_reading(path))
-    try:
-        return verify_database(reader, vkeys=platform.vkeys, locked=platform.locked if lock else None)
-    finally:
-        reader.close()
-
-
-def edit(path: Path, *statements: str) -> None:
-    with sqlite3.connect(path) as connection:
-        for statement in statements:
-            assert connection.execute(statement).rowcount, statement
-    connection.close()
 
 
 def record_at(path: Path, index: int) -> tuple[str, bytes]:
@@ -101,7 +43,7 @@ def record_at(path: Path, index: int) -> tuple[str, bytes]:
 def test_the_untouched_database_verifies(platform, copy):
     """The control: nothing edited, everything checked."""
     report = verify(platform, copy)
-    assert (report.records, report.indexed, report.logs) == (308, 308, 3)
+    assert (report.records, report.indexed, report.logs) == (309, 309, 3)
     assert report.signatures == report.checkpoints >= 12
     assert report.lock_checked
 
@@ -160,11 +102,11 @@ EDITS: list[tuple[str, list[str], type[BulkheadError], str]] = [
     ),
     (
         "an inserted record",
-        [f"INSERT INTO audit_leaf SELECT 309, 2, 301, 'rec_x', leaf, leaf_hash {OF_8}"],
+        [f"INSERT INTO audit_leaf SELECT 310, 2, 301, 'rec_x', leaf, leaf_hash {OF_8}"],
         RecordError,
         "rec_x belongs to no commit",
     ),
-    ("a position", ["UPDATE audit_leaf SET pos = 400 WHERE pos = 308"], RecordError, "missing"),
+    ("a position", ["UPDATE audit_leaf SET pos = 400 WHERE pos = 309"], RecordError, "missing"),
     ("an index column", [f"UPDATE audit_index SET decision = 'deny' {LEAF_7}"], RecordError, "record 7 .*index says"),
     ("a hiding index column", [f"UPDATE audit_index SET session = 'x' {LEAF_7}"], RecordError, "record 7 .*index says"),
     ("an index column's type", [f"UPDATE audit_index SET ts_us = 'x' {LEAF_7}"], RecordError, "record 7 .*index says"),
@@ -207,6 +149,9 @@ EDITS: list[tuple[str, list[str], type[BulkheadError], str]] = [
         ConsistencyError,
         "size 31",
     ),
+    ("a round's number", ["UPDATE audit_round SET round = 9"], ConsistencyError, "audit_round .* the 1 rounds"),
+    ("a forgotten round", ["DELETE FROM audit_round"], ConsistencyError, "audit_round .* the 1 rounds"),
+    ("a round's size", ["UPDATE audit_round SET size = 900 WHERE log_id = 2"], ConsistencyError, "log 2 at 900"),
     ("a log's tenant", ["UPDATE audit_log SET tenant = 'x' WHERE log_id = 2"], RecordError, "another tenant"),
     ("a log's slot", ["UPDATE audit_log SET slot = 7 WHERE log_id = 2"], RecordError, "record 0 .*does not open"),
     ("a log's name", ["UPDATE audit_log SET origin = 'x/1' WHERE log_id = 2"], RecordError, "record 0 .*does not open"),
@@ -256,104 +201,8 @@ def test_one_byte_of_the_file(platform, copy):
     assert "record 123" in bad.output
 
 
-def rewrite(path: Path, keys: LogKeys | None, change: Callable[[int, int, bytes], bytes]) -> None:
-    """Rewrite the whole tree over changed leaves, as an administrator would; with ``keys``, sign it anew as well."""
-    with sqlite3.connect(path) as connection:
-        origins = dict(connection.execute("SELECT log_id, origin FROM audit_log"))
-        rows = connection.execute("SELECT pos, log_id, idx, leaf FROM audit_leaf ORDER BY pos").fetchall()
-        ends = dict(connection.execute("SELECT pos, seq FROM audit_commit"))
-        sizes = set(connection.execute("SELECT log_id, size FROM audit_checkpoint"))
-        frontiers = dict.fromkeys(origins, Frontier())
-        hashes: dict[int, list[bytes]] = {log_id: [] for log_id in origins}
-        chain, grown = GENESIS.chain, set()
-        for pos, log_id, index, leaf in rows:
-            leaf = change(log_id, index, leaf)  # noqa: PLW2901 - the forged leaf takes the place of the true one
-            digest = leaf_hash(leaf)
-            fields = parse_leaf(leaf)
-            connection.execute("UPDATE audit_leaf SET leaf=?, leaf_hash=? WHERE pos=?", [leaf, digest, pos])
-            connection.execute("UPDATE audit_index SET decision=? WHERE pos=?", [fields.decision, pos])
-            hashes[log_id].append(digest)
-            frontiers[log_id] = frontiers[log_id].append(digest)
-            grown.add(log_id)
-            if keys is not None and (log_id, index + 1) in sizes:
-                made = Checkpoint(origins[log_id], index + 1, frontiers[log_id].root())
-                note = sign_checkpoint(made, keys.signer(origins[log_id]))
-                connection.execute(
-                    "UPDATE audit_checkpoint SET note=? WHERE log_id=? AND size=?", [note, log_id, index + 1]
-                )
-            if pos in ends:
-                chain = next_chain(chain, ((origins[each], frontiers[each]) for each in grown))
-                connection.execute("UPDATE audit_commit SET chain=? WHERE seq=?", [chain, ends[pos]])
-                grown.clear()
-        for log_id, frontier in frontiers.items():
-            connection.execute("UPDATE audit_head SET frontier=? WHERE log_id=?", [frontier.encode(), log_id])
-            connection.execute(
-                "UPDATE audit_tile SET hashes=? WHERE log_id=? AND n=0", [b"".join(hashes[log_id][:256]), log_id]
-            )
-    connection.close()
-
-
-def forge(log_id: int, index: int, leaf: bytes) -> bytes:
-    """Turn one denial's worth of history around, keeping the leaf's length and form."""
-    return leaf.replace(b'"decision":"allow"', b'"decision":"error"') if (log_id, index) == (2, 77) else leaf
-
-
-def test_a_rewrite_without_the_key_meets_the_checkpoints(platform, copy):
-    """Everything rewritten but the signatures: the kept checkpoints contradict it."""
-    rewrite(copy, None, forge)
-    with pytest.raises(ConsistencyError, match="size 91"):
-        verify(platform, copy, lock=False)
-
-
-def test_a_rewrite_with_the_key_meets_the_lock_store(platform, copy):
-    """Everything rewritten and signed anew verifies by itself; the lock store's chain is not in it."""
-    rewrite(copy, LogKeys.load(platform.directory / "keys"), forge)
-    verify(platform, copy, lock=False)  # the plain limit of one database alone
-    with pytest.raises(ConsistencyError, match="lock store"):
-        verify(platform, copy)
-
-
-def test_a_rewrite_with_key_and_lock_store_meets_a_kept_checkpoint(platform, copy, tmp_path):
-    """Even so, one checkpoint that a tenant kept shows the fork in any export of the rewritten log."""
-    rewrite(copy, LogKeys.load(platform.directory / "keys"), forge)
-    out = tmp_path / "export.jsonl"
-    assert (
-        CliRunner().invoke(program, ["export", "--db", str(copy), "--tenant", TENANT, "--out", str(out)]).exit_code == 0
-    )
-    vkeys = [platform.vkeys[platform.origin]]
-    with out.open("rb") as file:
-        verify_export(file, vkeys=vkeys)
-    with out.open("rb") as file, pytest.raises(ConsistencyError, match="earlier checkpoint"):
-        verify_export(file, vkeys=vkeys, seen=[platform.kept])
-    (tmp_path / "kept").write_text(platform.kept)
-    arguments = ["verify", str(out), "--log-key", vkeys[0]]
-    assert CliRunner().invoke(program, arguments).exit_code == 0
-    assert CliRunner().invoke(program, [*arguments, "--checkpoint", str(tmp_path / "kept")]).exit_code == 1
-
-
-def test_an_older_copy_is_known_by_the_lock_store(platform, copy):
-    """A database cut back to an earlier commit verifies alone if its checkpoints go too; not beside its lock store."""
-    edit(
-        copy,
-        "DELETE FROM audit_leaf WHERE pos > (SELECT pos FROM audit_commit WHERE seq = 2)",
-        "DELETE FROM audit_index WHERE pos > (SELECT pos FROM audit_commit WHERE seq = 2)",
-        "DELETE FROM audit_tile",
-        "DELETE FROM audit_commit WHERE seq > 2",
-        "DELETE FROM audit_log WHERE log_id NOT IN (SELECT log_id FROM audit_leaf)",
-        "DELETE FROM audit_head WHERE log_id NOT IN (SELECT log_id FROM audit_leaf)",
-        "UPDATE audit_head SET size = 1, frontier ="
-        " (SELECT leaf_hash FROM audit_leaf WHERE audit_leaf.log_id = audit_head.log_id)",
-    )
-    with pytest.raises(ConsistencyError, match="records are gone"):
-        verify(platform, copy, lock=False)
-    edit(copy, "DELETE FROM audit_checkpoint WHERE size > 1 OR log_id NOT IN (SELECT log_id FROM audit_log)")
-    verify(platform, copy, lock=False)
-    with pytest.raises(ConsistencyError, match="lock store"):
-        verify(platform, copy)
-
-
 @pytest.fixture
-def exported(platform: Platform, tmp_path: Path) -> bytes:
+def exported(platform: StoppedPlatform, tmp_path: Path) -> bytes:
     """The tenant's export."""
     out = tmp_path / "export.jsonl"
     arguments = ["export", "--db", str(platform.directory / "audit.db"), "--tenant", TENANT, "--out", str(out)]

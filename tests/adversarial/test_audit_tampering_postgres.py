@@ -1,83 +1,37 @@
 """An administrator with full SQL rights over the PostgreSQL database; each edit is detected and named.
 
-The SQLite file's counterpart, with more edits and every rewrite with and without the key, is test_audit_tampering.py.
+The SQLite file's counterpart, with more edits, is test_audit_tampering.py; rewrites are in test_audit_rewriting.py.
 """
-
-import asyncio
-from dataclasses import dataclass
-from pathlib import Path
 
 import psycopg
 import pytest
 
-from audit.chain import LockState
-from audit.keys import LogKeys
-from audit.log.opening import lock_store
-from audit.sql import open_reader
-from audit.sql.verify import DatabaseReport, verify_database
 from bulkhead.errors import BulkheadError, ConsistencyError, LogForkError, ProofError, RecordError
-from tests.simulator.audit_world import OTHER, TENANT, config, decision, opened
+from tests.simulator.audit_forgery import StoppedPlatform, stopped_platform, verify
+from tests.simulator.audit_world import TENANT, decision, opened
 from tests.simulator.postgres import PostgresServer
-
-RECORDS = 300  # of the first tenant: one full tile and a part
-
-
-@dataclass(frozen=True)
-class Platform:
-    """A stopped platform's audit database, and what belongs to it."""
-
-    directory: Path
-    name: str
-    vkeys: dict[str, str]
-    locked: LockState
 
 
 @pytest.fixture(scope="module")
-def platform(tmp_path_factory: pytest.TempPathFactory, postgres: PostgresServer) -> Platform:
-    directory = tmp_path_factory.mktemp("audit")
-    name = postgres.new_database()
-    where = config(directory, database=postgres.url(name))
+def template(postgres: PostgresServer) -> str:
+    return postgres.new_database()
 
-    async def make() -> None:
-        log = await opened(directory, database=where.database)
-        mine, other = await log.ensure_log(TENANT), await log.ensure_log(OTHER)
-        for start in range(0, RECORDS, 30):
-            await asyncio.gather(*(log.append(mine.log_id, decision(number=start + n)) for n in range(30)))
-            await log.checkpoint(mine.log_id)
-        for n in range(5):
-            await log.append(other.log_id, decision(tenant=OTHER, number=n))
-        await log.close()
 
-    asyncio.run(make())
-    lock = lock_store(where)
-    lock.open(create=False)
-    locked = lock.read()
-    lock.close()
-    reader = open_reader(where.database)
-    keys = LogKeys.load(directory / "keys")
-    vkeys = {info.origin: keys.signer(info.origin).vkey for info in reader.logs()}
-    reader.close()
-    return Platform(directory, name, vkeys, locked)
+@pytest.fixture(scope="module")
+def platform(tmp_path_factory: pytest.TempPathFactory, postgres: PostgresServer, template: str) -> StoppedPlatform:
+    return stopped_platform(tmp_path_factory.mktemp("audit"), postgres.url(template))
 
 
 @pytest.fixture
-def copy(platform: Platform, postgres: PostgresServer) -> str:
+def copy(platform: StoppedPlatform, postgres: PostgresServer, template: str) -> str:
     """A copy of the database, to be edited."""
-    return postgres.url(postgres.new_database(template=platform.name))
-
-
-def verify(platform: Platform, url: str) -> DatabaseReport:
-    reader = open_reader(url)
-    try:
-        return verify_database(reader, vkeys=platform.vkeys, locked=platform.locked)
-    finally:
-        reader.close()
+    return postgres.url(postgres.new_database(template=template))
 
 
 def test_the_untouched_database_verifies(platform, copy):
     """The control: nothing edited, everything checked."""
     report = verify(platform, copy)
-    assert (report.logs, report.records) == (3, 308)
+    assert (report.logs, report.records) == (3, 309)
     assert report.lock_checked
     assert report.signatures == report.checkpoints > 10
 
@@ -130,6 +84,23 @@ EDITS: list[tuple[str, str, type[BulkheadError], str]] = [
     ),
     ("an index column", f"UPDATE audit_index SET decision = 'deny' {LEAF_7}", RecordError, "record 7 .*index"),
     ("a hidden record", f"DELETE FROM audit_index {LEAF_7}", RecordError, "record 7 .*index leaves it out"),
+    (
+        "payload and hash of another record",
+        (
+            "UPDATE audit_leaf AS a SET leaf = b.leaf, leaf_hash = b.leaf_hash FROM audit_leaf AS b"
+            " WHERE a.log_id = 2 AND a.idx = 7 AND b.log_id = 2 AND b.idx = 8"
+        ),
+        RecordError,
+        "record 7 .*own id",
+    ),
+    (
+        "a record moved to another tenant's log",
+        "UPDATE audit_leaf SET log_id = 3, idx = 6 WHERE log_id = 2 AND idx = 300",
+        RecordError,
+        "missing",
+    ),
+    ("a forgotten round", "DELETE FROM audit_round", ConsistencyError, "audit_round"),
+    ("a log's tenant", "UPDATE audit_log SET tenant = 'x' WHERE log_id = 2", RecordError, "another tenant"),
     ("a tile", "UPDATE audit_tile SET hashes = overlay(hashes placing '\\x00ff' from 300)", RecordError, "tile 0/0"),
     ("a head", "UPDATE audit_head SET size = size - 1, frontier = '' WHERE log_id = 3", ProofError, "head"),
     ("a chain value", "UPDATE audit_commit SET chain = sha256('x') WHERE seq = 5", ConsistencyError, "commit 5"),
