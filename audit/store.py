@@ -214,8 +214,11 @@ class AuditStore(AuditReader, Protocol):
         """Keep witnesses' signature lines of kept checkpoints by (log id, size), in place of earlier ones."""
         ...
 
-    def project(self, limit: int) -> int:
-        """Bring at most ``limit`` further leaves into the index; return how many it took."""
+    def project(self, limit: int) -> int | None:
+        """Bring at most ``limit`` further leaves into the index; return how many it took, None if it is not its turn.
+
+        Another process that has the turn may not see what was committed just now: ask again.
+        """
         ...
 
     def maintain(self, *, idle: bool) -> None:

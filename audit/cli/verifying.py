@@ -66,14 +66,17 @@ def verify(
 @click.option("--db", "database", type=DATABASE, required=True)
 @json_option
 def reindex(database: Path | str, *, as_json: bool) -> None:
-    """Rebuild the query index from the records. SQLite: the platform must be stopped, a second writer is refused."""
+    """Rebuild the query index from the records.
+
+    PostgreSQL: the platform may run on, and the index stays whole meanwhile. SQLite: the platform must be stopped, a
+    second writer is refused.
+    """
     store = open_store(database, busy_timeout_s=_BUSY_S)
     try:
-        store.rebuild_index()
-        total, done, ticker = store.unindexed(), 0, Ticker("indexed")
-        while taken := store.project(_INDEX_CHUNK):
-            done += taken
-            ticker(done, total)
+        total, done, ticker = sum(head.size for head in store.heads()), 0, Ticker("indexed")
+        while (reached := store.rebuild_index(done, _INDEX_CHUNK)) > done:
+            done = reached
+            ticker(done, max(total, done))
     finally:
         store.close()
     emit({"indexed": done}, as_json=as_json, text=f"Indexed {done:,} records.")

@@ -299,7 +299,9 @@ class CommitThread:
             self._put_notes(notes, cosignatures)
             while self._unindexed and (idle or self._unindexed > _INDEX_LAG_LIMIT):
                 done = self._store.project(_INDEX_CHUNK)
-                self._unindexed = max(self._unindexed - done, 0) if done == _INDEX_CHUNK else 0
+                if done is None:  # another process has the turn, and may not see what was committed here just now
+                    break
+                self._unindexed = max(self._unindexed - done, 1) if done == _INDEX_CHUNK else 0
                 if not self._queue.empty() and self._unindexed <= _INDEX_LAG_LIMIT:
                     return
             self._store.maintain(idle=idle)

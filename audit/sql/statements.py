@@ -34,6 +34,7 @@ __all__ = [
     "MAX_ROWS",
     "PLACES_OF",
     "PROJECTOR_LOCK",
+    "PROJECTOR_TURN",
     "ROUND_AT",
     "WRITER_LOCK",
     "CommitStatements",
@@ -64,9 +65,9 @@ LAST_ROUND: Final = select(func.max(audit_round.c.round))
 LAST_INDEXED: Final = select(func.max(audit_index.c.pos))
 ROUND_AT: Final = select(audit_round.c.round).where(audit_round.c.round == bindparam("at")).limit(1)
 WRITER_LOCK: Final = select(audit_writer.c.id).where(audit_writer.c.id == SEQUENCER).with_for_update()
-PROJECTOR_LOCK: Final = (
-    select(audit_writer.c.id).where(audit_writer.c.id == PROJECTOR).with_for_update(skip_locked=True)
-)
+_PROJECTOR: Final = select(audit_writer.c.id).where(audit_writer.c.id == PROJECTOR)
+PROJECTOR_LOCK: Final = _PROJECTOR.with_for_update(skip_locked=True)  # no row while another process has the turn
+PROJECTOR_TURN: Final = _PROJECTOR.with_for_update()
 
 
 class Prepared:

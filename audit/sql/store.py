@@ -9,19 +9,16 @@ from sqlalchemy import Connection, Engine, func, select
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from audit.chain import GENESIS, LockState
-from audit.model import Failpoint, Head, IndexRow, LogInfo, Page, RecordFilter, StoredLeaf
+from audit.model import Failpoint, Head, LogInfo, Page, RecordFilter, StoredLeaf
 from audit.sql.appender import Appender
 from audit.sql.backend import Backend
+from audit.sql.projector import Projector
 from audit.sql.queries import as_bytes, as_int, as_text, read_heads, read_logs, run_query, stored_leaf
 from audit.sql.statements import (
-    LAST_INDEXED,
     LAST_ROUND,
     LEAF_HASHES,
     LEAVES,
-    LEAVES_BEHIND,
     MAX_ROWS,
-    PROJECTOR_LOCK,
-    InsertMany,
     keep_checkpoint,
 )
 from audit.sql.tables import (
@@ -32,8 +29,7 @@ from audit.sql.tables import (
     audit_tile,
 )
 from audit.store import Committed, IndexedLeaves, NewLeaf, Survey
-from bulkhead.errors import AuditUnavailableError, BulkheadError, ProofError, RecordError
-from bulkhead.transparency.leaf import parse_leaf
+from bulkhead.errors import AuditUnavailableError, BulkheadError, ProofError
 
 __all__ = ["SqlAuditReader", "SqlAuditStore", "read_errors"]
 
@@ -189,7 +185,7 @@ class SqlAuditStore(SqlAuditReader):
         self._failpoint = failpoint
         self._appender = Appender(dialect=writer.dialect, failpoint=failpoint)
         self._keep = keep_checkpoint(writer.dialect)
-        self._index = InsertMany(audit_index, [column.name for column in audit_index.c], writer.dialect)
+        self._projector = Projector(writer.dialect, shared=backend.shared)
         self._connection: Connection | None = None
 
     @property
@@ -290,26 +286,23 @@ class SqlAuditStore(SqlAuditReader):
                 kept = (table.log_id == log_id) & (table.size == size)
                 connection.execute(audit_checkpoint.update().where(kept).values(cosigs=text))
 
-    def project(self, limit: int) -> int:
-        """Index up to ``limit`` further leaves; none while another process does it.
+    def project(self, limit: int) -> int | None:
+        """Index up to ``limit`` further leaves; None while another process does it.
 
         Raises:
             AuditUnavailableError: the database cannot be written, or a leaf is damaged: it names the record.
         """
         with self._writing() as connection:
-            if self._backend.shared and connection.execute(PROJECTOR_LOCK).scalar() is None:
-                return 0
-            done = connection.execute(LAST_INDEXED).scalar() or 0
-            found = connection.execute(LEAVES_BEHIND, {"done": done, "limit": limit})
-            rows = [_index_row(stored_leaf(row)) for row in found]
-            if rows:
-                self._index.run(connection, rows)
-            return len(rows)
+            return self._projector.project(connection, limit)
 
-    def rebuild_index(self) -> None:
-        """Empty the index; :meth:`project` fills it again."""
+    def rebuild_index(self, after: int, limit: int) -> int:
+        """Write a part of the index anew, beside other processes; see :meth:`audit.sql.projector.Projector.rebuild`.
+
+        Raises:
+            AuditUnavailableError: the database cannot be written, or a leaf is damaged: it names the record.
+        """
         with self._writing() as connection:
-            connection.execute(audit_index.delete())
+            return self._projector.rebuild(connection, after, limit)
 
     def maintain(self, *, idle: bool) -> None:
         """Checkpoint the database's write-ahead log when it is worth it."""
@@ -354,15 +347,3 @@ class SqlAuditStore(SqlAuditReader):
             connection.invalidate()
             connection.close()
         self._writer.dispose()
-
-
-def _index_row(stored: StoredLeaf) -> tuple[object, ...]:
-    try:
-        row = IndexRow.of(stored.pos, stored.log_id, stored.index, parse_leaf(stored.leaf))
-    except RecordError as error:
-        raise AuditUnavailableError(
-            f"leaf {stored.index} of log {stored.log_id} ({stored.record_id}): {error}"
-        ) from error
-    return (
-        row.pos, row.log_id, row.index, row.ts_us, row.action, row.decision, row.subject, row.session, row.pair_id,
-    )  # fmt: skip

@@ -6,13 +6,19 @@ value comes back to the coroutine. It must not block on anything but the databas
 - :meth:`Database.write` is serial: one thread, SQLite ``BEGIN IMMEDIATE``; what it returned is committed.
 - :meth:`Database.read` sees one snapshot and may not write.
 
+Where several control planes share PostgreSQL, the server may refuse a transaction that cannot be put in order with
+another's (a serialisation failure, a deadlock). Nothing of it happened then, and the unit runs again, a few times with
+a growing pause; so a unit changes nothing but the database, and what it returns is used only once it has come back.
+
 Every operational failure (locked, read-only, disk full, gone) is a :class:`~bulkhead.errors.StateUnavailableError`,
 and nothing of the unit happened; once the database is back the next call works. Only a call that ran into
 ``timeout_s`` or was cancelled while it ran leaves its outcome unknown: callers make writes idempotent.
 """
 
 import asyncio
+import random
 import sqlite3
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -32,6 +38,11 @@ R = TypeVar("R")
 READ_THREADS: Final = 2  # SQLite reads are short; more threads only contend for the interpreter
 BUSY_TIMEOUT_S: Final = 1.0  # another process holds the database: fail soon, the caller may retry
 CALL_TIMEOUT_S: Final = 10.0  # queueing included
+RETRIES: Final = 6  # of a transaction that the server could not put in order: half a second at the most
+FIRST_PAUSE_S: Final = 0.008  # doubled each time, and scattered, so that two that met do not meet again
+_OUT_OF_ORDER: Final = frozenset(
+    {"40001", "40P01"}
+)  # serialization_failure, deadlock_detected (PostgreSQL, appendix A)
 
 
 class Transaction:
@@ -96,18 +107,29 @@ class Database:
         self._reader.dispose()
 
     async def _call(self, executor: ThreadPoolExecutor, engine: Engine, work: Callable[[Transaction], R]) -> R:
-        def run() -> R:
+        def once() -> R:
             with engine.begin() as connection:
                 return work(Transaction(connection))
 
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(self._timeout_s):
-                return await loop.run_in_executor(executor, lambda: _translated(run))
+                return await loop.run_in_executor(executor, lambda: _translated(lambda: _in_order(once)))
         except TimeoutError as error:
             raise StateUnavailableError(f"the state database did not answer within {self._timeout_s:.0f} s") from error
         except RuntimeError as error:  # the executor was shut down
             raise StateUnavailableError("the state database is closed") from error
+
+
+def _in_order(run: Callable[[], R]) -> R:
+    for tried in range(RETRIES):
+        try:
+            return run()
+        except DBAPIError as error:
+            if getattr(error.orig, "sqlstate", None) not in _OUT_OF_ORDER:
+                raise
+        time.sleep(FIRST_PAUSE_S * 2**tried * random.uniform(0.5, 1.0))  # noqa: S311 - nothing secret
+    return run()
 
 
 def _translated(run: Callable[[], R]) -> R:

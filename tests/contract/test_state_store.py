@@ -18,7 +18,7 @@ from control_plane.domain.bundles import BundleStatus, PolicyBundle
 from control_plane.domain.roles import ROLE_SCOPES, CredentialKind, Role
 from control_plane.domain.tenancy import Credential, Model, ModelStatus, Principal, Tenant
 from control_plane.storage import schema
-from control_plane.storage.engine import Database, Transaction
+from control_plane.storage.engine import RETRIES, Database, Transaction
 from control_plane.storage.migrate import SCHEMA_REVISION, migrate
 from control_plane.storage.policy import Bundles, Requests, UsedRequest
 from control_plane.storage.tenancy import Credentials, Models, Principals, Tenants
@@ -321,3 +321,60 @@ def test_unusable_urls_are_configuration_errors(url: str) -> None:
     """A URL without a file, malformed, or of an unknown driver is told as a configuration error."""
     with pytest.raises(ConfigError):
         Database(url=url)
+
+
+@pytest.fixture
+async def shared(postgres_url: str) -> AsyncIterator[tuple[Database, Database]]:
+    """Two control planes' state stores over one PostgreSQL database."""
+    url = postgres_url.replace("postgresql://", "postgresql+psycopg://")
+    both = Database(url=url), Database(url=url)
+    await migrate(both[0])
+    yield both
+    for database in both:
+        await database.close()
+
+
+def _counted(tx: Transaction) -> int:
+    found = tx.connection.execute(text("SELECT count(*) FROM tenants")).scalar()
+    assert isinstance(found, int)
+    return found
+
+
+async def test_a_transaction_that_could_not_be_put_in_order_runs_again(shared: tuple[Database, Database]) -> None:
+    """A unit that another control plane's commit overtook runs again on what is there then; no caller sees an error."""
+    mine, theirs = shared
+    read, written = threading.Event(), threading.Event()
+    seen: list[int] = []
+
+    def add(tx: Transaction) -> None:
+        seen.append(_counted(tx))
+        read.set()
+        assert written.wait(10)
+        Tenants.of(tx).insert(_tenant(f"mine-{seen[-1]}"))
+
+    def add_theirs(tx: Transaction) -> None:
+        Tenants.of(tx).insert(_tenant(f"theirs-{_counted(tx)}"))
+
+    adding = asyncio.create_task(mine.write(add))
+    await asyncio.to_thread(read.wait, 10)
+    await theirs.write(add_theirs)
+    written.set()
+    await adding
+    assert seen == [0, 1]  # neither order of the two would have shown both an empty table
+    assert await mine.read(_counted) == 2
+
+
+async def test_transactions_that_are_never_put_in_order_are_unavailable(shared: tuple[Database, Database]) -> None:
+    """The runs are bounded: a unit that the server refuses each time is unavailable, and nothing of it is there."""
+    mine, _ = shared
+    tries: list[int] = []
+
+    def refused(tx: Transaction) -> None:
+        tries.append(1)
+        Tenants.of(tx).insert(_tenant("acme"))
+        tx.connection.execute(text("DO $$ BEGIN RAISE SQLSTATE '40001'; END $$"))
+
+    with pytest.raises(StateUnavailableError, match="SerializationFailure"):
+        await mine.write(refused)
+    assert len(tries) == RETRIES + 1
+    assert await mine.read(_counted) == 0

@@ -78,7 +78,7 @@ class MemoryAuditStore:
     def put_cosignatures(self, lines: Mapping[tuple[int, int], str]) -> None:
         self._cosigs.update({place: text for place, text in lines.items() if place in self._notes})
 
-    def project(self, limit: int) -> int:
+    def project(self, limit: int) -> int | None:
         done = min(limit, len(self._leaves) - self._indexed)
         self._indexed += done
         return done
