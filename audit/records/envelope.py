@@ -46,6 +46,7 @@ class Action(enum.StrEnum):
     TENANT_SUSPENDED = "tenant.suspended"
     TENANT_RESUMED = "tenant.resumed"
     TENANT_DELETED = "tenant.deleted"
+    TENANT_ROOT_CHANGED = "tenant.root_changed"  # set, replaced or taken away; the details name both fingerprints
     PRINCIPAL_CREATED = "principal.created"
     PRINCIPAL_UPDATED = "principal.updated"
     PRINCIPAL_DELETED = "principal.deleted"

@@ -193,6 +193,8 @@ DATA_MEMBERS: Final[Mapping[str, tuple[About, str]]] = MappingProxyType(
         "minimum_tier": (_N, "isolation tier"),
         "session_limit": (_N, "largest number of open sessions"),
         "max_output_tokens": (_N, "tokens"),
+        "tenant_root": (_N, "SHA-256 of the public key of the tenant's root; empty where it has none"),
+        "replaced_root": (_N, "the same of the root before"),
         "broker": (_O, "where a tenant's key broker is"),
         "broker_certificate_sha256": (_N, "SHA-256 of its certificate"),
         "custody": (_N, "who holds a sealed model's key"),

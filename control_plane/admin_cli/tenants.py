@@ -18,6 +18,7 @@ __all__ = ["TIERS", "tenant"]
 
 Function = TypeVar("Function", bound="Callable[..., Any]")
 TIERS: Final = ("process", "mig", "gpu", "confidential")
+ROOT_BYTES: Final = 32  # SHA-256
 DEFAULT_SESSION_LIMIT: Final = 20
 DEFAULT_MAX_OUTPUT_TOKENS: Final = 4096
 
@@ -121,6 +122,36 @@ def suspend(ctx: click.Context, name: str, *, as_json: bool) -> None:
     _change(ctx, name, _settings(status="suspended"), as_json=as_json, what="suspended")
 
 
+@tenant.command("set-root", epilog=example("bulkhead-admin tenant set-root mercy 3f7a…  (64 hexadecimal digits)"))
+@click.argument("name")
+@click.argument("fingerprint")
+@json_option
+@click.pass_context
+def set_root(ctx: click.Context, name: str, fingerprint: str, *, as_json: bool) -> None:
+    """Record FINGERPRINT as the root of the tenant NAME (or identifier), in place of one that is recorded.
+
+    The tenant makes the root (`bulkhead root new`) and tells its fingerprint. Workers started from now on take session
+    keys that it certified, and no others; sessions on workers of the root before are renewed no more, and end within
+    five minutes. The tenant's audit log says which root was replaced by which.
+    """
+    try:
+        root = bytes.fromhex(fingerprint)
+    except ValueError as error:
+        raise click.UsageError("FINGERPRINT is 64 hexadecimal digits: `bulkhead root show` prints it") from error
+    if len(root) != ROOT_BYTES:
+        raise click.UsageError("FINGERPRINT is 64 hexadecimal digits: `bulkhead root show` prints it")
+    _change(ctx, name, _settings(tenant_root=root), as_json=as_json, what="recorded the root of")
+
+
+@tenant.command("clear-root", epilog=example("bulkhead-admin tenant clear-root mercy"))
+@click.argument("name")
+@json_option
+@click.pass_context
+def clear_root(ctx: click.Context, name: str, *, as_json: bool) -> None:
+    """Take the root out of the record of the tenant NAME (or identifier): no session of tier confidential then."""
+    _change(ctx, name, _settings(tenant_root=b""), as_json=as_json, what="took away the root of")
+
+
 def _change(ctx: click.Context, name: str, wanted: "TenantSettings", *, as_json: bool, what: str) -> None:
     from bulkhead.client.tenancy import TenancyAdmin
 
@@ -142,6 +173,7 @@ def _settings(
     minimum_tier: str | None = None,
     session_limit: int | None = None,
     max_output_tokens: int | None = None,
+    tenant_root: bytes | None = None,
 ) -> "TenantSettings":
     from bulkhead.client.tenancy import TenantSettings
 
@@ -153,6 +185,7 @@ def _settings(
         minimum_tier=minimum_tier,
         session_limit=session_limit,
         max_output_tokens=max_output_tokens,
+        tenant_root=tenant_root,
     )
 
 
@@ -169,5 +202,6 @@ def _text(view: "TenantView") -> str:
             f"max output tokens  {view.max_output_tokens}",
             f"revision           {view.revision}",
             f"audit log key      {view.log_vkey or '-'}",
+            f"tenant root        {view.tenant_root.hex() or '-'}",
         )
     )

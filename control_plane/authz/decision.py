@@ -19,6 +19,7 @@ from bulkhead.errors import (
     PolicyDeniedError,
     PolicyEngineError,
     SessionLimitError,
+    TenantRootRequiredError,
     UnknownObligationError,
 )
 from bulkhead.fields import Fields
@@ -177,12 +178,13 @@ class Decision:
         return None
 
 
-def denial_error(decision: Decision) -> PolicyDeniedError | SessionLimitError:
+def denial_error(decision: Decision) -> PolicyDeniedError | SessionLimitError | TenantRootRequiredError:
     """Return (for raising) the error that tells the caller of a deny.
 
-    It is :class:`SessionLimitError` when the limit is the only reason, since waiting helps then; else
-    :class:`PolicyDeniedError`. The message joins the reasons' sentences; ``details["reasons"]`` is the JSON list of
-    as many ``{code, policy, message}`` as a gRPC trailer has room for.
+    It is :class:`SessionLimitError` or :class:`TenantRootRequiredError` when the limit or the missing root is the only
+    reason, since waiting, or having a root recorded, helps then; else :class:`PolicyDeniedError`. The message joins the
+    reasons' sentences; ``details["reasons"]`` is the JSON list of as many ``{code, policy, message}`` as a gRPC trailer
+    has room for.
     """
     message = " ".join(reason.message for reason in decision.reasons)[:MAX_DENIAL_CHARS]
     told: list[Json] = []
@@ -192,8 +194,11 @@ def denial_error(decision: Decision) -> PolicyDeniedError | SessionLimitError:
             told.pop()
             break
     details = {"reasons": canonical_json(told).decode()}
-    only_limit = {reason.code for reason in decision.reasons} == {SessionLimitError.code}
-    return (SessionLimitError if only_limit else PolicyDeniedError)(message, details=details)
+    codes = {reason.code for reason in decision.reasons}
+    for error in (SessionLimitError, TenantRootRequiredError):
+        if codes == {error.code}:
+            return error(message, details=details)
+    return PolicyDeniedError(message, details=details)
 
 
 def parse_decision(result: Json, *, bundle_digest: str, input_digest: str) -> Decision:

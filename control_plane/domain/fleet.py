@@ -103,6 +103,7 @@ class CreateOrder:
     max_output_tokens: int
     manifest_digest: bytes = b""
     manifest_version: int = 0
+    tenant_root: bytes = b""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

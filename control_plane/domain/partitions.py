@@ -104,7 +104,8 @@ class Partition:
     """A partition as the control plane knows it.
 
     ``share_key`` is equal for sessions that may share the partition; ``version`` counts the steps and is the fence;
-    ``reason`` says why the last step was taken.
+    ``reason`` says why the last step was taken; ``tenant_root`` is the fingerprint (32 bytes, or none) of the root
+    whose session keys the worker takes, as its tenant's record had it when the place was reserved.
     """
 
     partition_id: str
@@ -124,6 +125,7 @@ class Partition:
     changed_us: int
     reason: str = ""
     endpoint: WorkerEndpoint | None = None
+    tenant_root: bytes = b""
 
     @property
     def tier(self) -> Tier:

@@ -49,6 +49,7 @@ UPDATABLE: Final = (
     "minimum_tier",
     "session_limit",
     "max_output_tokens",
+    "tenant_root",
 )
 """Fields of a tenant that an update may name."""
 
@@ -82,6 +83,7 @@ class Tenant:
         revision: grows with every update; decisions name it.
         log_vkey: C2SP verifier key of its audit log.
         created_us: microseconds since the Unix epoch.
+        tenant_root: fingerprint of its root, 32 bytes, which certifies session keys; empty where it has none.
     """
 
     tenant_id: str
@@ -96,6 +98,7 @@ class Tenant:
     revision: int
     log_vkey: str
     created_us: int
+    tenant_root: bytes = b""
 
     def __post_init__(self) -> None:
         """Check every field that an administrator chooses.
@@ -112,6 +115,8 @@ class Tenant:
             ids.check_name(model, "models")
         _check_range(self.session_limit, 1, MAX_SESSION_LIMIT, "session_limit")
         _check_range(self.max_output_tokens, 1, MAX_OUTPUT_TOKENS, "max_output_tokens")
+        if len(self.tenant_root) not in {0, DIGEST_BYTES}:
+            raise InvalidRequestError(f"tenant_root: none, or the SHA-256 ({DIGEST_BYTES} bytes) of its public key")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

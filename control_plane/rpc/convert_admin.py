@@ -112,6 +112,7 @@ def tenant_value(message: tenancy_pb2.Tenant) -> Tenant:
         revision=0,
         log_vkey="",
         created_us=0,
+        tenant_root=message.tenant_root,
     )
 
 
@@ -142,6 +143,7 @@ def tenant_message(tenant: Tenant) -> tenancy_pb2.Tenant:
         max_output_tokens=tenant.max_output_tokens,
         revision=tenant.revision,
         log_vkey=tenant.log_vkey,
+        tenant_root=tenant.tenant_root,
     )
 
 
@@ -289,4 +291,5 @@ _READ_FIELD: Final[dict[str, Callable[[tenancy_pb2.Tenant], Any]]] = {
     "minimum_tier": _minimum_tier,
     "session_limit": lambda message: message.session_limit,
     "max_output_tokens": lambda message: message.max_output_tokens,
+    "tenant_root": lambda message: message.tenant_root,
 }

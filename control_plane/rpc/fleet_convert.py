@@ -248,6 +248,7 @@ def _command(command: Command) -> pb.Command:
                     max_output_tokens=create.max_output_tokens,
                     manifest_digest=create.manifest_digest,
                     manifest_version=create.manifest_version,
+                    tenant_root=create.tenant_root,
                 )
             )
         case AttestOrder() as attest:

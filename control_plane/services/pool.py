@@ -66,6 +66,7 @@ class Wanted:
         exclusive: shared only by sessions of the same purpose.
         custody: who holds the key of the model's weights: ``none``, ``platform`` or ``tenant``.
         max_output_tokens: per request, of the tenant; what a single session may is in its ticket.
+        tenant_root: fingerprint of the root that certifies the tenant's session keys; empty where it has none.
     """
 
     tenant_id: str
@@ -76,6 +77,7 @@ class Wanted:
     purpose: str
     custody: str
     max_output_tokens: int
+    tenant_root: bytes = b""
 
     @property
     def share_key(self) -> str:
@@ -90,6 +92,8 @@ class Wanted:
             "custody": self.custody,
             "max_output_tokens": self.max_output_tokens,
         }
+        if self.tenant_root:
+            value["tenant_root"] = self.tenant_root.hex()
         return hashlib.sha256(canonical_json(value)).hexdigest()
 
 
@@ -264,6 +268,7 @@ class PartitionPool:
                 version=1,
                 created_us=now_us,
                 changed_us=now_us,
+                tenant_root=wanted.tenant_root,
             )
             try:
                 await self._lifecycle.reserve(partition, origin, process_slots=agent.inventory.process_slots)
@@ -357,4 +362,5 @@ def _order(partition: Partition, wanted: Wanted, sealed: SealedModel | None) -> 
         max_output_tokens=wanted.max_output_tokens,
         manifest_digest=b"" if sealed is None else sealed.manifest_digest,
         manifest_version=0 if sealed is None else sealed.version,
+        tenant_root=partition.tenant_root,
     )

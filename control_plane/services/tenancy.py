@@ -80,6 +80,9 @@ class TenantAdmin:
     async def update(self, call: AdminCall, tenant_id: str, changes: Mapping[str, Any]) -> Tenant:
         """Change the named fields of a tenant, and return it; open sessions keep what they were granted.
 
+        A changed root is a record of its own kind; workers that were started for the one before serve until their
+        sessions' tickets end, and are renewed no more.
+
         Args:
             call: the administrator's call.
             tenant_id: which tenant.
@@ -99,9 +102,12 @@ class TenantAdmin:
             before = _tenant(tx, tenant_id)
             after = dataclasses.replace(before, **changes, revision=before.revision + 1)
             known = tenant_facts(after)
+            details: dict[str, Json] = {"revision": after.revision, **{name: known[name] for name in sorted(changes)}}
+            if before.tenant_root != after.tenant_root:
+                details["replaced_root"] = before.tenant_root.hex()
             step = Step(
                 action=_update_action(before, after),
-                details={"revision": after.revision, **{name: known[name] for name in sorted(changes)}},
+                details=details,
                 result_id=tenant_id,
                 tenant_id=tenant_id,
                 write=lambda tx: _update(tx, after, from_revision=before.revision),
@@ -221,6 +227,8 @@ def _plain(value: Any) -> Json:
         return sorted(set(value))
     if isinstance(value, Tier):
         return value.label
+    if isinstance(value, bytes):
+        return value.hex()
     plain: Json = value
     return plain
 
@@ -258,7 +266,7 @@ def _about_model(action: str, name: str) -> Question:
 
 def _update_action(before: Tenant, after: Tenant) -> Action:
     if before.status is after.status:
-        return Action.TENANT_UPDATED
+        return Action.TENANT_UPDATED if before.tenant_root == after.tenant_root else Action.TENANT_ROOT_CHANGED
     return Action.TENANT_SUSPENDED if after.status is TenantStatus.SUSPENDED else Action.TENANT_RESUMED
 
 

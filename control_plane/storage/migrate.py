@@ -10,7 +10,7 @@ from control_plane.storage.engine import Database
 
 __all__ = ["SCHEMA_REVISION", "migrate"]
 
-SCHEMA_REVISION: Final = "0004"
+SCHEMA_REVISION: Final = "0005"
 
 _VERSION_TABLE: Final = "state_schema"
 _MIGRATIONS: Final = Path(__file__).parent / "migrations"

@@ -228,6 +228,7 @@ def _columns(partition: Partition) -> dict[str, Any]:
         "reason": partition.reason,
         "created_us": partition.created_us,
         "updated_us": partition.changed_us,
+        "tenant_root": partition.tenant_root or None,
     }
 
 
@@ -262,4 +263,5 @@ def _partition(row: RowMapping) -> Partition:
         changed_us=row["updated_us"],
         reason=row["reason"],
         endpoint=endpoint,
+        tenant_root=row["tenant_root"] or b"",
     )

@@ -75,6 +75,7 @@ tenants: Final = Table(
     Column("revision", BigInteger, nullable=False),
     Column("log_vkey", String(512), nullable=False),
     Column("created_us", BigInteger, nullable=False),
+    Column("tenant_root", _DIGEST, nullable=True),  # SHA-256 of its root's public key; null where it has none
 )
 
 principals: Final = Table(
@@ -231,6 +232,7 @@ partitions: Final = Table(
     Column("reason", String(255), nullable=False),  # of the last transition
     Column("created_us", BigInteger, nullable=False),
     Column("updated_us", BigInteger, nullable=False),
+    Column("tenant_root", _DIGEST, nullable=True),  # the tenant's when the worker was started; never changes
     Index("ix_partitions_state", "state"),
     Index("ix_partitions_tenant", "tenant_id", "state"),
     Index("ix_partitions_agent", "agent_id", "state"),

@@ -55,6 +55,7 @@ class TenantSnapshot:
     max_output_tokens: int
     revision: int
     active_bundle: str
+    tenant_root: bytes
 
 
 class Found(Enum):
@@ -200,6 +201,7 @@ class Sessions:
             max_output_tokens=row["max_output_tokens"],
             revision=row["revision"],
             active_bundle=row["bundle"] or "",
+            tenant_root=row["tenant_root"] or b"",
         )
 
     def activate(self, change: Activation, *, expected: SessionState) -> Session | None:

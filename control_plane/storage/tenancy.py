@@ -268,6 +268,7 @@ def _tenant_values(tenant: Tenant) -> dict[str, Any]:
         "max_output_tokens": tenant.max_output_tokens,
         "revision": tenant.revision,
         "log_vkey": tenant.log_vkey,
+        "tenant_root": tenant.tenant_root or None,
     }
 
 
@@ -285,6 +286,7 @@ def _tenant(row: Row[Any]) -> Tenant:
         revision=row.revision,
         log_vkey=row.log_vkey,
         created_us=row.created_us,
+        tenant_root=row.tenant_root or b"",
     )
 
 

@@ -8,7 +8,9 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.migration import MigrationContext
 from sqlalchemy import Engine, select, text
 
@@ -17,6 +19,7 @@ from bulkhead.errors import AlreadyExistsError, ConfigError, ConflictError, Stat
 from control_plane.domain.bundles import BundleStatus, PolicyBundle
 from control_plane.domain.roles import ROLE_SCOPES, CredentialKind, Role
 from control_plane.domain.tenancy import Credential, Model, ModelStatus, Principal, Tenant
+from control_plane.storage import migrate as migrations
 from control_plane.storage import schema
 from control_plane.storage.engine import RETRIES, Database, Transaction
 from control_plane.storage.migrate import SCHEMA_REVISION, migrate
@@ -99,6 +102,29 @@ async def test_migrating_twice_changes_nothing_and_a_newer_schema_is_refused(dat
     await database.write(stamp)
     with pytest.raises(StateUnavailableError, match=f"this build knows {SCHEMA_REVISION}"):
         await migrate(database)
+
+
+async def test_the_newest_migration_goes_back_and_forth(database: Database) -> None:
+    """Back to the schema before, tenants stay and their roots are gone; forth again, a root can be recorded."""
+    tenant = dataclasses.replace(_tenant(), tenant_root=b"r" * 32)
+    await database.write(lambda tx: Tenants.of(tx).insert(tenant))
+
+    def back(engine: Engine) -> None:
+        with engine.begin() as connection:
+            config = Config()
+            config.set_main_option("script_location", str(Path(migrations.__file__).parent / "migrations"))
+            config.attributes["connection"] = connection
+            command.downgrade(config, "0004")
+
+    await database.run_blocking(back)
+    with pytest.raises(StateUnavailableError):
+        await database.read(lambda tx: Tenants.of(tx).find(tenant.tenant_id))
+    await migrate(database)
+    bare = dataclasses.replace(tenant, tenant_root=b"")
+    assert await database.read(lambda tx: Tenants.of(tx).find(tenant.tenant_id)) == bare
+    again = dataclasses.replace(tenant, revision=2)
+    assert await database.write(lambda tx: Tenants.of(tx).update(again, from_revision=1))
+    assert await database.read(lambda tx: Tenants.of(tx).find(tenant.tenant_id)) == again
 
 
 async def test_values_come_back_as_they_went(database: Database) -> None:

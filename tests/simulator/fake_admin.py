@@ -58,7 +58,7 @@ class _Tenancy(_Told, tenancy_pb2_grpc.TenancyAdminServiceServicer):
         found = next(item for item in self.state.tenants.values() if item.tenant_id == request.tenant_id)
         for name in request.fields:
             value = getattr(request.tenant, name)
-            if isinstance(value, (str, int)):
+            if isinstance(value, (str, int, bytes)):
                 setattr(found, name, value)
             else:
                 found.ClearField(name)

@@ -305,6 +305,7 @@ class FakeAgent:
             model=order.model_name,
             model_digest=order.model_digest,
             software="fake-agent",
+            tenant_root=order.tenant_root or None,
         )
         issue = self.quoted or EvidenceIssuer(kind=EvidenceKind.SIMULATED, key=self.evidence_key).issue
         nonce = self.evidence_nonce or command.attest.nonce

@@ -79,6 +79,24 @@ async def test_tenant_is_created_changed_and_suspended(tmp_path: Path) -> None:
         assert "mercy" in await admin.done("tenant", "list")
 
 
+async def test_a_tenants_root_is_set_shown_and_taken_away(tmp_path: Path) -> None:
+    """set-root sends 32 bytes and names that field alone, clear-root none; another length is a usage error."""
+    root = "3f" * 32
+    async with _administered(tmp_path) as admin:
+        await admin.done("tenant", "create", "mercy")
+        assert root in await admin.done("tenant", "set-root", "mercy", root)
+        assert json.loads(await admin.done("tenant", "show", "mercy", "--json"))["tenant_root"] == root
+        await admin.done("tenant", "clear-root", "mercy")
+        assert json.loads(await admin.done("tenant", "show", "mercy", "--json"))["tenant_root"] == ""
+        updates = [said for said in admin.state.said if isinstance(said, tenancy_pb2.UpdateTenantRequest)]
+        assert [(list(said.fields), said.tenant.tenant_root.hex()) for said in updates] == [
+            (["tenant_root"], root),
+            (["tenant_root"], ""),
+        ]
+        for wrong in ("3f" * 31, "zz" * 32):
+            assert (await admin("tenant", "set-root", "mercy", wrong)).exit_code == 2
+
+
 async def test_taken_name_and_unknown_tenant_are_one_line(tmp_path: Path) -> None:
     """A refusal is one line with its code and exit 1; an update without a change is a usage error."""
     async with _administered(tmp_path) as admin:

@@ -13,7 +13,7 @@ from sqlalchemy import insert
 from bulkhead import ids
 from bulkhead.attestation import EvidenceKind, TrustPolicy
 from bulkhead.attestation import Tier as EvidenceTier
-from bulkhead.errors import AuditUnavailableError, PolicyEngineError
+from bulkhead.errors import AuditUnavailableError, PolicyEngineError, TenantRootRequiredError
 from bulkhead.protocol.grant import Expectation, SessionOffer, TrustAnchors, verify_grant, verify_renewal
 from bulkhead.transparency import AuditReceipt
 from bulkhead.v1 import common_pb2, session_pb2
@@ -21,6 +21,7 @@ from control_plane.authz.decision import Exclusive, KeyCustody, MaxTokens, MinTi
 from control_plane.domain.roles import Caller, Role
 from control_plane.domain.tiers import Tier
 from control_plane.storage.schema import policy_bundles
+from control_plane.storage.tenancy import Tenants
 from service.bulkhead_fleet.v1 import fleet_pb2
 from tests.simulator.fake_agent import FakeAgent
 from tests.simulator.session_world import (
@@ -623,3 +624,56 @@ async def test_warm_open_is_quick(world, acme, agent) -> None:
         await world.open("acme", request())
         times_s.append(time.perf_counter() - started)
     assert sorted(times_s)[4] < 0.25
+
+
+async def test_a_root_in_the_tenants_record_reaches_the_worker(world, agent) -> None:
+    """The order names the root, the evidence's descriptor shows it, and the SDK accepts it as its own."""
+    root = secrets.token_bytes(32)
+    caller = await world.tenant("acme", tenant_root=root)
+    message = request()
+    opened = await world.open("acme", message)
+    (worker,) = agent.workers.values()
+    assert worker.order.tenant_root == root
+    with pytest.raises(TenantRootRequiredError):
+        verified(world, caller, message, opened.grant, await vkey_of(world, caller.tenant_id))
+
+
+async def test_evidence_of_another_root_is_refused(world, agent) -> None:
+    """A worker whose evidence names another root than was ordered gets no session; nor does one that names none."""
+    await world.tenant("acme", tenant_root=b"r" * 32)
+    for other in (b"o" * 32, None):
+        agent.descriptor = lambda described, other=other: replace(described, tenant_root=other)
+        assert code_of(await refused(world, "acme", request())) == "EVIDENCE_BINDING"
+
+
+async def test_a_replaced_root_gets_workers_of_its_own(world, agent) -> None:
+    """A new session is placed on a worker of the new root; one on the old root's worker is not renewed."""
+    caller = await world.tenant("acme", tenant_root=b"1" * 32)
+    before = (await world.open("acme", request())).grant
+
+    def record(tx) -> None:
+        tenant = Tenants.of(tx).find(caller.tenant_id)
+        Tenants.of(tx).update(replace(tenant, tenant_root=b"2" * 32, revision=2), from_revision=1)
+
+    await world.database.write(record)
+    after = (await world.open("acme", request())).grant
+    assert after.partition_id != before.partition_id
+    assert [worker.order.tenant_root for worker in agent.workers.values()] == [b"1" * 32, b"2" * 32]
+    with pytest.raises(grpc.aio.AioRpcError) as error:
+        await world.renew("acme", before.session_id)
+    assert code_of(error.value) == "WORKER_LOST"
+    assert (await world.renew("acme", after.session_id)).partition_id == after.partition_id
+
+
+async def test_confidential_without_a_root_is_refused_by_name(world, agent) -> None:
+    """Where a decision demands tier confidential, a tenant without a root is denied, on the record."""
+    caller = await world.tenant("acme", minimum_tier=Tier.CONFIDENTIAL)
+    error = await refused(world, "acme", request())
+    assert code_of(error) == "TENANT_ROOT_REQUIRED"
+    assert error.code() is grpc.StatusCode.FAILED_PRECONDITION
+    (decision,) = await world.records(caller.tenant_id, "decision")
+    assert decision.decision == "deny"
+    assert [reason["code"] for reason in decision.reasons] == ["TENANT_ROOT_REQUIRED"]
+    assert not agent.workers
+    await world.tenant("mercy", minimum_tier=Tier.CONFIDENTIAL, tenant_root=b"r" * 32)
+    assert code_of(await refused(world, "mercy", request())) == "NO_CAPACITY"

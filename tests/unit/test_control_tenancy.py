@@ -84,6 +84,22 @@ async def test_an_update_changes_the_named_fields_only(world: Administered) -> N
     assert record.data == {"revision": 2, "minimum_tier": "gpu", "regions": ["us-east"]}
 
 
+async def test_a_changed_root_is_a_record_of_its_own(world: Administered) -> None:
+    """Setting, replacing and taking away a root each name the root before and the one after, in the tenant's log."""
+    tenant = await world.tenant()
+    for root in (b"1" * 32, b"2" * 32, b""):
+        changed = await world.tenants.update(world.call(), tenant.tenant_id, {"tenant_root": root})
+        assert changed.tenant_root == root
+    first, second, last = await world.records(tenant.tenant_id, "tenant.root_changed")
+    one, two = (b"1" * 32).hex(), (b"2" * 32).hex()
+    assert first.data == {"revision": 2, "tenant_root": one, "replaced_root": ""}
+    assert second.data == {"revision": 3, "tenant_root": two, "replaced_root": one}
+    assert last.data == {"revision": 4, "tenant_root": "", "replaced_root": two}
+    same = await world.tenants.update(world.call(), tenant.tenant_id, {"tenant_root": b"", "session_limit": 3})
+    assert same.revision == 5
+    assert len(await world.records(tenant.tenant_id, "tenant.root_changed")) == 3
+
+
 async def test_suspension_and_resumption_have_names_of_their_own(world: Administered) -> None:
     """Suspending and resuming a tenant are recorded as such, not as any update."""
     tenant = await world.tenant()
@@ -108,6 +124,7 @@ async def test_suspension_and_resumption_have_names_of_their_own(world: Administ
         {"regions": ("Not A Region",)},
         {"packs": ("hipaa",) * 17},
         {"models": ("../model",)},
+        {"tenant_root": b"1" * 31},
     ],
 )
 async def test_bad_updates_are_refused_and_change_nothing(world: Administered, changes: dict[str, object]) -> None:

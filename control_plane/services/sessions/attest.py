@@ -5,8 +5,8 @@ Obligations of :meth:`Attestor.appraise`; a tenant's SDK checks the same again, 
 1. The evidence answers this client's nonce and this session's context, and is of the kind that the agent reports.
 2. It is signed with the key that the agent showed under its certificate (pinned in configuration, where it is), or
    quoted by hardware that the platform's own policy accepts.
-3. Tenant, partition, agent, model, tier, region and simulation in the descriptor are those that were ordered, and the
-   worker takes this control plane's tickets.
+3. Tenant, its root, partition, agent, model, tier, region and simulation in the descriptor are those that were ordered,
+   and the worker takes this control plane's tickets.
 4. The keyset is sound and alive, is the one the evidence covers, and holds the key of the TLS certificate.
 5. The appraised tier is at least what was decided.
 """
@@ -222,6 +222,7 @@ class Attestor:
         descriptor = worker.descriptor
         expected = (
             ("tenant", descriptor.tenant, partition.tenant_id),
+            ("tenant root", descriptor.tenant_root or b"", partition.tenant_root),
             ("partition", descriptor.partition, partition.partition_id),
             ("agent", descriptor.agent, partition.agent_id),
             ("model", descriptor.model, partition.model),

@@ -26,6 +26,7 @@ from bulkhead.errors import (
     BulkheadError,
     PolicyEngineError,
     SessionLimitError,
+    TenantRootRequiredError,
     UnknownObligationError,
 )
 from bulkhead.transparency.merkle import leaf_hash
@@ -326,6 +327,9 @@ def _actionable(asked: Asked, decision: Decision) -> Decision:
         reason = Reason("KEY_CUSTODY", _OWN_POLICY, message)
     elif not asked.reserved:  # a policy without the limit would let more in than the tenant may have
         reason = Reason(SessionLimitError.code, _OWN_POLICY, "The tenant's limit of open sessions is reached.")
+    elif _demanded(asked, decision) is Tier.CONFIDENTIAL and not asked.facts.tenant_root:
+        message = "Tier confidential needs a tenant root, and the tenant's record has none."
+        reason = Reason(TenantRootRequiredError.code, _OWN_POLICY, message)
     elif region is not None and asked.session.region and region.region != asked.session.region:
         reason = Reason("REGION_CONFLICT", _OWN_POLICY, "Policy demands another region than the one asked for.")
     elif _tokens(asked, decision) < 1:
@@ -348,6 +352,7 @@ def _allowed(asked: Asked, decision: Decision, leaf: bytes, tier: Tier) -> Allow
             purpose=asked.session.purpose,
             custody=asked.model.custody,
             max_output_tokens=asked.facts.max_output_tokens,
+            tenant_root=asked.facts.tenant_root,
         ),
         decision=decision,
         leaf_hash=leaf,

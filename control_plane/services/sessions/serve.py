@@ -143,7 +143,7 @@ class Server:
         if partition is None or partition.state is not PartitionState.READY:
             raise WorkerLostError("the session's worker is gone: open a new session")
         if not _still_fits(partition, serving.decided.wanted):
-            raise WorkerLostError("policy now demands another kind of partition: open a new session")
+            raise WorkerLostError("policy, or the tenant's root, now demands another partition: open a new session")
         async with self._slots:
             return await self._finish(serving, partition, _silent, expected=SessionState.OPEN)
 
@@ -302,6 +302,7 @@ def _still_fits(partition: Partition, wanted: Wanted) -> bool:
         and (not wanted.regions or partition.region in wanted.regions)
         and (partition.exclusive or not wanted.exclusive)
         and partition.model_digest == wanted.model.digest
+        and partition.tenant_root == wanted.tenant_root
     )
 
 

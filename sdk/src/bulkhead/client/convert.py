@@ -109,6 +109,7 @@ def tenant_view(message: tenancy_pb2.Tenant) -> TenantView:
         max_output_tokens=message.max_output_tokens,
         revision=message.revision,
         log_vkey=message.log_vkey,
+        tenant_root=message.tenant_root,
     )
 
 

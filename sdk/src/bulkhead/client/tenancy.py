@@ -29,6 +29,7 @@ class TenantSettings:
         minimum_tier: least isolation tier of its sessions.
         session_limit: sessions open at the same time.
         max_output_tokens: per request.
+        tenant_root: fingerprint of its root, 32 bytes; empty takes it away.
     """
 
     status: str | None = None
@@ -38,6 +39,7 @@ class TenantSettings:
     minimum_tier: str | None = None
     session_limit: int | None = None
     max_output_tokens: int | None = None
+    tenant_root: bytes | None = None
 
     def named(self) -> list[str]:
         """Return the names of the fields that are set: those of ``bulkhead.v1.Tenant``."""
@@ -60,6 +62,7 @@ class TenantSettings:
             minimum_tier=convert.tier_value(self.minimum_tier or ""),
             session_limit=self.session_limit or 0,
             max_output_tokens=self.max_output_tokens or 0,
+            tenant_root=self.tenant_root or b"",
         )
 
 

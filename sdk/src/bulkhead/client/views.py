@@ -41,7 +41,10 @@ class SessionView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TenantView:
-    """A tenant; ``status`` is `active` or `suspended`, ``log_vkey`` the verifier key of its audit log."""
+    """A tenant; ``status`` is `active` or `suspended`, ``log_vkey`` the verifier key of its audit log.
+
+    ``tenant_root`` is the fingerprint of its root, empty where it has none.
+    """
 
     tenant_id: str
     name: str
@@ -54,6 +57,7 @@ class TenantView:
     max_output_tokens: int
     revision: int
     log_vkey: str
+    tenant_root: bytes = b""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
