@@ -4,6 +4,7 @@ import asyncio
 import json
 import math
 import re
+import threading
 from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 
 from bulkhead.errors import BulkheadError, InvalidRequestError
-from data_plane.engine import EngineRequest, FinishReason, SamplingParams, Structure, StructureKind, TokenDelta
+from data_plane.engine import EngineRequest, FinishReason, SamplingParams, Structure, StructureKind, TokenDelta, grammar
 from tests.simulator.tiny_engine import answer, chat_request, running_engine, token_request
 from tests.simulator.tiny_model import CONTEXT, make_tiny_model
 
@@ -134,6 +135,20 @@ async def test_expensive_forms_cost_their_request_only(model: Path) -> None:
                 tasks.create_task(outcome(index, kind, pattern))
             neighbour = await answer(engine, token_request("neighbour", PROMPT, max_tokens=8))
         assert neighbour.usage.completion_tokens == 8
+
+
+async def test_a_form_that_takes_too_long_to_compile_is_given_up(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compilation is bounded in time whatever the form; the request ends with a typed error, a neighbour is served."""
+    over = threading.Event()
+    monkeypatch.setattr(grammar, "COMPILE_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(grammar, "_grammar_text", lambda _: over.wait(60))
+    async with running_engine(model) as engine:
+        try:
+            with pytest.raises(InvalidRequestError, match="to compile"):
+                await answer(engine, formed("slow", "regex", "a+"))
+            assert (await answer(engine, token_request("good", PROMPT, max_tokens=2))).usage.completion_tokens == 2
+        finally:
+            over.set()
 
 
 async def test_several_answers_to_one_prompt(model: Path) -> None:

@@ -119,6 +119,7 @@ def test_messages_alone_make_a_request():
         raw(stop=["x"] * 17),
         raw(stop=["x" * 257]),
         raw(unknown=1),
+        raw(best_of=2),
         raw(prompt="both"),
         raw(prompt=""),
         raw(n=0),
