@@ -13,6 +13,7 @@ from bulkhead.models import DirectorySource
 from data_plane.engine import EngineConfig, runner
 from data_plane.engine.runner import ModelRunner
 from data_plane.engine.spec import read_spec
+from data_plane.engine.tensor_file import read_header
 from data_plane.engine.tokenizer import Tokenizer
 from tests.simulator.tiny_engine import answer, running_engine, token_request
 from tests.simulator.tiny_model import CONTEXT, make_tiny_model, write_safetensors
@@ -249,6 +250,34 @@ def test_memory_for_no_context_is_a_configuration_error(model: Path) -> None:
         runner._plan_memory(small, dataclasses.replace(read_spec(DirectorySource(model)), layers=100))
     config = EngineConfig(model_path=model, threads=1, kv_memory_mib=4, max_context_tokens=100)
     assert ModelRunner(config, DirectorySource(model)).description.context_tokens == 100
+
+
+def test_weights_are_read_once_straight_into_tensors_the_largest_first(model: Path) -> None:
+    """Each tensor is one read of its whole size: the table first, then layer by layer the largest product first."""
+    reads: list[tuple[str, int]] = []
+    with DirectorySource(model) as source:
+        places = {place.offset: name for name, place in read_header(source, "model.safetensors").items()}
+        really = source.read_into
+
+        def recorded(path: str, offset: int, target: memoryview) -> None:
+            if path == "model.safetensors" and offset in places:
+                reads.append((places[offset], target.nbytes))
+            really(path, offset, target)
+
+        source.read_into = recorded  # type: ignore[method-assign]
+        ModelRunner(EngineConfig(model_path=model, threads=1, kv_memory_mib=4), source)
+        sizes = {name: place.size for name, place in read_header(source, "model.safetensors").items()}
+    assert dict(reads) == sizes
+    assert len(reads) == len(sizes)
+    order = [name for name, _ in reads]
+    assert order[0] == "model.embed_tokens.weight"
+    first = [name.removeprefix("model.layers.0.").removesuffix(".weight") for name in order if ".layers.0." in name]
+    assert first[:7] == [
+        *("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"),
+        *("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"),
+    ]
+    layers = [name.split(".")[2] for name in order if ".layers." in name]
+    assert layers == sorted(layers)
 
 
 @pytest.mark.parametrize(
