@@ -90,9 +90,10 @@ class EngineRequest:
         sampling: how tokens are chosen.
         scope: secret that bounds reuse of cached prompt prefixes: state is shared only between requests of equal
             scope. Empty shares with nobody.
-        priority: higher ones leave the queue first; from -100 to 100.
+        priority: lower numbers leave the queue first, as in vLLM; from -100 to 100.
         timeout_s: the request ends with DeadlineError so long after it was queued, in seconds; None never.
-        profile: trace the step that chooses the answer's second token (of the first of several answers).
+        profile: trace the step that chooses the answer's second token (of the first of several answers), or a later one
+            if another step has just been traced.
 
     Raises:
         InvalidRequestError: no or several prompts, too many messages, or a field above its limit.
@@ -145,8 +146,8 @@ class TokenDelta:
         finish_reason: set on the last delta of each answer and only there.
         stop_reason: with ``stop``, the stop string or stop token that ended the answer; None for the end of turn.
         usage: of the whole request, set on its very last delta.
-        trace: of the step that was to be traced, as a gzipped Chrome trace; with the second token. It has names and
-            times of operators, no shapes, stacks or data. An answer of one token has none.
+        trace: of the step that was to be traced, as a gzipped Chrome trace; with the token of that step. It has names
+            and times of operators, no shapes, stacks or data. An answer of one token has none.
     """
 
     text: str

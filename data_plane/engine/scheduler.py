@@ -8,9 +8,9 @@ States of a sequence and what moves it::
 
 Each call of :meth:`Scheduler.schedule` plans one step within ``step_tokens`` rows:
 
-1. Running sequences come first, by rank: higher priority, then earlier arrival. Each gets the tokens it still has to
-   compute, one when decoding, as many as the step still has room for when its prompt is long (chunked prefill). Every
-   running sequence has at least one row's room, because ``step_tokens`` is at least ``max_running``.
+1. Running sequences come first, by rank: lower priority number, then earlier arrival. Each gets the tokens it still has
+   to compute, one when decoding, as many as the step still has room for when its prompt is long (chunked prefill).
+   Every running sequence has at least one row's room, because ``step_tokens`` is at least ``max_running``.
 2. A sequence that needs a block when none is free takes the memory of the lowest in rank, which is preempted: its
    blocks are given back, it waits again in its old rank, and later computes its tokens anew.
 3. Waiting sequences join by rank while a place is free and memory holds their tokens so far. None overtakes a higher
@@ -34,7 +34,7 @@ from data_plane.engine.sequence import Sequence, SequenceState
 __all__ = ["MAX_OVERTAKEN", "Chunk", "Scheduler"]
 
 MAX_PROMPT_ROWS: Final = 64  # of one chunk whose logits are all wanted: a vocabulary of 2^18 takes 64 MiB for them
-MAX_OVERTAKEN: Final = 32  # what waits behind higher priorities waits at most for so many of them
+MAX_OVERTAKEN: Final = 32  # what waits behind lower numbers waits at most for so many of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,4 +264,4 @@ class Scheduler:
 
 def _rank(sequence: Sequence) -> tuple[bool, int, int]:
     late = sequence.overtaken >= MAX_OVERTAKEN
-    return not late, 0 if late else -sequence.priority, sequence.arrival
+    return not late, 0 if late else sequence.priority, sequence.arrival

@@ -26,7 +26,7 @@ class Sequence:
         prompt_tokens: how many of ``tokens`` are the prompt.
         max_tokens: most tokens to produce; prompt and answer fit the context (checked before).
         scope: whose cached state may be used; empty for nobody's.
-        priority: higher ones go first among those that wait.
+        priority: lower numbers go first among those that wait.
         arrival: rank of arrival; of equal priority, earlier ones go first.
         overtaken: how many later arrivals went first.
         prompt_logits: the logits of the prompt's own tokens are wanted, so none of its state is taken over.

@@ -34,6 +34,7 @@ __all__ = ["Stepper"]
 
 _LOG = logging.getLogger(__name__)
 JOIN_TIMEOUT_S: Final = 60.0  # far above one step, on the slowest machine
+TRACE_PAUSE_S: Final = 1.0  # between two traced steps, which take longer than others for whoever is in them
 
 Emission: TypeAlias = tuple[DeltaStream, "TokenDelta | BulkheadError"]
 
@@ -84,6 +85,7 @@ class Stepper:
         self._deadlines: list[tuple[float, int, Job]] = []  # a heap
         self.counters = EngineCounters()
         self.meter = Meter()
+        self._trace_from = 0.0
         self._thread = threading.Thread(target=self._main, name="engine", daemon=True)
 
     def start(self) -> ModelRunner:
@@ -206,9 +208,10 @@ class Stepper:
         jobs = [self._jobs[id(chunk.sequence)] for chunk in chunks]
         samplers = [job.sampler for job in jobs]
         curious = [job for job in jobs if job.profile and job.first]
-        if not curious:
+        if not curious or time.monotonic() < self._trace_from:
             return self._runner.step(chunks, samplers)
         choices, trace = traced(lambda: self._runner.step(chunks, samplers))
+        self._trace_from = time.monotonic() + TRACE_PAUSE_S
         for job in curious:
             job.profile, job.trace = False, trace
         return choices

@@ -48,6 +48,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     def begin(self, *, total: int, max_running: int, more: int, guess_tokens: int, guess_running: int) -> None:
         """Choose the size of the memory, of the batch and of a step."""
         self.total, self.max_running, self.step_tokens = total, max_running, max_running + more
+        self.guess_running = guess_running
         self.pool = BlockPool(total=total, scrub=self.scrub)
         self.scheduler = Scheduler(
             pool=self.pool,
@@ -101,10 +102,13 @@ class SchedulerMachine(RuleBasedStateMachine):
     def step(self, right: int = 0) -> None:
         """Plan and compute one step, in which up to ``right`` guesses prove right."""
         before = {id(sequence): len(sequence.blocks) for sequence in self.live}
+        running = {id(sequence) for sequence in self.live if sequence.state is SequenceState.RUNNING}
         chunks = self.scheduler.schedule()
         assert bool(chunks) == bool(self.live)  # never idle while there is work
         assert sum(chunk.rows for chunk in chunks) <= self.step_tokens
         assert len({id(chunk.sequence) for chunk in chunks}) == len(chunks) <= self.max_running
+        if any(chunk.guesses for chunk in chunks):  # off while more run
+            assert sum(id(chunk.sequence) in running for chunk in chunks) <= self.guess_running
         waiting = [sequence for sequence in self.live if sequence.state is SequenceState.WAITING]
         assert all(other.overtaken <= MAX_OVERTAKEN + self.max_running for other in waiting)
         for chunk in chunks:
@@ -296,11 +300,11 @@ def test_a_token_for_a_chunk_that_does_not_sample_is_a_defect() -> None:
         scheduler.computed(chunk, 5)
 
 
-def test_higher_priorities_go_first_but_not_for_ever() -> None:
-    """Of what waits, higher priorities join first, until later arrivals have overtaken one so often."""
+def test_lower_numbers_go_first_but_not_for_ever() -> None:
+    """Of what waits, lower priority numbers join first, until later arrivals have overtaken one so often."""
     scheduler = Scheduler(pool=BlockPool(total=10, scrub=lambda _: None), block_tokens=4, max_running=1, step_tokens=8)
     low = sequence(3)
-    low.priority = -1
+    low.priority = 1
     scheduler.add(low)
     served = 0
     for _ in range(MAX_OVERTAKEN + 5):

@@ -117,7 +117,7 @@ async def test_chat_asks_with_rank_and_time_and_saves_a_profile(tmp_path: Path) 
         assert len(platform.prompts) == 2
     assert (refused.exit_code, wrong.exit_code, without.exit_code) == (1, 2, 1)
     assert "timeout_s" in refused.stderr
-    assert "second token" in without.stderr
+    assert "before a step could be traced" in without.stderr
 
 
 async def test_saved_receipt_is_verified_offline(tmp_path: Path) -> None:

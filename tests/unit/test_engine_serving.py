@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from bulkhead.errors import DeadlineError, InvalidRequestError
-from data_plane.engine import Engine, EngineRequest, SamplingParams
+from data_plane.engine import Engine, EngineRequest, SamplingParams, stepper
 from data_plane.engine.lookup import Lookup
 from tests.simulator.tiny_engine import Answer, answer, running_engine, token_request
 from tests.simulator.tiny_model import make_tiny_model, random_prompts
@@ -110,8 +110,8 @@ async def test_deadlines_of_what_has_ended_are_forgotten(model: Path) -> None:
         assert len(engine._stepper._deadlines) <= 70  # type: ignore[attr-defined]
 
 
-async def test_higher_priority_leaves_the_queue_first(model: Path) -> None:
-    """With one place, the request of high priority that came last is served before the others that wait."""
+async def test_lower_numbers_leave_the_queue_first(model: Path) -> None:
+    """With one place, the request of the lowest number is served before others that wait, though it came last."""
     ended: list[str] = []
     async with running_engine(model, max_running=1) as engine:
 
@@ -121,9 +121,9 @@ async def test_higher_priority_leaves_the_queue_first(model: Path) -> None:
             ended.append(name)
 
         async with asyncio.TaskGroup() as group:
-            for name, priority in (("running", 0), ("low", -5), ("normal", 0), ("high", 5)):
+            for name, priority in (("running", 0), ("later", 5), ("normal", 0), ("urgent", -5)):
                 group.create_task(take(name, priority))
-    assert ended.index("high") < ended.index("normal") < ended.index("low")
+    assert ended.index("urgent") < ended.index("normal") < ended.index("later")
 
 
 @pytest.mark.parametrize("options", [{"priority": 101}, {"timeout_s": 0.0}, {"timeout_s": float("inf")}])
@@ -149,6 +149,16 @@ async def test_metrics_count_requests_tokens_and_times(model: Path) -> None:
         assert histogram.total_s > 0
     assert metrics.whole.total_s > metrics.first_token.total_s > metrics.queue.total_s
     assert metrics.sound
+
+
+async def test_traced_steps_are_seldom(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many ask, others are held up by a traced step once in a while only; who is not served has no trace."""
+    monkeypatch.setattr(stepper, "TRACE_PAUSE_S", 3600.0)
+    async with running_engine(model) as engine:
+        requests = [replace(token_request(str(i), (5, 6, 7), max_tokens=8), profile=True) for i in range(3)]
+        traces = [sum(map(len, (delta.trace for delta in (await answer(engine, r)).deltas))) for r in requests]
+    assert traces[0] > 0
+    assert traces[1:] == [0, 0]
 
 
 async def test_a_profile_shows_one_steps_operators(model: Path) -> None:

@@ -29,7 +29,7 @@ MAX_STDIN_CHARS = 2 * 1024 * 1024  # the protocol's largest request
         'bulkhead chat "What is the capital of France?"',
         "bulkhead chat --tier gpu --purpose treatment --data-class phi < question.txt",
         "bulkhead chat --temperature 0.7 --seed 7 --save-receipt receipt.json --json Hello",
-        "bulkhead chat --priority 10 --timeout 30 --save-profile step.json.gz Hello",
+        "bulkhead chat --priority -10 --timeout 30 --save-profile step.json.gz Hello",
     )
 )
 @click.argument("prompt", required=False)
@@ -43,7 +43,7 @@ MAX_STDIN_CHARS = 2 * 1024 * 1024  # the protocol's largest request
     type=click.IntRange(-MAX_PRIORITY, MAX_PRIORITY),
     default=0,
     show_default=True,
-    help="Higher ones begin first among the tenant's own that wait.",
+    help="Lower numbers begin first among the tenant's own requests that wait.",
 )
 @click.option("--timeout", "timeout_s", type=float, help="Seconds after which the worker gives an answer up.")
 @click.option("--save-receipt", type=click.Path(path_type=Path, dir_okay=False), help="File for the (last) receipt.")
@@ -175,7 +175,9 @@ class _Chat:
             self._tell(f"receipt saved to {self._save_receipt}")
         if self._save_profile is not None:
             if not generation.trace:
-                raise InvalidRequestError("the answer ended before its second token: there was no step to trace")
+                raise InvalidRequestError(
+                    "the answer ended before a step could be traced: ask for more tokens, or later"
+                )
             try:
                 self._save_profile.write_bytes(generation.trace)
             except OSError as error:

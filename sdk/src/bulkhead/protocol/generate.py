@@ -92,7 +92,7 @@ class GenerateRequest:
         choice: texts that the answer is one of.
         cache_salt: state of prompts is reused between the tenant's requests of equal salt, whatever their session;
             empty shares within the session only.
-        priority: -100 to 100; of the tenant's requests that wait on the worker, higher ones begin first.
+        priority: -100 to 100; of the tenant's requests that wait on the worker, lower numbers begin first.
         timeout_s: above 0, at most 86,400: the request ends with DeadlineError so long after the worker took it in;
             None for no bound but the ticket's.
         profile: trace one step of the answer (:class:`bulkhead.protocol.payloads.Trace`).
