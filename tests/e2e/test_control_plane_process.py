@@ -18,7 +18,9 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
+from audit.sql import open_reader
 from bulkhead import ids
+from bulkhead.transparency.leaf import parse_leaf
 from bulkhead.v1 import (
     common_pb2,
     fleet_pb2,
@@ -29,6 +31,8 @@ from bulkhead.v1 import (
     tenancy_pb2_grpc,
 )
 from control_plane.authz.sources import read_sources
+from control_plane.config import ControlPlaneConfig
+from service.config import load_config
 from service.tls import Identity, channel_credentials
 from tests.simulator.administered import reason_of
 
@@ -289,3 +293,31 @@ async def test_sigterm_drains(control_plane: ControlPlane) -> None:
         assert await ended == 0
     assert not (control_plane.root / "control" / "ports.json").exists()
     control_plane.start()
+
+
+def _platform_actions(control_plane: ControlPlane) -> list[str]:
+    reader = open_reader(load_config(ControlPlaneConfig, control_plane.config).audit_config().database)
+    try:
+        (log,) = [info for info in reader.logs() if info.tenant is None]
+        actions = [parse_leaf(stored.leaf).action for stored in reader.leaves(log.log_id, 0, 4_096)]
+    finally:
+        reader.close()
+    return [action for action in actions if action.startswith("platform.")]
+
+
+async def test_start_stop_and_configuration_are_recorded(control_plane: ControlPlane) -> None:
+    """A start and an orderly stop are in the platform's log, and the configuration whenever it is another."""
+    before = len(_platform_actions(control_plane))
+    control_plane.end(signal.SIGTERM)
+    control_plane.start()
+    control_plane.end(signal.SIGTERM)
+    text = control_plane.config.read_text()
+    control_plane.config.write_text(text.replace("drain_s = 2", "drain_s = 3"))
+    control_plane.start()
+    assert _platform_actions(control_plane)[before:] == [
+        "platform.stop",
+        "platform.start",
+        "platform.stop",
+        "platform.configured",
+        "platform.start",
+    ]

@@ -2,7 +2,6 @@
 
 import asyncio
 import itertools
-import re
 from pathlib import Path
 
 import pytest
@@ -18,6 +17,7 @@ from audit.sql import SqlLockStore, open_reader
 from audit.sql.verify import DatabaseReport, verify_database
 from bulkhead.errors import AuditUnavailableError, ConfigError, LogForkError
 from bulkhead.transparency import verify_receipt
+from bulkhead.transparency.leaf import parse_leaf
 from tests.contract.test_audit_store import PLATFORM
 from tests.simulator.audit_memory_store import MemoryAuditStore
 from tests.simulator.audit_world import OTHER, TENANT, config, decision, opened, opening
@@ -78,9 +78,9 @@ async def test_rounds_of_several_writers_have_one_order(tmp_path, audit_url):
     platform = logs[0].platform_log
     await asyncio.gather(*(log.close() for log in logs))
     reader = open_reader(audit_url)
-    leaves = [stored.leaf.decode() for stored in reader.leaves(platform.log_id, 1, 1_000)]
+    leaves = [parse_leaf(stored.leaf) for stored in reader.leaves(platform.log_id, 1, 1_000)]
     reader.close()
-    rounds = [int(found[1]) for leaf in leaves if (found := re.search(r'"round":(\d+)', leaf))]
+    rounds = [leaf.data["round"] for leaf in leaves if leaf.action == "log.round"]
     assert rounds == list(range(1, len(rounds) + 1))
     assert len(rounds) > 5
     assert verified(tmp_path, audit_url).lock_checked

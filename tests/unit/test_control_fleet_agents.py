@@ -191,6 +191,8 @@ async def test_restarted_agent_loses_what_it_no_longer_runs(world, acme) -> None
     fresh = world.adopt(agent.restarted())
     await fresh.start()
     assert (await world.session("acme", opened.grant.session_id)).state == "lost"
+    connected = await world.records("", "agent.enrolled", "agent.connected")
+    assert [record.action for record in connected] == ["agent.enrolled", "agent.connected"]
     await world.eventually(lambda: world.records(acme.tenant_id, "partition.freed"))
     assert world.core.book.all() == ()
     found = [r.action for r in await world.records(acme.tenant_id) if r.action.startswith("partition.")]
@@ -536,7 +538,8 @@ async def test_cordoned_agent_takes_nothing_new_and_admins_see_the_fleet(world, 
         "agent.cordoned",
         "agent.uncordoned",
     ]
-    assert await world.records(acme.tenant_id, "partition.released")
+    steps = [r.action for r in await world.records(acme.tenant_id) if r.action.startswith("partition.")]
+    assert steps[-4:] == ["partition.released", "partition.draining", "partition.scrubbing", "partition.freed"]
 
 
 @pytest.mark.parametrize(

@@ -181,3 +181,6 @@ async def test_a_rollback_goes_back_and_forth(policies: _Policies) -> None:
     policies.world.clock.advance_s(1)
     assert (await policies.admin.roll_back(policies.world.call())).number == 2
     assert policies.server.active.number == 2
+    recorded = await policies.world.records(action="policy.rolled_back")
+    assert [record.subject for record in recorded] == [policies.world.admin.subject_id] * 2
+    assert recorded[1].bundle == bundle.digest

@@ -73,6 +73,23 @@ async def test_the_decision_is_recorded_before_the_change(world: Administered) -
     assert decision.cause.request_id == call.request_id
 
 
+async def test_the_life_of_credentials_is_recorded(world: Administered) -> None:
+    """A principal's and each credential's beginning and end stand in the tenant's log; no secret and no name does."""
+    tenant = await world.tenant()
+    credential_id, key = await world.api_key(tenant_id=tenant.tenant_id, role=Role.OFFICER, name="kim-the-officer")
+    await world.credentials.revoke(world.call(), credential_id)
+    log = await world.records(tenant.tenant_id)
+    life = [fields for fields in log if fields.action.startswith(("principal.", "credential."))]
+    assert [fields.action for fields in life] == ["principal.created", "credential.issued", "credential.revoked"]
+    assert {fields.subject for fields in life} == {world.admin.subject_id}
+    assert life[1].resource is not None
+    assert life[2].resource is not None
+    assert life[1].resource.id == life[2].resource.id == credential_id
+    log_id = (await world.audit.ensure_log(tenant.tenant_id)).log_id
+    leaves = [(await world.audit.receipt(log_id, index)).leaf for index in range(len(log))]
+    assert not any(key.encode() in leaf or b"kim-the-officer" in leaf for leaf in leaves)
+
+
 async def test_an_update_changes_the_named_fields_only(world: Administered) -> None:
     """An update writes what it names, raises the revision, and is recorded with the new values."""
     tenant = await world.tenant()
