@@ -14,7 +14,7 @@ __all__ = ["reader"]
 def _url(function: Any) -> Any:
     return click.option(
         "--db", "url", required=True, envvar="BULKHEAD_AUDIT_DB", show_envvar=True, metavar="URL",
-        help="postgresql://… of the audit database, as its owner.",
+        help="postgresql://… of the audit database, as a superuser.",
     )(function)  # fmt: skip
 
 
@@ -31,7 +31,10 @@ def reader() -> None:
 @click.option("--tenant", help="Whose records the role sees; without it, every log.")
 @json_option
 def add(role: str, *, url: str, tenant: str | None, as_json: bool) -> None:
-    """Make ROLE a reader: it may log in (give it a password or a pg_hba entry) and select from the views."""
+    """Make ROLE a reader: it may log in (give it a password or a pg_hba entry) and select from the views.
+
+    What it reads is not in the audit log; the server logs each of its statements instead.
+    """
     add_reader(url, role, tenant=None if tenant is None else check_id(tenant, TENANT))
     value = {"role": role, "tenant": tenant, "views": list(VIEWS)}
     emit(value, as_json=as_json, text=f"{role} reads {', '.join(VIEWS)} of {tenant or 'every log'}.")

@@ -20,8 +20,11 @@ _LARGE_OBJECTS: Final = ("lo_creat(integer)", "lo_create(oid)", "lo_from_bytea(o
 def add_reader(url: str, role: str, *, tenant: str | None) -> None:
     """Make a login role (without a password) that reads the views: one tenant's records, or all.
 
+    What the role reads is no record of the audit log, which a reading transaction cannot write. The server logs each
+    of its statements, and only a superuser can switch that off.
+
     Args:
-        url: of the audit database, as its owner with the right to make roles.
+        url: of the audit database, as a superuser.
         role: lower-case name.
         tenant: tenant id; None for every log.
 
@@ -38,6 +41,7 @@ def add_reader(url: str, role: str, *, tenant: str | None) -> None:
             ("default_transaction_read_only", "on"),
             ("statement_timeout", str(_STATEMENT_LIMIT_MS)),
             ("idle_in_transaction_session_timeout", str(_STATEMENT_LIMIT_MS)),
+            ("log_statement", "all"),
         ):
             connection.execute(text(f"ALTER ROLE {name} SET {setting} = '{value}'"))
         database = connection.execute(text("SELECT quote_ident(current_database())")).scalar()

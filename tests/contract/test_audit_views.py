@@ -162,3 +162,19 @@ def test_readers_are_listed_and_refused_by_name(filled_url, reader_role):
         result = CliRunner().invoke(program, ["reader", *arguments, "--db", filled_url])
         assert result.exit_code == 1, result.output
         assert "Traceback" not in result.output
+
+
+def test_what_a_reader_asks_is_in_the_server_s_log(reader_role, postgres):
+    """Each statement of a reader is logged by the server; the reader cannot switch that off."""
+    url = reader_role(TENANT)
+    writing = f"{url}&options=-c%20default_transaction_read_only%3Doff"
+    role = url.removeprefix("postgresql://").partition("@")[0]
+    assert "permission denied" in psql(url, "SET log_statement = 'none'").stderr
+    assert "permission denied" in psql(f"{url}&options=-c%20log_statement%3Dnone", "SELECT 1").stderr
+    for change in ("RESET log_statement", "SET log_statement = 'none'"):
+        assert "permission denied" in psql(writing, f"ALTER ROLE {role} {change}").stderr
+    psql(writing, f"ALTER ROLE {role} RESET ALL")  # takes back what is the role's own to change, and no more
+    assert psql(url, "SHOW log_statement").stdout.strip() == "all"
+    assert psql(url, "SELECT count(*) AS reads_of_kim FROM audit_records").returncode == 0
+    logged = (postgres.root / "server.log").read_text(encoding="utf-8", errors="replace")
+    assert "reads_of_kim FROM audit_records" in logged
