@@ -18,6 +18,7 @@ import grpc.aio
 
 from bulkhead.attestation import EvidenceKind, Tier
 from bulkhead.client.config import Profile, TicketIssuerPin
+from bulkhead.client.roots import RootPin
 from bulkhead.encoding import b64url_encode
 from bulkhead.errors import BulkheadError, NotFoundError
 from bulkhead.protocol.context import Method
@@ -177,6 +178,7 @@ class FakePlatform:
             ticket_issuer=TicketIssuerPin(fingerprints=frozenset({world.issuer.fingerprint})),
             trust=anchors.trust_policy,
             development_mode=anchors.development_mode,
+            root=RootPin(fingerprint=world.tenant_root, key=world.root) if world.rooted else RootPin(),
         )
         return replace(profile, **changes)  # type: ignore[arg-type]
 
@@ -349,6 +351,7 @@ class _Worker(inference_pb2_grpc.InferenceServiceServicer):
                 ticket=request.ticket,
                 request_id=request.request_id,
                 signature=request.signature,
+                certificate=request.certificate,
                 now_s=int(time.time()),
             )
             signed = platform.receipts.get(request.request_id)
@@ -365,10 +368,11 @@ async def running_platform(
     kind: EvidenceKind = EvidenceKind.OPERATOR,
     tier: Tier = Tier.GPU,
     padding: PaddingMode = PaddingMode.DEFAULT,
+    rooted: bool = False,
     also: Sequence[Callable[[grpc.aio.Server], None]] = (),
 ) -> AsyncIterator[FakePlatform]:
     """Serve a platform on two loopback ports until the block ends; ``also`` adds services to its control plane."""
-    platform = FakePlatform(PlatformWorld(kind=kind, tier=tier, padding=padding, now_s=int(time.time())))
+    platform = FakePlatform(PlatformWorld(kind=kind, tier=tier, padding=padding, rooted=rooted, now_s=int(time.time())))
     control = grpc.aio.server()
     session_pb2_grpc.add_SessionServiceServicer_to_server(_Sessions(platform), control)
     session_pb2_grpc.add_SessionQueryServiceServicer_to_server(_Queries(platform), control)

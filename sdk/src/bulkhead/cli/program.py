@@ -14,6 +14,7 @@ from bulkhead.cli.isolation import isolation_test
 from bulkhead.cli.models import model
 from bulkhead.cli.profiles import profile
 from bulkhead.cli.receipts import receipt
+from bulkhead.cli.roots import root
 from bulkhead.cli.sessions import session
 from bulkhead.cli.settings import Settings, with_settings
 
@@ -38,7 +39,7 @@ def program(ctx: click.Context, profile_name: str | None, config_path: Path | No
     ctx.obj = Settings(profile_name, config_path)
 
 
-for _command in (chat, session, evidence, receipt, audit, model, broker, profile, isolation_test):
+for _command in (chat, session, evidence, receipt, audit, model, broker, root, profile, isolation_test):
     program.add_command(_command)
 
 

@@ -21,6 +21,12 @@ __all__ = ["prove_receipt", "receipt"]
 
 _US_PER_S: Final = 1_000_000
 _file = click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+_roots = click.option(
+    "--tenant-root",
+    "roots",
+    multiple=True,
+    help="Fingerprint (SHA-256) of the tenant's root of then, beside the profile's; repeatable.",
+)
 
 
 @click.group()
@@ -39,6 +45,7 @@ def receipt() -> None:
     multiple=True,
     help="Fingerprint (SHA-256) of a ticket issuer of then, beside the profile's; repeatable.",
 )
+@_roots
 @click.option("--platform-key", help="Verifier key (vkey) of the platform's log: its round in FILE must hold.")
 @click.option("--witness-key", "witness_keys", multiple=True, help="Verifier key of a pinned witness; repeatable.")
 @click.option("--quorum", type=click.IntRange(0), default=0, help="How many of them must have cosigned that round.")
@@ -50,6 +57,7 @@ def verify(
     *,
     file: Path,
     issuers: tuple[str, ...],
+    roots: tuple[str, ...],
     platform_key: str | None,
     witness_keys: tuple[str, ...],
     quorum: int,
@@ -64,7 +72,7 @@ def verify(
         pins = PublicPins(
             platform_vkey=platform_key, witnesses=tuple(map(Witness.from_vkey, witness_keys)), quorum=quorum
         )
-    proven = _verified(ctx, file, issuers, pins)
+    proven = _verified(ctx, file, issuers, pins, roots=roots)
     emit(_proven_json(proven), as_json=as_json, text=_proven_text(proven))
 
 
@@ -81,6 +89,7 @@ def verify(
     help="An export of the tenant's log, made after the receipts.",
 )
 @click.option("--ticket-issuer", "issuers", multiple=True, help="As for verify; repeatable.")
+@_roots
 @json_option
 @click.pass_context
 def usage(
@@ -90,6 +99,7 @@ def usage(
     files: tuple[Path, ...],
     export_file: Path,
     issuers: tuple[str, ...],
+    roots: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Hold the usage in the log against all saved receipts of the sessions: usage without a receipt is refused.
@@ -97,7 +107,7 @@ def usage(
     Offline: receipts and export are verified with the profile's own pins. FILES must be every receipt of their
     sessions; sessions of which none is given are not looked at.
     """
-    proven = [_verified(ctx, file, issuers) for file in files]
+    proven = [_verified(ctx, file, issuers, roots=roots) for file in files]
     sessions = {item.receipt.session for item in proven}
     report = _check_usage(proven, _batches(ctx, export_file, sessions))
     text = (
@@ -169,20 +179,31 @@ def _trust(ctx: click.Context) -> "Trust":
 
 
 def _verified(
-    ctx: click.Context, file: Path, issuers: tuple[str, ...], pins: "PublicPins | None" = None
+    ctx: click.Context,
+    file: Path,
+    issuers: tuple[str, ...],
+    pins: "PublicPins | None" = None,
+    *,
+    roots: tuple[str, ...] = (),
 ) -> "ProvenReceipt":
     from bulkhead.client.saved import read_receipt_file
 
-    return _verify(ctx, read_receipt_file(file), issuers, pins)
+    return _verify(ctx, read_receipt_file(file), issuers, pins, roots=roots)
 
 
 def _verify(
-    ctx: click.Context, saved: "SavedReceipt", issuers: tuple[str, ...], pins: "PublicPins | None" = None
+    ctx: click.Context,
+    saved: "SavedReceipt",
+    issuers: tuple[str, ...],
+    pins: "PublicPins | None" = None,
+    *,
+    roots: tuple[str, ...] = (),
 ) -> "ProvenReceipt":
+    from bulkhead.client.config import fingerprint_of
     from bulkhead.protocol.saved import verify_saved
 
     trust = _trust(ctx)
-    anchors = trust.anchors(saved.ticket_issuer, also=issuers)
+    anchors = trust.anchors(saved.ticket_issuer, also=issuers, also_roots=map(fingerprint_of, roots))
     return verify_saved(saved, tenant=trust.tenant_id, anchors=anchors, pins=pins)
 
 
@@ -208,6 +229,7 @@ def _proven_json(proven: "ProvenReceipt") -> dict[str, Any]:
         "ts_us": stated.ts_us,
         "keyset_digest": stated.keyset_digest,
         "evidence_digest": stated.evidence_digest,
+        "tenant_root": proven.grant.worker.descriptor.tenant_root,
         "decision": {"record": proven.grant.decision.fields.record_id, "index": proven.grant.decision.index},
         "log": None
         if logged is None
@@ -232,12 +254,20 @@ def _proven_text(proven: "ProvenReceipt") -> str:
         f"model      {stated.model} {stated.model_digest.hex()}",
         f"tier       {stated.tier}{' (SIMULATED: proves nothing)' if stated.simulated else ''}",
         f"partition  {stated.partition}",
+        f"root       {_root_text(proven)}",
         f"tokens     {stated.usage.prompt_tokens} + {stated.usage.completion_tokens}, {count}",
         f"decision   record {proven.grant.decision.fields.record_id}, index {proven.grant.decision.index}",
         f"log        {'not asked yet: bulkhead audit prove --receipt FILE' if logged is None else _where(logged)}",
         "verified: signed by the attested key of the worker that the session was granted",
     ]
     return "\n".join(lines)
+
+
+def _root_text(proven: "ProvenReceipt") -> str:
+    named = proven.grant.worker.descriptor.tenant_root
+    if named is None:
+        return "none: whoever issued tickets could name session keys"
+    return f"{named.hex()}: the worker took session keys that it certified, and no others"
 
 
 def _where(logged: "ProvenRecord") -> str:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from bulkhead.client.generation import Choice, Completion, Embeddings, Generation
     from bulkhead.client.opening import Progress
     from bulkhead.client.policies import PolicyAdmin
+    from bulkhead.client.roots import RootPin, RootSigner
     from bulkhead.client.session import AsyncSession
     from bulkhead.client.tenancy import TenancyAdmin, TenantSettings
     from bulkhead.protocol.payloads import Delta, Message, Usage
@@ -46,6 +47,8 @@ __all__ = [
     "Profile",
     "Progress",
     "RecordFilter",
+    "RootPin",
+    "RootSigner",
     "Session",
     "SessionDefaults",
     "SessionOpening",
@@ -66,6 +69,7 @@ _HOMES: Final = {
     "bulkhead.client.generation": ("Choice", "Completion", "Embeddings", "Generation"),
     "bulkhead.client.opening": ("Progress",),
     "bulkhead.client.policies": ("PolicyAdmin",),
+    "bulkhead.client.roots": ("RootPin", "RootSigner"),
     "bulkhead.client.session": ("AsyncSession",),
     "bulkhead.client.tenancy": ("TenancyAdmin", "TenantSettings"),
     "bulkhead.protocol.payloads": ("Delta", "Message", "Usage"),

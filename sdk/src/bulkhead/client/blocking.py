@@ -14,6 +14,7 @@ from bulkhead.client.client import AsyncBulkhead
 from bulkhead.client.config import Profile, load_profile
 from bulkhead.client.generation import Completion, Embeddings, Generation, Messages
 from bulkhead.client.opening import OPEN_DEADLINE_S, OnProgress
+from bulkhead.client.roots import RootSigner
 from bulkhead.client.session import AsyncSession
 from bulkhead.client.views import SessionView
 from bulkhead.errors import CancelledError, InvalidRequestError
@@ -90,16 +91,20 @@ class Bulkhead:
     Args:
         profile: address, credential and pins.
         development_mode: whether simulated evidence is accepted; None takes the profile's. No server can set it.
+        root_signer: as for :class:`AsyncBulkhead`.
 
     Raises:
         InvalidRequestError: the profile's address is not host:port.
+        ConfigError: the root signer is not the root that the profile pins.
     """
 
-    def __init__(self, *, profile: Profile, development_mode: bool | None = None) -> None:
+    def __init__(
+        self, *, profile: Profile, development_mode: bool | None = None, root_signer: RootSigner | None = None
+    ) -> None:
         self._thread = _LoopThread()
 
         async def make() -> AsyncBulkhead:
-            return AsyncBulkhead(profile=profile, development_mode=development_mode)
+            return AsyncBulkhead(profile=profile, development_mode=development_mode, root_signer=root_signer)
 
         try:
             self._client = self._thread.call(make)

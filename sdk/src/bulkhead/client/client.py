@@ -3,11 +3,10 @@
 import secrets
 import time
 from collections.abc import AsyncGenerator, Callable, Generator, Iterable
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
-
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from bulkhead.attestation import Tier
 from bulkhead.attestation.statement import NONCE_BYTES
@@ -16,18 +15,17 @@ from bulkhead.client.config import Profile, load_profile
 from bulkhead.client.connect import control_plane_channel
 from bulkhead.client.keeper import GrantKeeper
 from bulkhead.client.opening import OPEN_DEADLINE_S, OnProgress, SessionControl, SessionRequest
+from bulkhead.client.roots import RootSigner, session_keys_of
 from bulkhead.client.session import AsyncSession
 from bulkhead.client.transport import Channel, RetryPolicy
 from bulkhead.client.trust import Trust
 from bulkhead.client.views import SessionView
-from bulkhead.errors import BulkheadError, InvalidRequestError
+from bulkhead.errors import BulkheadError, InvalidRequestError, TenantRootRequiredError
 from bulkhead.ids import REQUEST, new_id
 from bulkhead.protocol.grant import Expectation
 from bulkhead.sealing import PaddingMode
 
 __all__ = ["AsyncBulkhead", "SessionOpening"]
-
-_ED25519_SEED_BYTES = 32
 
 
 class AsyncBulkhead:
@@ -37,11 +35,13 @@ class AsyncBulkhead:
         profile: address, credential and pins (:func:`bulkhead.client.config.load_profile`).
         development_mode: whether simulated evidence is accepted; None takes the profile's. No server can set it.
         retry: of idempotent calls.
+        root_signer: the tenant's root, where its key is not in the profile; certifies each session key.
         clock: Unix seconds.
         random_bytes: source of session keys, nonces and request secrets.
 
     Raises:
         InvalidRequestError: the profile's address is not host:port.
+        ConfigError: the root signer is not the root that the profile pins.
     """
 
     def __init__(
@@ -50,6 +50,7 @@ class AsyncBulkhead:
         profile: Profile,
         development_mode: bool | None = None,
         retry: RetryPolicy | None = None,
+        root_signer: RootSigner | None = None,
         clock: Callable[[], float] = time.time,
         random_bytes: Callable[[int], bytes] = secrets.token_bytes,
     ) -> None:
@@ -57,6 +58,9 @@ class AsyncBulkhead:
         self._development_mode = development_mode
         self._clock = clock
         self._random_bytes = random_bytes
+        self._keys = session_keys_of(
+            profile.root, tenant=profile.tenant_id, signer=root_signer, random_bytes=random_bytes
+        )
         self._channel = control_plane_channel(profile, retry=retry)
         self._control = SessionControl(self._channel)
         self._sessions: list[AsyncSession] = []
@@ -119,6 +123,8 @@ class AsyncBulkhead:
             InvalidRequestError: no model, or an unknown tier or padding. Everything else when it is awaited:
             PolicyDeniedError: policy refused, ``details["reasons"]`` says why.
             EvidenceError, ProofError, TicketError: the worker could not be verified; nothing was sent to it.
+            TenantRootRequiredError: tier confidential is asked for, or the worker demands a tenant root, and none is
+            configured.
             BulkheadError: see :meth:`bulkhead.client.opening.SessionControl.open`.
         """
         defaults = self._profile.defaults
@@ -168,8 +174,14 @@ class AsyncBulkhead:
         await self.close()
 
     async def _open(self, request: SessionRequest, *, on_progress: OnProgress | None, timeout_s: float) -> AsyncSession:
-        trust = Trust.from_profile(self._profile, development_mode=self._development_mode)
-        session_key = Ed25519PrivateKey.from_private_bytes(self._random_bytes(_ED25519_SEED_BYTES))
+        keys = self._keys
+        trust = replace(
+            Trust.from_profile(self._profile, development_mode=self._development_mode), tenant_roots=keys.tenant_roots
+        )
+        weakest = max(request.minimum_tier or Tier.PROCESS, trust.trust_policy.minimum_tier)
+        if weakest is Tier.CONFIDENTIAL and not keys.tenant_roots:
+            raise TenantRootRequiredError("tier confidential needs a tenant root, and the profile has none")
+        session_key = keys.session_key()
         expectation = Expectation(
             tenant=trust.tenant_id,
             request_id=new_id(REQUEST),
@@ -180,6 +192,7 @@ class AsyncBulkhead:
             model_digest=trust.model_digests.get(request.model),
             padding=request.padding,
         )
+        certificate = await keys.certify(expectation.cnf, now_s=int(self._clock()))
         received = await self._control.open(
             request,
             request_id=expectation.request_id,
@@ -194,6 +207,8 @@ class AsyncBulkhead:
                 control=self._control,
                 trust=trust,
                 session_key=session_key,
+                keys=keys,
+                certificate=certificate,
                 expectation=expectation,
                 received=received,
                 clock=self._clock,

@@ -20,6 +20,10 @@
     request_journal = "acme.journal"        # every request id is noted there before it is sent; see `audit monitor`
     ticket_issuer = "base64url"             # Ed25519 public key, or ticket_issuer_fingerprint = "SHA-256, hexadecimal";
                                             # a list of several while the operator changes to another issuer
+    tenant_root_key_file = "root.pem"       # mode 0600: the tenant's root, which certifies session keys; or
+    tenant_root_fingerprint = "SHA-256"     # hexadecimal, where the root lives elsewhere, perhaps with the next two
+    session_key_file = "session.pem"        # mode 0600: a session key that was certified elsewhere
+    session_certificate_file = "session.cert" # its certificate, read anew at each renewal
     trust_policy_file = "trust.toml"        # or the table [profile.acme.trust]; docs/trust-policy.md
     collateral_directory = "collateral"     # what vendors publish, at hand; without it ~/.cache/bulkhead/collateral
     development_mode = false                # true accepts simulated evidence, and says so every time
@@ -47,14 +51,25 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from bulkhead.attestation.policy import TrustPolicy, load_trust_policy, parse_trust_policy
+from bulkhead.client.roots import RootPin
+from bulkhead.client.toml_table import TomlTable
 from bulkhead.encoding import b64url_decode
 from bulkhead.errors import BulkheadError, ConfigError, EvidencePolicyError
 from bulkhead.ids import TENANT, check_id
+from bulkhead.key_files import load_key_file
 
-__all__ = ["Profile", "SessionDefaults", "TicketIssuerPin", "config_path", "list_profiles", "load_profile"]
+__all__ = [
+    "Profile",
+    "SessionDefaults",
+    "TicketIssuerPin",
+    "config_path",
+    "fingerprint_of",
+    "list_profiles",
+    "load_profile",
+]
 
 MAX_CONFIG_BYTES: Final = 1024 * 1024
 MAX_CREDENTIAL_BYTES: Final = 256 * 1024  # a certificate chain; an API key is below 100
@@ -90,7 +105,7 @@ class TicketIssuerPin:
         Raises:
             ConfigError: not 64 lower-case hexadecimal digits.
         """
-        more = frozenset(map(_fingerprint, fingerprints))
+        more = frozenset(map(fingerprint_of, fingerprints))
         return TicketIssuerPin(fingerprints=self.fingerprints | more)
 
 
@@ -130,6 +145,7 @@ class Profile:
         development_mode: whether simulated evidence is accepted.
         model_digests: pinned manifests' digests (32 bytes) by model name.
         defaults: what sessions ask for.
+        root: the tenant's root; empty for a tenant without.
         collateral_directory: of what vendors publish for verification; None for the user's cache directory.
     """
 
@@ -154,6 +170,7 @@ class Profile:
     model_digests: Mapping[str, bytes] = field(default_factory=dict)
     defaults: SessionDefaults = field(default_factory=SessionDefaults)
     collateral_directory: Path | None = None
+    root: RootPin = field(default_factory=RootPin)
 
 
 def config_path(environ: Mapping[str, str] = os.environ) -> Path:
@@ -204,7 +221,7 @@ def load_profile(
     return _profile(wanted, profiles[wanted], where)
 
 
-def _profile(name: str, table: "_Table", where: Path) -> Profile:
+def _profile(name: str, table: TomlTable, where: Path) -> Profile:
     folder = where.parent
     certificate, key = table.optional_text("client_certificate_file"), table.optional_text("client_key_file")
     api_key_file = table.optional_text("api_key_file")
@@ -234,6 +251,7 @@ def _profile(name: str, table: "_Table", where: Path) -> Profile:
         model_digests=_model_digests(table),
         defaults=_defaults(table),
         collateral_directory=_directory(table, folder),
+        root=_root(table, folder),
     )
     table.end()
     if profile.witness_quorum > len(profile.witnesses):
@@ -241,12 +259,12 @@ def _profile(name: str, table: "_Table", where: Path) -> Profile:
     return profile
 
 
-def _journal(table: "_Table", folder: Path) -> Path | None:
+def _journal(table: TomlTable, folder: Path) -> Path | None:
     name = table.optional_text("request_journal")
     return None if name is None else folder / name
 
 
-def _tenant_id(table: "_Table") -> str | None:
+def _tenant_id(table: TomlTable) -> str | None:
     value = table.optional_text("tenant")
     try:
         return None if value is None else check_id(value, TENANT)
@@ -254,7 +272,7 @@ def _tenant_id(table: "_Table") -> str | None:
         raise table.wrong("tenant", "expected tenant_<26 characters>") from error
 
 
-def _model_digests(table: "_Table") -> Mapping[str, bytes]:
+def _model_digests(table: TomlTable) -> Mapping[str, bytes]:
     inner = table.optional_table("model_digests")
     if inner is None:
         return {}
@@ -265,12 +283,12 @@ def _model_digests(table: "_Table") -> Mapping[str, bytes]:
     return {name: bytes.fromhex(digest) for name, digest in pins.items()}
 
 
-def _ticket_issuer(table: "_Table") -> TicketIssuerPin | None:
+def _ticket_issuer(table: TomlTable) -> TicketIssuerPin | None:
     keys, fingerprints = table.text_or_texts("ticket_issuer"), table.text_or_texts("ticket_issuer_fingerprint")
     if keys and fingerprints:
         raise table.wrong("ticket_issuer", "give keys or their fingerprints, not both")
     try:
-        pins = frozenset((*map(_key_fingerprint, keys), *map(_fingerprint, fingerprints)))
+        pins = frozenset((*map(_key_fingerprint, keys), *map(fingerprint_of, fingerprints)))
     except ConfigError as error:
         raise table.wrong("ticket_issuer" if keys else "ticket_issuer_fingerprint", error.message) from error
     return TicketIssuerPin(fingerprints=pins) if pins else None
@@ -286,13 +304,43 @@ def _key_fingerprint(key: str) -> bytes:
     return hashlib.sha256(raw).digest()
 
 
-def _fingerprint(text: str) -> bytes:
+def fingerprint_of(text: str) -> bytes:
+    """Return a fingerprint (32 bytes) from its text.
+
+    Raises:
+        ConfigError: not 64 lower-case hexadecimal digits.
+    """
     if not _HEX_32.fullmatch(text):
         raise ConfigError("expected 64 lower-case hexadecimal digits")
     return bytes.fromhex(text)
 
 
-def _trust(table: "_Table", folder: Path) -> TrustPolicy:
+def _root(table: TomlTable, folder: Path) -> RootPin:
+    key_file, text = table.optional_text("tenant_root_key_file"), table.optional_text("tenant_root_fingerprint")
+    session, certificate = table.optional_text("session_key_file"), table.optional_text("session_certificate_file")
+    if (session is None) != (certificate is None):
+        raise table.wrong("session_key_file", "needs session_certificate_file beside it, and the reverse")
+    if session is not None and (text is None or key_file is not None):
+        raise table.wrong("session_key_file", "needs tenant_root_fingerprint beside it, and no tenant_root_key_file")
+    key = None if key_file is None else load_key_file(folder / key_file, what="tenant's root")
+    try:
+        fingerprint = None if text is None else fingerprint_of(text)
+    except ConfigError as error:
+        raise table.wrong("tenant_root_fingerprint", error.message) from error
+    if key is not None:
+        own = hashlib.sha256(key.public_key().public_bytes_raw()).digest()
+        if fingerprint not in {None, own}:
+            raise table.wrong("tenant_root_fingerprint", "is of another key than tenant_root_key_file")
+        fingerprint = own
+    return RootPin(
+        fingerprint=fingerprint,
+        key=key,
+        session_key_file=None if session is None else folder / session,
+        certificate_file=None if certificate is None else folder / certificate,
+    )
+
+
+def _trust(table: TomlTable, folder: Path) -> TrustPolicy:
     inline, file = table.optional_table("trust"), table.optional_text("trust_policy_file")
     if inline is not None and file is not None:
         raise table.wrong("trust_policy_file", "there is a [trust] table too; keep one of them")
@@ -301,12 +349,12 @@ def _trust(table: "_Table", folder: Path) -> TrustPolicy:
     return TrustPolicy() if inline is None else parse_trust_policy(inline.rest(), what=inline.where)
 
 
-def _directory(table: "_Table", folder: Path) -> Path | None:
+def _directory(table: TomlTable, folder: Path) -> Path | None:
     text = table.optional_text("collateral_directory")
     return None if text is None else folder / text
 
 
-def _defaults(table: "_Table") -> SessionDefaults:
+def _defaults(table: TomlTable) -> SessionDefaults:
     inner = table.optional_table("defaults")
     if inner is None:
         return SessionDefaults()
@@ -343,7 +391,7 @@ def _read(path: Path, *, what: str, secret: bool = False) -> bytes:
     return data
 
 
-def _read_toml(path: Path) -> "_Table":
+def _read_toml(path: Path) -> TomlTable:
     try:
         with path.open("rb") as file:
             data = file.read(MAX_CONFIG_BYTES + 1)
@@ -352,81 +400,6 @@ def _read_toml(path: Path) -> "_Table":
     if len(data) > MAX_CONFIG_BYTES:
         raise ConfigError(f"{path}: above {MAX_CONFIG_BYTES} bytes")
     try:
-        return _Table(tomllib.loads(data.decode("utf-8")), str(path))
+        return TomlTable(tomllib.loads(data.decode("utf-8")), str(path))
     except ValueError as error:  # TOMLDecodeError and UnicodeDecodeError
         raise ConfigError(f"{path}: not TOML: {error}") from error
-
-
-class _Table:
-    """A TOML table whose keys are taken one by one; :meth:`end` refuses what is left."""
-
-    def __init__(self, values: Mapping[str, object], where: str) -> None:
-        self._left = dict(values)
-        self.where = where
-
-    def wrong(self, key: str, why: str) -> ConfigError:
-        return ConfigError(f"{self.where}: {key}: {why}")
-
-    def optional_text(self, key: str) -> str | None:
-        value = self._left.pop(key, None)
-        if value is not None and (not isinstance(value, str) or not value):
-            raise self.wrong(key, "expected a non-empty string")
-        return value
-
-    def text(self, key: str) -> str:
-        value = self.optional_text(key)
-        if value is None:
-            raise self.wrong(key, "is missing")
-        return value
-
-    def texts(self, key: str) -> tuple[str, ...]:
-        value = self._left.pop(key, [])
-        if not isinstance(value, list) or not all(isinstance(item, str) and item for item in value):
-            raise self.wrong(key, "expected a list of strings")
-        return tuple(value)
-
-    def text_or_texts(self, key: str) -> tuple[str, ...]:
-        if isinstance(self._left.get(key), list):
-            return self.texts(key)
-        value = self.optional_text(key)
-        return () if value is None else (value,)
-
-    def count(self, key: str) -> int:
-        value = self._left.pop(key, 0)
-        if type(value) is not int or value < 0:
-            raise self.wrong(key, "expected a number from 0")
-        return value
-
-    def choice(self, key: str, allowed: tuple[str, ...], *, default: str) -> str:
-        value = self._left.pop(key, default)
-        if value not in allowed:
-            raise self.wrong(key, f"expected one of {', '.join(item for item in allowed if item)}")
-        return str(value)
-
-    def flag(self, key: str) -> bool:
-        value = self._left.pop(key, False)
-        if not isinstance(value, bool):
-            raise self.wrong(key, "expected true or false")
-        return value
-
-    def optional_table(self, key: str) -> "_Table | None":
-        value = self._left.pop(key, None)
-        if value is None:
-            return None
-        if not isinstance(value, dict):
-            raise self.wrong(key, "expected a table")
-        return _Table(value, f"{self.where}: {key}")
-
-    def tables(self, key: str) -> dict[str, "_Table"]:
-        value = self._left.pop(key, {})
-        if not isinstance(value, dict) or not all(isinstance(item, dict) for item in value.values()):
-            raise self.wrong(key, f"expected tables [{key}.<name>]")
-        return {name: _Table(item, f"{self.where}: {key}.{name}") for name, item in value.items()}
-
-    def rest(self) -> dict[str, Any]:
-        left, self._left = self._left, {}
-        return left
-
-    def end(self) -> None:
-        if self._left:
-            raise ConfigError(f"{self.where}: unknown key {min(self._left)!r}")

@@ -17,6 +17,7 @@ from bulkhead.client.keeper import GrantKeeper
 from bulkhead.client.link import Link
 from bulkhead.errors import (
     BulkheadError,
+    CertificateExpiredError,
     InvalidRequestError,
     SealError,
     StaleKeyError,
@@ -84,7 +85,9 @@ class Answer:
                 async with aclosing(self._exchange(link, request)) as events:
                     async for event in events:
                         yield event
-            except (StaleKeyError, TicketExpiredError, WindowFullError, WorkerLostError) as error:
+            except (
+                CertificateExpiredError, StaleKeyError, TicketExpiredError, WindowFullError, WorkerLostError,
+            ) as error:  # fmt: skip
                 if healed or (request is not None and not request.resendable):
                     raise
                 await self._keeper.renew_after(link, reconnect=isinstance(error, WorkerLostError))

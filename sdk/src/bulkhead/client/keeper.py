@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from bulkhead.attestation.statement import NONCE_BYTES
 from bulkhead.client.link import Link, worker_channel
 from bulkhead.client.opening import ReceivedGrant, SessionControl
+from bulkhead.client.roots import SessionKeys
 from bulkhead.client.transport import Channel
 from bulkhead.client.trust import Trust
 from bulkhead.errors import BulkheadError, DeadlineError, SessionClosedError, UnavailableError
@@ -43,6 +44,8 @@ class GrantKeeper:
         control: calls the control plane.
         trust: what the client believes.
         session_key: signs requests; lives in this process only.
+        keys: certify it again at each renewal, where the tenant has a root.
+        certificate: of the session key for the open; empty where the tenant has no root.
         expectation: of the open; a renewal changes the nonce alone.
         received: grant as received at the open.
         clock: Unix seconds.
@@ -58,6 +61,8 @@ class GrantKeeper:
         control: SessionControl,
         trust: Trust,
         session_key: Ed25519PrivateKey,
+        keys: SessionKeys,
+        certificate: bytes,
         expectation: Expectation,
         received: ReceivedGrant,
         clock: Callable[[], float],
@@ -66,6 +71,7 @@ class GrantKeeper:
         self._control = control
         self._trust = trust
         self._key = session_key
+        self._keys = keys
         self._expectation = expectation
         self._clock = clock
         self._random_bytes = random_bytes
@@ -75,7 +81,7 @@ class GrantKeeper:
         self._by_keyset: dict[bytes, Link] = {}
         self._closed = False
         grant = trust.verify(received, expectation=expectation, now_s=self.now_s())
-        self._current = self._link(received, grant, expectation.nonce, worker_channel(received, grant))
+        self._current = self._link(received, grant, expectation.nonce, worker_channel(received, grant), certificate)
         self._task = asyncio.get_running_loop().create_task(self._keep_fresh())
 
     @property
@@ -104,7 +110,7 @@ class GrantKeeper:
         """
         if self._closed:
             raise SessionClosedError("the session has been closed")
-        if self.now_s() >= self._current.grant.not_after_s:
+        if self.now_s() >= self._current.sealing.not_after_s:
             await self.renew_after(self._current)
         return self._current
 
@@ -117,6 +123,7 @@ class GrantKeeper:
 
         Raises:
             EvidenceError, ProofError, TicketError: what the control plane offered does not verify or is weaker.
+            CertificateError, ConfigError: the session key could not be certified again.
             BulkheadError: it could not be asked, or refuses.
         """
         async with self._lock:
@@ -132,7 +139,8 @@ class GrantKeeper:
             grant = verify_renewal(used.grant, renewed)
             keep = used.reaches(received, grant) and not reconnect
             channel = used.channel if keep else worker_channel(received, grant)
-            self._current = self._link(received, grant, nonce, channel)
+            certificate = await self._keys.certify(grant.claims.cnf, now_s=self.now_s())
+            self._current = self._link(received, grant, nonce, channel, certificate)
             self._renewed.set()
             await self._close_outlived()
 
@@ -145,10 +153,14 @@ class GrantKeeper:
         for channel in self._channels:
             await channel.close()
 
-    def _link(self, received: ReceivedGrant, grant: VerifiedGrant, nonce: bytes, channel: Channel) -> Link:
+    def _link(
+        self, received: ReceivedGrant, grant: VerifiedGrant, nonce: bytes, channel: Channel, certificate: bytes
+    ) -> Link:
         # The connection before still serves requests in flight: it ends when no ticket of it can hold any more.
         self._channels[channel] = max(self._channels.get(channel, 0.0), float(grant.not_after_s))
-        sealing = ClientSession(grant=grant, session_key=self._key, random_bytes=self._random_bytes)
+        sealing = ClientSession(
+            grant=grant, session_key=self._key, certificate=certificate, random_bytes=self._random_bytes
+        )
         link = Link(
             sealing=sealing,
             grant=grant,

@@ -33,6 +33,7 @@ class Trust:
         trust_policy: which evidence is accepted.
         development_mode: whether simulated evidence may be accepted.
         model_digests: pinned digests (32 bytes) by model name.
+        tenant_roots: fingerprints (32 bytes) of the tenant's own roots; none for a tenant without.
         hardware: verifies hardware evidence to the vendors' pinned roots, with the collateral at hand; None has none.
     """
 
@@ -42,6 +43,7 @@ class Trust:
     trust_policy: TrustPolicy
     development_mode: bool
     model_digests: Mapping[str, bytes]
+    tenant_roots: tuple[bytes, ...] = ()
     hardware: HardwareVerifier | None = None
 
     @classmethod
@@ -66,15 +68,19 @@ class Trust:
             trust_policy=profile.trust,
             development_mode=profile.development_mode if development_mode is None else development_mode,
             model_digests=profile.model_digests,
+            tenant_roots=profile.root.fingerprints,
             hardware=_hardware(profile),
         )
 
-    def anchors(self, ticket_issuer: bytes, *, also: Iterable[str] = ()) -> TrustAnchors:
+    def anchors(
+        self, ticket_issuer: bytes, *, also: Iterable[str] = (), also_roots: Iterable[bytes] = ()
+    ) -> TrustAnchors:
         """Return what verification stands on, if the ticket's issuer is a pinned one.
 
         Args:
             ticket_issuer: raw Ed25519 public key (32 bytes), as received.
             also: fingerprints of further issuers, e.g. one of an older receipt.
+            also_roots: fingerprints (32 bytes) of further roots of the tenant, e.g. one that was replaced since.
 
         Raises:
             EvidencePolicyError: the ticket issuer is not pinned.
@@ -84,6 +90,7 @@ class Trust:
             ticket_issuers=(self.ticket_issuer.also(also).check(ticket_issuer),),
             trust_policy=self.trust_policy,
             development_mode=self.development_mode,
+            tenant_roots=(*self.tenant_roots, *also_roots),
             hardware=self.hardware,
         )
 
