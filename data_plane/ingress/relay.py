@@ -4,11 +4,11 @@ It holds no key and reads nothing but the hello. A connection is closed without 
 late, or names no worker of this tray: a stranger learns nothing about which partitions exist beyond that.
 
 Bounds: connections in all and per worker, connections that have not sent their hello, time for the hello, time for the
-worker to accept, time that one side may leave bytes unread, and idle time. Each direction is copied with the kernel's
-own back-pressure; end of file in one direction is passed on as such and leaves the other open.
+worker to accept, time that one side may leave bytes unread, and idle time. How bytes pass is :mod:`.side`'s.
 """
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -17,13 +17,13 @@ import structlog
 
 from bulkhead.errors import MalformedRequestError
 from data_plane.ingress.client_hello import MAX_HELLO_BYTES, parse_server_name
+from data_plane.ingress.side import Side
 from service.config import require_between
 
 __all__ = ["Ingress", "IngressLimits"]
 
 _log = structlog.get_logger(__name__)
 
-COPY_BYTES: Final = 65_536
 BACKLOG: Final = 1024
 
 
@@ -66,18 +66,6 @@ class _Route:
         self.tasks: set[asyncio.Task[None]] = set()
 
 
-class _Activity:
-    """When a byte last moved in either direction, on the event loop's clock."""
-
-    __slots__ = ("last_s",)
-
-    def __init__(self) -> None:
-        self.touch()
-
-    def touch(self) -> None:
-        self.last_s = asyncio.get_running_loop().time()
-
-
 class Ingress:
     """Listens, reads hellos and relays. All methods run on one event loop.
 
@@ -93,7 +81,7 @@ class Ingress:
         self._limits = limits
         self._routes: dict[str, _Route] = {}
         self._connections: set[asyncio.Task[None]] = set()
-        self._pending = 0
+        self._pending: set[Side] = set()
         self._server: asyncio.Server | None = None
 
     @property
@@ -107,8 +95,8 @@ class Ingress:
         Raises:
             OSError: the address cannot be had.
         """
-        self._server = await asyncio.start_server(
-            self._accept, self._host, self._wanted_port, backlog=BACKLOG, limit=COPY_BYTES
+        self._server = await asyncio.get_running_loop().create_server(
+            lambda: self._side(connected=self._accept), self._host, self._wanted_port, backlog=BACKLOG
         )
 
     def add_route(self, authority: str, path: Path) -> None:
@@ -132,31 +120,35 @@ class Ingress:
         if self._server is not None:
             await self._server.wait_closed()
 
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        full = len(self._connections) >= self._limits.max_connections or self._pending >= self._limits.max_pending
-        if task is None or full:
-            writer.transport.abort()
+    def _side(self, *, connected: Callable[[Side], None] | None = None) -> Side:
+        return Side(most=MAX_HELLO_BYTES, stall_timeout_s=self._limits.stall_timeout_s, connected=connected)
+
+    def _accept(self, client: Side) -> None:
+        if len(self._connections) >= self._limits.max_connections or len(self._pending) >= self._limits.max_pending:
+            client.abort()
             return
+        self._pending.add(client)
+        task = asyncio.create_task(self._run(client), name="ingress")
         self._connections.add(task)
+        task.add_done_callback(lambda ended: self._ended(ended, client))
+
+    def _ended(self, task: asyncio.Task[None], client: Side) -> None:
+        self._connections.discard(task)
+        self._pending.discard(client)
+        client.abort()
+
+    async def _run(self, client: Side) -> None:
         try:
-            await self._serve(reader, writer)
+            await self._serve(client)
         except (OSError, TimeoutError, MalformedRequestError) as error:
             _log.debug("ingress.closed", reason=type(error).__name__)
-        except asyncio.CancelledError:
-            # Only route removal and shutdown cancel; the stream server expects its callback to end quietly.
-            _log.debug("ingress.closed", reason="route removed")
-        finally:
-            self._connections.discard(task)
-            writer.transport.abort()
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._pending += 1
+    async def _serve(self, client: Side) -> None:
         try:
             async with asyncio.timeout(self._limits.hello_timeout_s):
-                name, hello = await _read_hello(reader)
+                name = await _read_hello(client)
         finally:
-            self._pending -= 1
+            self._pending.discard(client)
         route = self._routes.get(name)
         task = asyncio.current_task()
         if route is None or task is None or len(route.tasks) >= self._limits.max_connections_per_worker:
@@ -164,74 +156,38 @@ class Ingress:
         route.tasks.add(task)
         try:
             async with asyncio.timeout(self._limits.connect_timeout_s):
-                worker_reader, worker_writer = await asyncio.open_unix_connection(str(route.path), limit=COPY_BYTES)
+                _, worker = await asyncio.get_running_loop().create_unix_connection(self._side, str(route.path))
             try:
-                worker_writer.write(hello)
-                if await self._relay(reader, writer, worker_reader, worker_writer):
-                    await self._flush(writer, worker_writer)
+                client.join(worker)
+                if await self._over(client, worker):
+                    async with asyncio.timeout(self._limits.stall_timeout_s):
+                        await asyncio.gather(client.flush(), worker.flush())
             finally:
-                worker_writer.transport.abort()
+                worker.abort()
         finally:
             route.tasks.discard(task)
 
-    async def _relay(
-        self,
-        client_reader: asyncio.StreamReader,
-        client_writer: asyncio.StreamWriter,
-        worker_reader: asyncio.StreamReader,
-        worker_writer: asyncio.StreamWriter,
-    ) -> bool:
-        """Copy both ways; tell whether both sides ended in order (else what is unsent is dropped)."""
-        activity = _Activity()
-        directions = {
-            asyncio.create_task(self._copy(client_reader, worker_writer, activity)),
-            asyncio.create_task(self._copy(worker_reader, client_writer, activity)),
-        }
-        try:
-            while directions:
-                rest_s = activity.last_s + self._limits.idle_timeout_s - asyncio.get_running_loop().time()
-                if rest_s <= 0:
-                    return False
-                done, directions = await asyncio.wait(directions, timeout=rest_s, return_when=asyncio.FIRST_COMPLETED)
-                if any(task.exception() is not None for task in done):
-                    return False
-            return True
-        finally:
-            for task in directions:
-                task.cancel()
-            await asyncio.gather(*directions, return_exceptions=True)
-
-    async def _flush(self, *writers: asyncio.StreamWriter) -> None:
-        async with asyncio.timeout(self._limits.stall_timeout_s):
-            for writer in writers:
-                writer.close()
-                await writer.wait_closed()
-
-    async def _copy(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, activity: _Activity) -> None:
-        while data := await reader.read(COPY_BYTES):
-            activity.touch()
-            writer.write(data)
-            async with asyncio.timeout(self._limits.stall_timeout_s):
-                await writer.drain()
-        if writer.can_write_eof():
-            writer.write_eof()
-            async with asyncio.timeout(self._limits.stall_timeout_s):
-                await writer.drain()
+    async def _over(self, client: Side, worker: Side) -> bool:
+        """Wait until both sides have ended in order and say so; false else, where what is unsent is dropped."""
+        clock = asyncio.get_running_loop().time
+        while not client.ended.done():
+            rest_s = max(client.last_s, worker.last_s) + self._limits.idle_timeout_s - clock()
+            if rest_s <= 0:
+                return False
+            await asyncio.wait({client.ended}, timeout=rest_s)
+        return client.ended.result()
 
 
-async def _read_hello(reader: asyncio.StreamReader) -> tuple[str, bytes]:
-    """Return the server name and all bytes read so far.
+async def _read_hello(client: Side) -> str:
+    """Return the server name that a connection's first bytes ask for; they stay with the connection.
 
     Raises:
         MalformedRequestError: not a hello that can be routed.
     """
-    data = b""
-    while len(data) < MAX_HELLO_BYTES:
-        more = await reader.read(MAX_HELLO_BYTES - len(data))
-        if not more:
-            break
-        data += more
-        name = parse_server_name(data)
+    seen = 0
+    while await client.more(seen):
+        seen = len(client.collected)
+        name = parse_server_name(bytes(client.collected))
         if name is not None:
-            return name, data
+            return name
     raise MalformedRequestError("the connection ended before its hello")

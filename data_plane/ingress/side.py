@@ -1,0 +1,160 @@
+"""One end of a relayed connection, as asyncio calls it: bytes go from callback to callback, with no task between.
+
+Collecting (until :meth:`Side.join`) -> passing on -> ended, in order or not. A side that is joined passes on what it
+gets to its peer, and stops reading while the peer's kernel takes nothing; end of file is passed on as such and leaves
+the other direction open.
+"""
+
+import asyncio
+from collections.abc import Callable
+from typing import Final, cast
+
+__all__ = ["Side"]
+
+COPY_BYTES: Final = 65_536  # unsent bytes at which the other side is read no further
+
+
+class Side(asyncio.Protocol):
+    """One end.
+
+    Args:
+        most: bytes to collect before it is read no further.
+        stall_timeout_s: for its reader to take bytes that wait.
+        connected: told when it is connected.
+
+    Attributes:
+        collected: what came before it was joined.
+        finished: whether it has said that it sends no more.
+        last_s: when a byte last came, on the event loop's clock.
+        ended: done when the connection can relay no more; true if both sides have ended in order.
+    """
+
+    def __init__(self, *, most: int, stall_timeout_s: float, connected: "Callable[[Side], None] | None" = None) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._most = most
+        self._stall_timeout_s = stall_timeout_s
+        self._connected = connected
+        self._peer: Side | None = None
+        self.finished = False
+        self._changed = asyncio.Event()
+        self._lost = asyncio.Event()
+        self._stall: asyncio.TimerHandle | None = None
+        self._transport: asyncio.Transport | None = None
+        self.collected = bytearray()
+        self.last_s = self._loop.time()
+        self.ended: asyncio.Future[bool] = self._loop.create_future()
+
+    async def more(self, than: int) -> bool:
+        """Wait until more than so many bytes are collected; false if none will come."""
+        while len(self.collected) <= than:
+            if self.finished or self._lost.is_set():
+                return False
+            self._changed.clear()
+            await self._changed.wait()
+        return True
+
+    def join(self, peer: "Side") -> None:
+        """Pass on what was collected and whatever comes, both ways."""
+        peer.ended = self.ended
+        self.go_on()  # before the writes below, which may find that the other side takes no more
+        for side, other in ((self, peer), (peer, self)):
+            side.pass_on_to(other)
+
+    def pass_on_to(self, peer: "Side") -> None:
+        """Pass on to ``peer`` what was collected and whatever comes."""
+        self._peer = peer
+        peer.write(bytes(self.collected))
+        self.collected.clear()
+        if self.finished:
+            self._pass_end(peer)
+        if self._lost.is_set():
+            self._end(in_order=False)
+
+    def hold(self) -> None:
+        """Read no further for the time being."""
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.pause_reading()
+
+    def go_on(self) -> None:
+        """Read on."""
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.resume_reading()
+
+    def write(self, data: bytes) -> None:
+        """Send to this end's peer on the wire, unless it is gone."""
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(data)
+
+    def write_eof(self) -> None:
+        """Send the end of file to this end's peer on the wire, unless it is gone."""
+        if self._transport is not None and not self._transport.is_closing() and self._transport.can_write_eof():
+            self._transport.write_eof()
+
+    async def flush(self) -> None:
+        """Close when everything is sent, and return then."""
+        if self._transport is not None:
+            self._transport.close()
+            await self._lost.wait()
+
+    def abort(self) -> None:
+        """Close at once."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    # What follows is called by asyncio.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """See :class:`asyncio.Protocol`."""
+        self._transport = cast("asyncio.Transport", transport)
+        self._transport.set_write_buffer_limits(high=COPY_BYTES)
+        if self._connected is not None:
+            self._connected(self)
+
+    def data_received(self, data: bytes) -> None:
+        """See :class:`asyncio.Protocol`."""
+        self.last_s = self._loop.time()
+        if self._peer is not None:
+            self._peer.write(data)
+            return
+        self.collected += data
+        self._changed.set()
+        if len(self.collected) >= self._most:
+            self.hold()
+
+    def eof_received(self) -> bool:
+        """See :class:`asyncio.Protocol`; the other direction stays open."""
+        self.finished = True
+        self._changed.set()
+        if self._peer is not None:
+            self._pass_end(self._peer)
+        return True
+
+    def connection_lost(self, _exc: Exception | None) -> None:
+        """See :class:`asyncio.Protocol`."""
+        self._lost.set()
+        self._changed.set()
+        if self._stall is not None:
+            self._stall.cancel()
+        self._end(in_order=False)
+
+    def pause_writing(self) -> None:
+        """See :class:`asyncio.Protocol`."""
+        self._stall = self._loop.call_later(self._stall_timeout_s, lambda: self._end(in_order=False))
+        if self._peer is not None:
+            self._peer.hold()
+
+    def resume_writing(self) -> None:
+        """See :class:`asyncio.Protocol`."""
+        if self._stall is not None:
+            self._stall.cancel()
+        if self._peer is not None:
+            self._peer.go_on()
+
+    def _pass_end(self, peer: "Side") -> None:
+        peer.write_eof()
+        if peer.finished:
+            self._end(in_order=True)
+
+    def _end(self, *, in_order: bool) -> None:
+        if not self.ended.done():
+            self.ended.set_result(in_order)
