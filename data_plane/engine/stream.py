@@ -41,6 +41,8 @@ class DeltaStream:
                 raise self._error
             self._changed.clear()
             await self._changed.wait()
+        if len(self._deltas) == 1:  # whoever keeps up with the engine gets here
+            return self._deltas.pop()
         index = self._deltas[0].index
         deltas = [delta for delta in self._deltas if delta.index == index]
         self._deltas = [delta for delta in self._deltas if delta.index != index]

@@ -81,9 +81,16 @@ class AnswerBuffer:
         """Whether the response has its outcome."""
         return self._outcome is not None
 
-    async def take(self) -> tuple[list[Content], Outcome | None]:
-        """Return everything buffered as soon as there is something, and the outcome if it is known."""
+    async def take(self, *, not_before_s: float = 0.0) -> tuple[list[Content], Outcome | None]:
+        """Return everything buffered as soon as there is something, and the outcome if it is known.
+
+        Args:
+            not_before_s: on the event loop's clock; until then more may gather, unless the outcome is known.
+        """
         await self._filled.wait()
+        rest_s = not_before_s - asyncio.get_running_loop().time() if not_before_s else 0.0
+        if rest_s > 0 and self._outcome is None:
+            await self._gather(rest_s)
         records = list(self._records)
         self._records.clear()
         self._size = 0
@@ -101,8 +108,7 @@ class AnswerBuffer:
         self._emptied.set()
         return record, None
 
-    async def gather(self, pause_s: float) -> None:
-        """Wait for ``pause_s``, or until the outcome is known."""
+    async def _gather(self, pause_s: float) -> None:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(pause_s):
                 await self._closed.wait()

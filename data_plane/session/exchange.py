@@ -201,20 +201,30 @@ class Exchange:
 
 
 class _StallWatch:
-    """Cancels a call whose reader has taken nothing for :data:`STALL_S` while a part waits for it."""
+    """Cancels a call whose reader has taken nothing for :data:`STALL_S` while a part waits for it.
+
+    One timer looks at the time since a part waits, and is set anew only when it has run out: parts are many.
+    """
 
     def __init__(self, call: "asyncio.Task[Any] | None") -> None:
         self._call = call
-        self._timer: asyncio.TimerHandle | None = None
+        self._loop = asyncio.get_running_loop()
+        self._since_s: float | None = None
+        self._timer = self._loop.call_later(STALL_S, self._look)
 
     def __enter__(self) -> None:
-        if self._call is not None:
-            self._timer = asyncio.get_running_loop().call_later(STALL_S, self._call.cancel)
+        self._since_s = self._loop.time()
 
     def __exit__(self, *_: object) -> None:
-        self.stop()
+        self._since_s = None
 
     def stop(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self._timer.cancel()
+
+    def _look(self) -> None:
+        now_s = self._loop.time()
+        due_s = (now_s if self._since_s is None else self._since_s) + STALL_S
+        if due_s > now_s:
+            self._timer = self._loop.call_at(due_s, self._look)
+        elif self._call is not None:
+            self._call.cancel()

@@ -109,16 +109,17 @@ class Response:
             self._recording = self._background(self._record_quietly())
 
     async def _as_ready(self) -> AsyncGenerator[SealedPart, None]:
+        clock, gather_s = asyncio.get_running_loop().time, GATHER_S if self._padding is PaddingMode.DEFAULT else 0.0
         outcome: Outcome | None = None
+        not_before_s = 0.0
         while outcome is None:
-            records, outcome = await self.buffer.take()
+            records, outcome = await self.buffer.take(not_before_s=not_before_s)
             chunks, outcome = self._seal(records, outcome)
             if isinstance(outcome, BulkheadError):  # which a client learns of before its receipt is made
                 chunks.append(self._end(outcome))
             if chunks:
                 yield self._part(*chunks)
-                if self._padding is PaddingMode.DEFAULT:
-                    await self.buffer.gather(GATHER_S)
+                not_before_s = clock() + gather_s
         closing = [] if self._ended is not None else [self._end(outcome)]
         await asyncio.shield(self._record())
         yield self._part(*closing, self._request.finish())

@@ -301,21 +301,23 @@ class Channel:
         idle_s: float,
     ) -> AsyncGenerator[Response, None]:
         call = method(request, timeout=self._left(until), metadata=metadata)
+        watch = _IdleWatch(call, idle_s=idle_s)
         try:
             while True:
-                async with asyncio.timeout(idle_s):
+                with watch:
                     message = await call.read()
                 if message is grpc.aio.EOF:
                     return
                 yield cast("Response", message)
-        except TimeoutError as error:
-            raise DeadlineError(f"{self._peer.value}: silent for {idle_s:g} s") from error
         except grpc.aio.AioRpcError as error:
             raise error_from_rpc(error, self._peer) from error
-        except asyncio.CancelledError:
+        except asyncio.CancelledError as error:
+            if watch.expired:
+                raise DeadlineError(f"{self._peer.value}: silent for {idle_s:g} s") from error
             self._raise_if_closed()
             raise
         finally:
+            watch.stop()
             call.cancel()
 
     @contextmanager
@@ -353,6 +355,40 @@ class Channel:
             raise SessionClosedError("the session has been closed")
         if self._closed:
             raise ConnectionFailedError(f"{self._peer.value}: this client has been closed")
+
+
+class _IdleWatch:
+    """Cancels a call whose peer is silent for ``idle_s`` while a message is awaited.
+
+    One timer looks at the time since one is awaited, and is set anew only when it has run out: messages are many.
+    """
+
+    def __init__(self, call: "grpc.aio.UnaryStreamCall[Request, Response]", *, idle_s: float) -> None:
+        self._call = call
+        self._idle_s = idle_s
+        self._loop = asyncio.get_running_loop()
+        self._since_s: float | None = None
+        self._timer = self._loop.call_later(idle_s, self._look)
+        self.expired = False
+
+    def __enter__(self) -> None:
+        self._since_s = self._loop.time()
+
+    def __exit__(self, *_: object) -> None:
+        self._since_s = None
+
+    def stop(self) -> None:
+        """Look no more."""
+        self._timer.cancel()
+
+    def _look(self) -> None:
+        now_s = self._loop.time()
+        due_s = (now_s if self._since_s is None else self._since_s) + self._idle_s
+        if due_s > now_s:
+            self._timer = self._loop.call_at(due_s, self._look)
+        else:
+            self.expired = True
+            self._call.cancel()
 
 
 def _may_repeat(error: BulkheadError) -> bool:
