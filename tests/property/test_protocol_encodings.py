@@ -3,6 +3,7 @@
 import json
 import string
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -38,6 +39,27 @@ def test_delta_is_canonical_and_survives(text, tokens):
     encoded = encode_record(delta)
     assert encoded == canonical_json({"text": text, "tokens": tokens, "type": "delta"})
     assert parse_record(encoded) == delta
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b'{"text":"a","tokens":01,"type":"delta"}',
+        b'{"text":"a","tokens":-1,"type":"delta"}',
+        b'{"text":"a","tokens":2147483648,"type":"delta"}',
+        b'{"text":"a","tokens":1.0,"type":"delta"}',
+        b'{"text":"\\u0061","tokens":1,"type":"delta"}',
+        b'{"text":"a", "tokens":1,"type":"delta"}',
+        b'{"text":"a","tokens":1,"type":"delta"}\n',
+        b'{"text":"a","tokens":1,"type":"delta"',
+        b'{"text":"a\n","tokens":1,"type":"delta"}',
+        b'{"text":"a","text":"a","tokens":1,"type":"delta"}',
+    ],
+)
+def test_a_delta_has_one_encoding(data):
+    """What merely looks like a plain delta is refused, whichever way deltas are read."""
+    with pytest.raises(SealError):
+        parse_record(data)
 
 
 @given(st.lists(FLOAT32, min_size=1, max_size=64), st.integers(0, 255))
