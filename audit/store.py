@@ -8,7 +8,7 @@ sending the same leaves again finds out.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from audit.chain import LockState
 from audit.model import Head, IndexRow, LogInfo, Page, RecordFilter, RoundHead, StoredLeaf
@@ -27,8 +27,7 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, slots=True)
-class NewLeaf:
+class NewLeaf(NamedTuple):
     """A leaf to be committed.
 
     Attributes:

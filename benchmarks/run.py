@@ -2,6 +2,7 @@
 
     make bench                                   or: python -m benchmarks.run
     python -m benchmarks.run --only audit        # audit, offline, attestation, loading, opening or serving; repeatable
+    python -m benchmarks.run --only audit --quick # that part in seconds: whether it runs, not what it measures
     python -m benchmarks.run --save benchmarks/results/2026-11.md
 
 Absolute times depend on the machine and its neighbours; goals are ratios to a peer in the same run where there is one.
@@ -53,6 +54,7 @@ def main() -> int:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", action="append", choices=PARTS, help="run this part only; repeatable")
+    parser.add_argument("--quick", action="store_true", help="audit appends: a few seconds; the figures mean little")
     parser.add_argument("--save", type=Path, help="also write the table, with the machine, to this Markdown file")
     parser.add_argument("--json", action="store_true", dest="as_json", help="print JSON for programs")
     arguments = parser.parse_args()
@@ -60,7 +62,7 @@ def main() -> int:
     rows: list[Row] = []
     if "audit" in parts:
         _say("audit appends")
-        rows += asyncio.run(audit_appends.measure())
+        rows += asyncio.run(audit_appends.measure(quick=arguments.quick))
     if "offline" in parts:
         _say("offline verification of a million records (about two minutes)")
         rows += audit_offline.measure()

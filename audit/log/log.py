@@ -14,6 +14,7 @@ from typing import BinaryIO, Final, Self, TypeVar
 
 from audit.config import AuditConfig
 from audit.keys import LogKeys
+from audit.log.deadlines import Deadlines
 from audit.log.known import KnownLogs
 from audit.log.listing import list_records
 from audit.log.opening import Opened, open_parts, platform_log
@@ -35,7 +36,7 @@ from audit.model import (
     no_failpoint,
 )
 from audit.records import Record, Stamp, Stamper, log_opened
-from audit.store import AuditStore, Committed, LockStore, NewLeaf, Placed
+from audit.store import AuditStore, Committed, LockStore, NewLeaf, Placed, Survey
 from bulkhead.errors import (
     AuditUnavailableError,
     ConflictError,
@@ -68,6 +69,7 @@ class AuditLog:
         self._opening = asyncio.Lock()
         self._readers = ThreadPoolExecutor(_READ_THREADS, thread_name_prefix="audit-read")
         self._tasks: tuple[asyncio.Task[None], ...] = ()
+        self._deadlines = Deadlines(asyncio.get_running_loop(), config.append_timeout_s, self._late)
         self._writer = CommitThread(
             store=parts.store,
             lock=parts.lock,
@@ -386,9 +388,7 @@ class AuditLog:
         """
         if not self._store.shared:
             return None
-        survey = await self._in_time(self._writer.survey(), "the audit database did not answer")
-        self._known.surveyed(survey)
-        return survey.last_round or 0
+        return (await self._survey()).last_round or 0
 
     async def _open_log(self, info: LogInfo) -> None:
         """Open a log, or learn that it (or its place) is taken."""
@@ -397,34 +397,33 @@ class AuditLog:
         try:
             await self._submit(leaf)
         except ConflictError:  # an earlier try was recorded after all, or another process was first
-            survey = await self._in_time(self._writer.survey(), "the audit database did not answer")
-            self._known.surveyed(survey)
+            await self._survey()
 
     async def _submit(self, leaf: NewLeaf) -> Appended:
-        placed = await self._in_time(
-            self._writer.submit(leaf), f"record {leaf.record_id} was not durable", record=leaf.record_id
-        )
+        future = self._writer.submit(leaf)
+        self._deadlines.watch(future, leaf.record_id)
+        placed = await future
         return Appended(placed.log_id, placed.index, leaf.leaf_hash, leaf.record_id, leaf.leaf)
 
-    async def _in_time(self, future: "asyncio.Future[_T]", what: str, **details: str) -> _T:
+    async def _survey(self) -> Survey:
+        future = self._writer.survey()
+        self._deadlines.watch(future, "")
+        survey = await future
+        self._known.surveyed(survey)
+        return survey
+
+    def _late(self, record_id: str) -> AuditUnavailableError:
         limit_s = self._config.append_timeout_s
-        late = AuditUnavailableError(f"{what} within {limit_s:g} s", details=details)
-        timer = asyncio.get_running_loop().call_later(limit_s, _give_up, future, late)
-        try:
-            return await future
-        finally:
-            timer.cancel()
+        if not record_id:
+            return AuditUnavailableError(f"the audit database did not answer within {limit_s:g} s")
+        return AuditUnavailableError(
+            f"record {record_id} was not durable within {limit_s:g} s", details={"record": record_id}
+        )
 
     def _acknowledged(self, committed: Committed, placed: Sequence[tuple[NewLeaf, Placed]]) -> None:
         """Take note of a batch that database and lock store have; called before its callers are told."""
-        for leaf, place in placed:
-            self._prover.remember(place.log_id, place.index, leaf.leaf_hash)
+        self._prover.remember((place.log_id, place.index, leaf.leaf_hash) for leaf, place in placed)
         self._known.acknowledged(placed, committed.heads)
 
     async def _read(self, work: Callable[[], _T]) -> _T:
         return await asyncio.get_running_loop().run_in_executor(self._readers, work)
-
-
-def _give_up(future: "asyncio.Future[_T]", late: AuditUnavailableError) -> None:
-    if not future.done():
-        future.set_exception(late)

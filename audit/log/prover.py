@@ -6,6 +6,7 @@ full tile; the nodes between two tile levels are computed. Any thread may prove.
 
 import threading
 from collections import OrderedDict
+from collections.abc import Iterable
 from typing import Final
 
 from audit.store import AuditReader
@@ -26,9 +27,13 @@ class Prover:
         self._nodes: OrderedDict[tuple[int, int, int], bytes] = OrderedDict()
         self._guard = threading.Lock()
 
-    def remember(self, log_id: int, index: int, leaf_hash: bytes) -> None:
-        """Take a leaf hash that has just been committed."""
-        self._put(log_id, 0, index, leaf_hash)
+    def remember(self, leaves: Iterable[tuple[int, int, bytes]]) -> None:
+        """Take leaf hashes that have just been committed, as (log id, index, hash)."""
+        with self._guard:
+            for log_id, index, leaf_hash in leaves:
+                self._nodes[log_id, 0, index] = leaf_hash
+            while len(self._nodes) > _MAX_NODES:
+                self._nodes.popitem(last=False)
 
     def nodes(self, log_id: int) -> NodeReader:
         """Return the node reader of a log.

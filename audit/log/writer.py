@@ -188,6 +188,7 @@ class CommitThread:
     def _take(self) -> _Taken:
         """Wait for the first record, then take what is there; an empty batch means that no record waits."""
         taken = _Taken()
+        batch, take = taken.batch, self._queue.get_nowait
         size = 0
         try:
             item = self._queue.get(timeout=self._patience_s())
@@ -197,11 +198,11 @@ class CommitThread:
                 elif isinstance(item, _Asking):
                     taken.asking.append(item)
                 else:
-                    taken.batch.append(item)
+                    batch.append(item)
                     size += len(item.leaf.leaf)
-                if len(taken.batch) >= MAX_BATCH_RECORDS or size >= MAX_BATCH_BYTES:
+                if len(batch) >= MAX_BATCH_RECORDS or size >= MAX_BATCH_BYTES:
                     return taken
-                item = self._queue.get_nowait()
+                item = take()
         except queue.Empty:
             return taken
         taken.ending = True

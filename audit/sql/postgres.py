@@ -8,7 +8,7 @@ acknowledged is refused, at the start and whenever a connection is made again (a
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Final
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, text
@@ -46,6 +46,7 @@ class _Server:
         self._watchdog = Watchdog(limit_s)
 
     shared = True
+    begin = ("BEGIN ISOLATION LEVEL READ COMMITTED", "SET LOCAL synchronous_commit = on")
 
     def check(self) -> None:
         """Nothing to check: the lock store shows another database."""
@@ -55,6 +56,11 @@ class _Server:
         """Cut the connection when the transaction takes too long."""
         with self._watchdog.watching(fileno(connection)):
             yield
+
+    def pipeline(self, driver: Any) -> AbstractContextManager[object]:
+        """Send a commit in two trips: up to its first answer, and the rest."""
+        pipeline: AbstractContextManager[object] = driver.pipeline()
+        return pipeline
 
     def is_transient(self, error: SQLAlchemyError) -> bool:
         """Whether the server ended the transaction for a reason of its own, or an old connection was found dead."""
@@ -175,7 +181,7 @@ def postgres_engine(
         @event.listens_for(engine, "begin")
         def _begun(connection: Connection) -> None:
             driver: Any = connection.connection.dbapi_connection
-            _run(connection, driver, "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL synchronous_commit = on")
+            _run(connection, driver, "; ".join(_Server.begin))
 
     return engine
 

@@ -19,6 +19,7 @@ from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from sqlalchemy.pool import QueuePool, StaticPool
 
 from audit.model import Failpoint, no_failpoint
+from audit.sql.driver import Driver
 from audit.sql.schema import check_schema, migrate
 from audit.sql.store import SqlAuditStore
 from bulkhead.errors import AuditUnavailableError, LogForkError
@@ -40,6 +41,7 @@ class SqliteFile:
     """
 
     shared = False
+    begin = ("BEGIN IMMEDIATE",)
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -87,6 +89,10 @@ class SqliteFile:
 
     def guard(self, connection: DBAPIConnection) -> AbstractContextManager[None]:  # noqa: ARG002 - the port's shape
         """Nothing to bound: a statement waits for a locked database as long as the connection was told to."""
+        return _NO_GUARD
+
+    def pipeline(self, driver: Driver) -> AbstractContextManager[object]:  # noqa: ARG002 - the port's shape
+        """Nothing to wait for together."""
         return _NO_GUARD
 
     def is_transient(self, error: SQLAlchemyError) -> bool:  # noqa: ARG002 - the port's shape
@@ -198,7 +204,7 @@ def _write_engine(path: Path, busy_timeout_s: float) -> Engine:
 
     @event.listens_for(engine, "begin")
     def _begun(connection: Any) -> None:
-        _begin(connection, "BEGIN IMMEDIATE")
+        _begin(connection, SqliteFile.begin[0])
 
     return engine
 

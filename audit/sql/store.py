@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Final
 
 from sqlalchemy import Connection, Engine, func, select
@@ -12,6 +12,7 @@ from audit.chain import GENESIS, LockState
 from audit.model import Failpoint, Head, LogInfo, Page, RecordFilter, StoredLeaf
 from audit.sql.appender import Appender
 from audit.sql.backend import Backend
+from audit.sql.driver import Driver, driver_of, transaction
 from audit.sql.projector import Projector
 from audit.sql.queries import as_bytes, as_int, as_text, read_heads, read_logs, run_query, stored_leaf
 from audit.sql.statements import (
@@ -19,7 +20,7 @@ from audit.sql.statements import (
     LEAF_HASHES,
     LEAVES,
     MAX_ROWS,
-    keep_checkpoint,
+    keep_checkpoints,
 )
 from audit.sql.tables import (
     audit_checkpoint,
@@ -184,7 +185,7 @@ class SqlAuditStore(SqlAuditReader):
         self._backend = backend
         self._failpoint = failpoint
         self._appender = Appender(dialect=writer.dialect, failpoint=failpoint)
-        self._keep = keep_checkpoint(writer.dialect)
+        self._keep = keep_checkpoints(writer.dialect)
         self._projector = Projector(writer.dialect, shared=backend.shared)
         self._connection: Connection | None = None
 
@@ -220,8 +221,8 @@ class SqlAuditStore(SqlAuditReader):
 
     def _attempt(self, batch: Sequence[NewLeaf], locked: LockState, *, look_up: bool) -> Committed:
         try:
-            with self._transaction() as connection:
-                return self._appender.append(connection, batch, locked, look_up=look_up)
+            with self._committing() as driver:
+                return self._appender.append(driver, batch, locked, look_up=look_up)
         except IntegrityError:
             self._appender.forget()
             raise
@@ -243,8 +244,8 @@ class SqlAuditStore(SqlAuditReader):
             AuditUnavailableError: the database cannot be written; the outcome is unknown.
         """
         try:
-            with self._transaction() as connection:
-                done = self._appender.append(connection, batch, lock, look_up=True, broken=database)
+            with self._committing() as driver:
+                done = self._appender.append(driver, batch, lock, look_up=True, broken=database)
                 for place in done.places:
                     if isinstance(place, BulkheadError):
                         raise place
@@ -264,7 +265,7 @@ class SqlAuditStore(SqlAuditReader):
             AuditUnavailableError: the database cannot be used.
         """
         with self._writing() as connection:
-            last, _ = self._appender.sequence(connection, locked)
+            last, _ = self._appender.sequence(driver_of(connection), locked)
             last_round = connection.execute(LAST_ROUND).scalar()
             if last.seq == known:
                 return Survey(last, (), (), last_round)
@@ -273,10 +274,7 @@ class SqlAuditStore(SqlAuditReader):
     def put_checkpoints(self, notes: Mapping[tuple[int, int], str]) -> None:
         """Keep checkpoints; one that is there stays."""
         with self._writing() as connection:
-            self._keep.run_many(
-                connection,
-                [{"log_id": log_id, "size": size, "note": note} for (log_id, size), note in notes.items()],
-            )
+            self._keep.run(driver_of(connection), [(log_id, size, note) for (log_id, size), note in notes.items()])
 
     def put_cosignatures(self, lines: Mapping[tuple[int, int], str]) -> None:
         """Keep witnesses' signature lines of kept checkpoints."""
@@ -307,9 +305,7 @@ class SqlAuditStore(SqlAuditReader):
     def maintain(self, *, idle: bool) -> None:
         """Checkpoint the database's write-ahead log when it is worth it."""
         with read_errors():
-            dbapi_connection = self._connected().connection.dbapi_connection
-            if dbapi_connection is not None:
-                self._backend.maintain(dbapi_connection, idle=idle)
+            self._backend.maintain(driver_of(self._connected()), idle=idle)
 
     def close(self) -> None:
         """Release the database to another writer."""
@@ -323,11 +319,19 @@ class SqlAuditStore(SqlAuditReader):
         return self._connection
 
     @contextmanager
+    def _committing(self) -> Iterator[Driver]:
+        connection = self._connected()
+        driver = driver_of(connection)
+        with (
+            self._backend.guard(driver),
+            transaction(connection, driver, self._backend.begin, self._backend.pipeline(driver)),
+        ):
+            yield driver
+
+    @contextmanager
     def _transaction(self) -> Iterator[Connection]:
         connection = self._connected()
-        dbapi_connection = connection.connection.dbapi_connection
-        guard = nullcontext() if dbapi_connection is None else self._backend.guard(dbapi_connection)
-        with guard, connection.begin():
+        with self._backend.guard(driver_of(connection)), connection.begin():
             yield connection
 
     @contextmanager

@@ -8,9 +8,9 @@ import threading
 import time
 
 import pytest
-from sqlalchemy import event as sqlalchemy_event
 
 from audit.log import AuditLog
+from audit.sql.sqlite import SqliteFile
 from bulkhead.errors import AuditUnavailableError, ConfigError, LogForkError
 from tests.simulator.audit_world import OTHER, TENANT, config, decision, opened
 
@@ -68,19 +68,14 @@ async def test_a_locked_database(log, tmp_path):
 )
 async def test_a_database_that_cannot_be_written(log, pragma, undo, words):
     """Read-only or full: appends fail closed with the reason, then service returns by itself."""
-    broken = True
-    engine = log._store._writer
-
-    @sqlalchemy_event.listens_for(engine, "begin", insert=True)
-    def begun(connection):
-        connection.exec_driver_sql(pragma if broken else undo)
-
+    backend = log._store._backend
+    backend.begin = (*SqliteFile.begin, pragma)
     results = await asyncio.gather(
         *(log.append(2, decision(padding="x" * 9_000)) for _ in range(20)), return_exceptions=True
     )
     assert {type(result) for result in results} == {AuditUnavailableError}
     assert words in str(results[0])
-    broken = False
+    backend.begin = (*SqliteFile.begin, undo)
     await writable_again(log)
     assert (await log.append(2, decision())).index == 1
 
