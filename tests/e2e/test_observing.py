@@ -1,5 +1,6 @@
 """Metrics and a profile on a running platform."""
 
+import asyncio
 import gzip
 import json
 import subprocess
@@ -8,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from data_plane.session.observing import PERIOD_S
 from scripts.local_platform import LocalPlatform
-from tests.simulator.live import cli
+from tests.simulator.live import cli, client
 
 pytestmark = pytest.mark.e2e
 
@@ -52,3 +54,25 @@ def test_a_tenant_profiles_a_step_of_its_own_answer(platform: LocalPlatform, tmp
     assert set(trace) == {"displayTimeUnit", "traceEvents"}
     assert {"aten::index_select", "aten::max"} <= {event["name"] for event in trace["traceEvents"]}
     assert {name for event in trace["traceEvents"] for name in event} == {"name", "ph", "pid", "tid", "ts", "dur"}
+
+
+@pytest.mark.long
+async def test_sixteen_answers_let_a_snapshot_out(own_platform: LocalPlatform) -> None:
+    """After fifteen answers nothing is told, however long one waits; after the sixteenth all of them together are."""
+    async with client(own_platform) as opened, opened.open_session() as session:
+        for _ in range(15):
+            await session.generate_text(QUESTION, max_tokens=2, ignore_eos=True)
+        await asyncio.sleep(PERIOD_S + 5)
+        assert "bulkhead:prompt_tokens_total{" not in "".join(metrics(own_platform))
+        last = await session.generate_text(QUESTION, max_tokens=2, ignore_eos=True)
+        prompt_tokens = last.usage.prompt_tokens
+        async with asyncio.timeout(60):
+            while "bulkhead:prompt_tokens_total{" not in (text := "".join(metrics(own_platform))):  # noqa: ASYNC110 - agents tell when asked
+                await asyncio.sleep(1)
+    values = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+    told = {name.partition("{")[0]: float(value) for name, value in values.items() if "le=" not in name}
+    assert told["bulkhead:prompt_tokens_total"] == 16 * prompt_tokens
+    assert told["bulkhead:generation_tokens_total"] == 32
+    assert told["bulkhead:time_to_first_token_seconds_count"] == 16
+    assert told["bulkhead:prefix_cache_queries_total"] == 16 * prompt_tokens
+    assert told["bulkhead:prefix_cache_hits_total"] > 0

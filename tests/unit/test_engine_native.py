@@ -1,6 +1,7 @@
 import asyncio
 import contextlib
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -184,6 +185,27 @@ async def test_bad_input_is_a_typed_error_and_the_engine_lives(model: Path) -> N
         with pytest.raises(UnsupportedError, match="tiny-llama"):
             await engine.embed(EmbedRequest(request_id="e", texts=("a",)))
         assert (await answer(engine, chat_request("r", "hi", max_tokens=2))).tokens
+
+
+async def test_the_loop_goes_on_while_a_step_computes(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a step does not end the event loop takes requests in and refuses bad ones; then all are served."""
+    async with running_engine(model) as engine:
+        runner, over = engine._stepper._runner, threading.Event()  # type: ignore[attr-defined]
+        step = runner.step
+        monkeypatch.setattr(runner, "step", lambda *given: over.wait(WAIT_S) and step(*given))
+        first = asyncio.create_task(answer(engine, token_request("first", (5, 6), max_tokens=3, ignore_eos=True)))
+        try:
+            await asyncio.sleep(0.05)
+            second = asyncio.create_task(answer(engine, token_request("second", (7, 8), max_tokens=3, ignore_eos=True)))
+            assert await engine.tokenize("x")
+            assert engine.health().state is EngineState.SERVING
+            with pytest.raises(InvalidRequestError):
+                await answer(engine, token_request("bad", (10_000,)))
+            assert engine.counters().steps == 0
+            assert not first.done()
+        finally:
+            over.set()
+        assert [len(item.tokens) for item in await asyncio.gather(first, second)] == [3, 3]
 
 
 async def test_a_full_queue_refuses_the_next_request(model: Path) -> None:
