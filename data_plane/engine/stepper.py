@@ -6,7 +6,6 @@ InternalError and the thread with it: the state of the model is then not known.
 """
 
 import asyncio
-import heapq
 import logging
 import queue
 import threading
@@ -20,6 +19,7 @@ from typing import Final, TypeAlias
 import torch
 
 from bulkhead.errors import BulkheadError, DeadlineError, InternalError
+from data_plane.engine.deadlines import Deadlines
 from data_plane.engine.job import Job
 from data_plane.engine.metrics import Meter
 from data_plane.engine.port import EngineCounters, FinishReason, TokenDelta
@@ -82,7 +82,7 @@ class Stepper:
         self.on_failure: Callable[[], None] = lambda: None
         self._inbox: queue.SimpleQueue[_Submit | _Cancel | _Stop] = queue.SimpleQueue()
         self._jobs: dict[int, Job] = {}  # by id of the sequence
-        self._deadlines: list[tuple[float, int, Job]] = []  # a heap
+        self._deadlines = Deadlines()
         self.counters = EngineCounters()
         self.meter = Meter()
         self._trace_from = 0.0
@@ -149,8 +149,7 @@ class Stepper:
                 case _Submit(job):
                     self._jobs[id(job.sequence)] = job
                     scheduler.add(job.sequence)
-                    if job.timeout_s is not None:
-                        self._remember_deadline(job, job.queued + job.timeout_s)
+                    self._deadlines.add(job, live=self._jobs.values())
                 case _Cancel(job):
                     if self._drop(job):
                         self._count(cancelled=1)
@@ -163,22 +162,13 @@ class Stepper:
         self._runner.scheduler.end(job.sequence)
         return True
 
-    def _remember_deadline(self, job: Job, deadline: float) -> None:
-        heapq.heappush(self._deadlines, (deadline, id(job), job))
-        if len(self._deadlines) > 2 * len(self._jobs) + 64:  # most of them ended long before their time
-            self._deadlines = [item for item in self._deadlines if id(item[2].sequence) in self._jobs]
-            heapq.heapify(self._deadlines)
-
     def _expire(self) -> None:
         """End the requests whose time is over."""
-        now, emissions = time.monotonic(), list[Emission]()
-        while self._deadlines and self._deadlines[0][0] <= now:
-            _, _, job = heapq.heappop(self._deadlines)
-            if self._drop(job):
-                emissions.append((job.stream, DeadlineError(f"the request was not done within {job.timeout_s:g} s")))
-        if emissions:
-            self._count(expired=len(emissions))
-            self._post(lambda: _deliver(emissions))
+        over = [job for job in self._deadlines.passed(time.monotonic()) if self._drop(job)]
+        if over:
+            self._count(expired=len(over))
+            late = [(job.stream, DeadlineError(f"the request was not done within {job.timeout_s:g} s")) for job in over]
+            self._post(lambda: _deliver(late))
 
     def _step(self) -> None:
         scheduler, started = self._runner.scheduler, time.monotonic()
