@@ -116,7 +116,7 @@ async def test_evidence_for_another_nonce_is_refused() -> None:
 @pytest.mark.parametrize(
     ("trust", "tier"),
     [
-        (TrustPolicy(accepted_kinds=frozenset({EvidenceKind.HARDWARE})), Tier.GPU),
+        (TrustPolicy(accepted_kinds=frozenset({EvidenceKind.HARDWARE}), minimum_tier=Tier.GPU), Tier.GPU),
         (TrustPolicy(accepted_kinds=frozenset({EvidenceKind.OPERATOR}), minimum_tier=Tier.GPU), Tier.GPU),
         (None, Tier.MIG),
     ],

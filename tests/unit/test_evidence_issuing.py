@@ -29,6 +29,7 @@ from bulkhead.errors import (
     EvidencePolicyError,
     InternalError,
     SimulatedEvidenceError,
+    TenantRootRequiredError,
     UnavailableError,
 )
 from bulkhead.protocol.context import session_context
@@ -210,7 +211,7 @@ class HardwareSession(World):
     """A session whose worker's evidence the host's hardware issues, through the agent's port."""
 
     def __init__(self, host):
-        super().__init__(kind=EvidenceKind.OPERATOR, tier=Tier.CONFIDENTIAL, now_s=NOW_S)
+        super().__init__(kind=EvidenceKind.OPERATOR, tier=Tier.CONFIDENTIAL, now_s=NOW_S, rooted=True)
         self.host = host
 
     def descriptor(self):
@@ -242,6 +243,7 @@ class HardwareSession(World):
             "trust_policy": self.host.world.policy(),
             "development_mode": False,
             "model_digests": {},
+            "tenant_roots": (self.tenant_root,),
             "hardware": self.host.world.verifier(),
         }
         return Trust(**{**values, **changes})
@@ -260,6 +262,14 @@ def test_client_verifies_hardware(host):
     assert not grant.simulated
     assert grant.keyset.key_id == session.keys.key_id
     assert [gpu.uuid for gpu in grant.worker.hardware.gpus] == ["GPU-0", "GPU-1"]
+
+
+def test_client_without_a_root_refuses_tier_confidential(host):
+    """All of the hardware's evidence holds, and a tenant without a root takes no session at that tier."""
+    session = HardwareSession(host)
+    session.rooted = False
+    with pytest.raises(TenantRootRequiredError, match="confidential"):
+        session.trust(tenant_roots=()).verify(session.received(), expectation=session.expectation(), now_s=NOW_S)
 
 
 def test_client_without_a_hardware_policy_refuses_it(host):
