@@ -34,10 +34,7 @@ class FileLockStore:
         self._fd = -1
 
     def open(self, *, create: bool) -> None:
-        """Open the file.
-
-        Args:
-            create: make it, at genesis, if it is not there; only right for a database without commits.
+        """Open the file; see :meth:`audit.store.LockStore.open`.
 
         Raises:
             LogForkError: it is not there and ``create`` is false.

@@ -12,9 +12,10 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TypeVar
 
+from audit.config import AuditConfig
 from audit.log import AuditLog
 from bulkhead.errors import AuditUnavailableError
-from tests.simulator.audit_world import config, decision
+from tests.simulator.audit_world import decision
 
 TENANTS = [f"tenant_01h455vb4pex5vsknk084sn02{suffix}" for suffix in "abc"]
 APPENDERS = 6
@@ -39,13 +40,13 @@ async def append_forever(log: AuditLog, tenant: str, out: int) -> None:
         os.write(out, f"{done.log_id} {done.index} {done.record_id}\n".encode())
 
 
-def run(out: Path, directory: Path, database: Path | str, step: str, nth: int) -> None:
+def run(out: Path, where: AuditConfig, step: str, nth: int) -> None:
     """Run until killed; `out` gets `ready` and then the acknowledged records."""
     fd = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    asyncio.run(_run(fd, directory, database, step, nth))
+    asyncio.run(_run(fd, where, step, nth))
 
 
-async def _run(out: int, directory: Path, database: Path | str, step: str, nth: int) -> None:
+async def _run(out: int, where: AuditConfig, step: str, nth: int) -> None:
     reached = 0
 
     def failpoint(name: str) -> None:
@@ -54,7 +55,6 @@ async def _run(out: int, directory: Path, database: Path | str, step: str, nth: 
         if reached == nth:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    where = config(directory, round_interval_s=0.1, database=database)
     log = await until_told(lambda: AuditLog.open(where, failpoint=failpoint))
     os.write(out, b"ready\n")
     await asyncio.gather(*(append_forever(log, TENANTS[n % len(TENANTS)], out) for n in range(APPENDERS)))

@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 
 from audit.keys import LogKeys
-from audit.lockstore import FileLockStore
-from audit.log.opening import open_parts
+from audit.log.opening import lock_store, open_parts
 from audit.model import no_failpoint
 from audit.sql import open_reader
 from audit.sql.verify import DatabaseReport, verify_database
 from tests.simulator.audit_crash_writer import run
 from tests.simulator.audit_world import config
+from tests.simulator.postgres import postgres_server
 
 STEPS = [
     "batch.taken",
@@ -53,9 +53,9 @@ def spawn() -> ForkServerContext:
 class Crashes:
     """Writers over one database, killed one after the other, and what they acknowledged: (log, index, record)."""
 
-    def __init__(self, context: ForkServerContext, directory: Path, database: Path | str) -> None:
+    def __init__(self, context: ForkServerContext, directory: Path, **where: Path | str) -> None:
         self.directory = directory
-        self.database = database
+        self.where = config(directory, round_interval_s=0.1, **where)
         self.acknowledged: list[tuple[int, int, str]] = []
         self._context = context
         self._numbers = itertools.count()
@@ -64,7 +64,7 @@ class Crashes:
         """Run a writer until it dies."""
         out = self.directory / f"out-{next(self._numbers)}"
         out.touch()
-        process = self._context.Process(target=run, args=(out, self.directory, self.database, step, nth))
+        process = self._context.Process(target=run, args=(out, self.where, step, nth))
         process.start()
         if kill_after_s is not None:
             deadline = time.monotonic() + 30
@@ -82,21 +82,20 @@ class Crashes:
 
 @pytest.fixture
 def crashes(spawn: ForkServerContext, tmp_path: Path, database: Path | str) -> Crashes:
-    return Crashes(spawn, tmp_path, database)
+    return Crashes(spawn, tmp_path, database=database)
 
 
 def check(crashes: Crashes) -> DatabaseReport:
     """Check after a restart: every acknowledged record is there once, in its place, and everything verifies."""
-    directory, database, acknowledged = crashes.directory, crashes.database, crashes.acknowledged
-    where = config(directory, database=database)
+    where, acknowledged = crashes.where, crashes.acknowledged
     parts = open_parts(where, random_bytes=os.urandom, failpoint=no_failpoint)  # restart without help
     while parts.store.project(2_000):
         pass
     parts.lock.close()
     parts.store.close()
-    reader = open_reader(database)
-    keys = LogKeys.load(directory / "keys")
-    lock = FileLockStore(directory / "lock" / "audit.lock")
+    reader = open_reader(where.database)
+    keys = LogKeys.load(where.keys_dir)
+    lock = lock_store(where)
     lock.open(create=False)
     report = verify_database(
         reader, vkeys={log.origin: keys.signer(log.origin).vkey for log in reader.logs()}, locked=lock.read()
@@ -144,7 +143,7 @@ def test_killed_at_random_times(crashes):
 def test_a_writer_killed_beside_another(spawn, tmp_path, audit_url):
     """One of two writers is killed at several steps in turn: the other goes on, and there is one history."""
     rng = random.Random(6)
-    crashes, beside = (Crashes(spawn, tmp_path / name, audit_url) for name in ("one", "other"))
+    crashes, beside = (Crashes(spawn, tmp_path / name, database=audit_url) for name in ("one", "other"))
     for each in (crashes, beside):
         each.directory.mkdir()
     (tmp_path / "one" / "lock").mkdir()
@@ -159,6 +158,16 @@ def test_a_writer_killed_beside_another(spawn, tmp_path, audit_url):
     assert beside.acknowledged
     crashes.acknowledged += beside.acknowledged
     check(crashes)
+
+
+def test_killed_beside_a_lock_store_on_another_server(spawn, tmp_path, audit_url):
+    """With the lock store in a second PostgreSQL server, killed around its move: nothing is lost, and it follows."""
+    with postgres_server() as server:
+        crashes = Crashes(spawn, tmp_path, database=audit_url, lock=server.url())
+        for step in ("commit.done", "lock.moving", "lock.written", "lock.synced", "lock.moved", "batch.acknowledged"):
+            crashes.run(step, 7)
+        check(crashes)
+        assert crashes.acknowledged
 
 
 @pytest.mark.long

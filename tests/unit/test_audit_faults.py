@@ -14,7 +14,7 @@ from audit.sql.sqlite import SqliteFile
 from bulkhead.errors import AuditUnavailableError, ConfigError, LogForkError
 from tests.simulator.audit_world import OTHER, TENANT, config, decision, opened
 
-LIMIT_S = 2.5  # the append's 2 seconds, and what a slow machine adds
+LIMIT_S = 8.0  # the append's 2 seconds, and what a slow machine adds; less than any of the faults lasts
 
 
 @pytest.fixture
@@ -31,14 +31,14 @@ async def refused_in_time(log: AuditLog, count: int = 20) -> None:
     calls = [log.append(2, decision(number=n)) for n in range(count)]
     results = await asyncio.gather(*calls, log.ensure_log(OTHER), return_exceptions=True)
     assert {type(result) for result in results} == {AuditUnavailableError}
-    assert time.monotonic() - started < LIMIT_S * 2  # ensure_log waits behind an append's failure at most
+    assert time.monotonic() - started < LIMIT_S
     assert not log.health().writable
     assert log.health().reason
 
 
 async def writable_again(log: AuditLog) -> None:
     """Check that the log says that it can be written without having been asked to."""
-    for _ in range(500):
+    for _ in range(3_000):
         if log.health().writable:
             return
         await asyncio.sleep(0.01)
@@ -87,7 +87,7 @@ async def test_a_database_that_hangs(tmp_path):
 
     def failpoint(step: str) -> None:
         if step == "commit.chained":
-            hang.wait(10)
+            hang.wait(30)
 
     log = await opened(tmp_path, failpoint)
     await log.ensure_log(TENANT)
@@ -110,7 +110,7 @@ async def test_a_caller_that_gave_up_before_the_commit_left_nothing(tmp_path):
 
     def failpoint(step: str) -> None:
         if step == "commit.chained":
-            hang.wait(10)
+            hang.wait(30)
 
     log = await opened(tmp_path, failpoint, append_timeout_s=0.3)
     await log.ensure_log(TENANT)

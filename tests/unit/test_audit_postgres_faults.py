@@ -19,7 +19,7 @@ from tests.simulator.small_disk import full, may_mount, small_disk
 from tests.unit.test_audit_writers import verified
 
 TIMEOUT_S = 2.0
-LIMIT_S = TIMEOUT_S + 1.0  # what a slow machine adds
+LIMIT_S = TIMEOUT_S + 8.0  # what a slow machine adds; the faults last until they are taken back
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ async def refused_in_time(log: AuditLog) -> None:
 
 async def writable_again(log: AuditLog) -> None:
     """Check that the log finds out by itself that it can write again, and gives a record sent again one place."""
-    for _ in range(1_000):
+    for _ in range(3_000):
         if log.health().writable:
             break
         await asyncio.sleep(0.01)
@@ -100,7 +100,7 @@ async def test_a_server_that_is_frozen(log, server):
         started = time.monotonic()
         with pytest.raises(AuditUnavailableError):
             await log.index_of(2, "rec_x")
-        assert time.monotonic() - started < 10
+        assert time.monotonic() - started < 4 * LIMIT_S
     await writable_again(log)
 
 
