@@ -101,6 +101,7 @@ class CommitThread:
         self._resting_until_s = 0.0  # monotonic
         self._reread_lock = False
         self._known = -1  # the commit up to which the event loop is told of everything
+        self._index_failure: BulkheadError | None = None
         self.housekeeping_failure: BulkheadError | None = None
         self.failure: BulkheadError | None = None
         self.fork: LogForkError | None = None
@@ -298,23 +299,36 @@ class CommitThread:
                 notes, self._notes = self._notes, {}
                 cosignatures, self._cosignatures = self._cosignatures, {}
             self._put_notes(notes, cosignatures)
-            while self._unindexed and (idle or self._unindexed > _INDEX_LAG_LIMIT):
-                done = self._store.project(_INDEX_CHUNK)
-                if done is None:  # another process has the turn, and may not see what was committed here just now
-                    break
-                self._unindexed = max(self._unindexed - done, 1) if done == _INDEX_CHUNK else 0
-                if not self._queue.empty() and self._unindexed <= _INDEX_LAG_LIMIT:
-                    return
+            if not self._project(idle=idle):
+                return
             self._store.maintain(idle=idle)
             self._since_maintenance = 0
             self._resting_until_s = time.monotonic() + _REST_S
-            self.housekeeping_failure = None
+            self.housekeeping_failure = self._index_failure
         except LogForkError as fork:
             self.fork = self.failure = fork
         except AuditUnavailableError as failure:
             self.housekeeping_failure = failure
         except Exception as defect:  # noqa: BLE001 - the thread's boundary: housekeeping must not end commits
             self.housekeeping_failure = AuditUnavailableError(f"housekeeping failed: {type(defect).__name__}: {defect}")
+
+    def _project(self, *, idle: bool) -> bool:
+        """Bring the index up to date; return whether there is time for more, that is, whether nobody came to wait.
+
+        A leaf that is no record to this build stops the index, and no other housekeeping.
+        """
+        self._index_failure = None
+        try:
+            while self._unindexed and (idle or self._unindexed > _INDEX_LAG_LIMIT):
+                done = self._store.project(_INDEX_CHUNK)
+                if done is None:  # another process has the turn, and may not see what was committed here just now
+                    break
+                self._unindexed = max(self._unindexed - done, 1) if done == _INDEX_CHUNK else 0
+                if not self._queue.empty() and self._unindexed <= _INDEX_LAG_LIMIT:
+                    return False
+        except AuditUnavailableError as failure:
+            self._index_failure = failure
+        return True
 
     def _put_notes(self, notes: Mapping[tuple[int, int], str], cosignatures: Mapping[tuple[int, int], str]) -> None:
         if not notes and not cosignatures:

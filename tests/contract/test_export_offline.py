@@ -1,4 +1,4 @@
-"""A large export verified offline by the command: bounded memory, the first bad record named."""
+"""A large export verified offline by the command: no socket, no database, bounded memory, the bad record named."""
 
 import json
 import subprocess
@@ -12,6 +12,10 @@ from tests.simulator.large_export import write_large_export
 
 MEASURED = """
 import sys
+def offline(event, _):
+    if event.startswith(("socket.", "sqlite3.")):
+        raise RuntimeError(event)
+sys.addaudithook(offline)
 from bulkhead.cli import main
 try:
     main()
@@ -22,7 +26,7 @@ finally:
 
 
 def verify(path: Path, *, timeout_s: float) -> tuple[int, dict, str, int]:
-    """Run the command as a person does; return exit code, its JSON, its error line, and its peak memory in MiB."""
+    """Run the command, which may open no socket and no database; return exit code, JSON, error line, peak in MiB."""
     done = subprocess.run(
         [sys.executable, "-c", MEASURED, "audit", "verify", str(path), "--log-key", SIGNER.vkey, "--json"],
         capture_output=True, text=True, timeout=timeout_s, check=False,
