@@ -21,7 +21,7 @@ QUESTION = "Is the patient in room seven allergic to penicillin?"
 def metrics(platform: LocalPlatform, *options: str) -> list[str]:
     """Return what each tray's agent tells its scraper."""
     told = []
-    for config in sorted(set(platform.root.glob("*.toml")) - {platform.root / "control.toml"}):
+    for config in sorted(platform.root.glob("rack*-tray*.toml")):
         command = [sys.executable, "-m", "data_plane", "metrics", "--config", str(config), *options]
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
         assert done.returncode == 0, done.stderr
@@ -29,20 +29,18 @@ def metrics(platform: LocalPlatform, *options: str) -> list[str]:
     return told
 
 
-def test_an_agent_shows_its_partitions_and_nothing_of_one_request(platform: LocalPlatform) -> None:
+async def test_an_agent_shows_its_partitions_and_nothing_of_one_request(platform: LocalPlatform) -> None:
     """After an answer the partition stands in the metrics by id and load; nothing names the request."""
-    done = cli(platform, "acme", "bulkhead", "chat", "--max-tokens", "2", "--json", QUESTION)
-    assert done.returncode == 0, done.stderr
-    text = "".join(metrics(platform))
-    assert 'bulkhead:num_requests_running{model_name="tiny",partition="part_' in text
+    async with client(platform) as opened, opened.open_session() as session:
+        answer = await session.generate_text(QUESTION, max_tokens=2)
+        text = "".join(metrics(platform))
+        samples = [sample for told in metrics(platform, "--json") for sample in json.loads(told)]
+    assert f'bulkhead:num_requests_running{{model_name="tiny",partition="{answer.receipt.partition}"}}' in text
     assert "# TYPE bulkhead:time_to_first_token_seconds histogram" in text
-    assert "penicillin" not in text
-    samples = [sample for told in metrics(platform, "--json") for sample in json.loads(told)]
+    for secret in ("penicillin", answer.request_id, session.session_id):
+        assert secret not in text
     assert {"bulkhead:num_requests_running", "bulkhead:num_requests_waiting"} <= {item["name"] for item in samples}
     assert {name for item in samples for name in item["labels"]} <= {"partition", "model_name", "finished_reason", "le"}
-    answer = json.loads(done.stdout)
-    for name in ("request_id", "session_id"):
-        assert answer[name] not in text
 
 
 def test_a_tenant_profiles_a_step_of_its_own_answer(platform: LocalPlatform, tmp_path: Path) -> None:
@@ -53,6 +51,7 @@ def test_a_tenant_profiles_a_step_of_its_own_answer(platform: LocalPlatform, tmp
     trace = json.loads(gzip.decompress(saved.read_bytes()))
     assert set(trace) == {"displayTimeUnit", "traceEvents"}
     assert {"aten::index_select", "aten::max"} <= {event["name"] for event in trace["traceEvents"]}
+    assert min(event["ts"] for event in trace["traceEvents"]) == 0
     assert {name for event in trace["traceEvents"] for name in event} == {"name", "ph", "pid", "tid", "ts", "dur"}
 
 
