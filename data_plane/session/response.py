@@ -193,6 +193,7 @@ class Response:
             info=self._request.info,
             usage=self.usage,
             status=self._status,
+            in_total=self._padding is PaddingMode.STRICT,
         )
 
     @property

@@ -155,6 +155,16 @@ class RequestServer:
             if exchange.session_id in self._lease.revoked:
                 exchange.abort(TicketRevokedError("the session was revoked"))
 
+    async def tell_totals(self, *, all_sessions: bool = False) -> None:
+        """Tell the agent the totals of strict sessions that have ended, with nothing in flight; at the end, of all."""
+
+        def ended(session: str) -> bool:
+            return all_sessions or (session in self._lease.revoked and session not in self._by_session)
+
+        for session in self._desk.untold(ended):
+            number = self._sealed.next_receipt_number(session)
+            await self._desk.tell_total(session, partition=self._sealed.partition, number=number)
+
     def begin_drain(self) -> None:
         """Take nothing new."""
         self._draining = True

@@ -170,6 +170,7 @@ class WorkerProgram:
             asyncio.create_task(requests.engine_failed.wait()),
             asyncio.create_task(self._ending.wait()),
             asyncio.create_task(self._report(requests, engine)),
+            asyncio.create_task(_tell_totals(requests)),
             asyncio.create_task(self._rotate(start, sealed, ring, context_tokens)),
         ]
         try:
@@ -284,6 +285,7 @@ class WorkerProgram:
             else:
                 requests.end_all(ShuttingDownError("the worker shuts down"))
             await asyncio.wait({quiet}, timeout=ORPHAN_S)
+            await requests.tell_totals(all_sessions=True)
         finally:
             quiet.cancel()
             await asyncio.gather(quiet, return_exceptions=True)
@@ -293,3 +295,10 @@ class WorkerProgram:
         await asyncio.wait({quiet, lost}, timeout=max(0.0, rest_s), return_when=asyncio.FIRST_COMPLETED)
         lost.cancel()
         await asyncio.gather(lost, return_exceptions=True)
+
+
+async def _tell_totals(requests: RequestServer) -> None:
+    """Tell the totals of strict sessions as they end; apart from the rest, since it waits for the spool."""
+    while True:
+        await requests.tell_totals()
+        await asyncio.sleep(REPORT_EVERY_S)

@@ -82,3 +82,41 @@ async def test_receipts_are_verified_proven_and_held_against_the_log(platform: L
     missing = told(platform, *usage, *map(str, files[1:]), expect=1)
     assert "error USAGE_UNPROVEN" in missing
     assert "receipt 1, which nobody holds" in missing
+
+
+async def test_a_strict_sessions_usage_is_stated_once_as_a_whole(platform: LocalPlatform, tmp_path: Path) -> None:
+    """The operator's records state nothing of its requests and their sum after its end, as the receipts show."""
+    files, completion_tokens = [], 0
+    async with (
+        AsyncBulkhead.from_profile("acme", path=platform.client_config) as client,
+        client.open_session(padding="strict") as session,
+    ):
+        session_id = session.session_id
+        for number, tokens in enumerate((1, 6)):
+            answer = session.generate(f"number {number}", max_tokens=tokens)
+            async for _ in answer:
+                pass
+            completion_tokens += answer.usage.completion_tokens
+            files.append(tmp_path / f"strict-{number}.json")
+            write_receipt(files[-1], saved_receipt(answer.link, answer.signed_receipt, answer=answer.usage))
+        listing = ("audit", "list", "--session", session_id, "--action", "receipts")
+
+        def recorded() -> bool:
+            return sum(record["data"]["count"] for record in told(platform, *listing)) == len(files)
+
+        live.wait_until(recorded, timeout_s=30, what="the receipts are recorded while the session is open")
+        assert {record["data"]["completion_tokens"] for record in told(platform, *listing)} == {0}
+
+    def totalled() -> bool:
+        return any(record["data"]["completion_tokens"] for record in told(platform, *listing))
+
+    live.wait_until(totalled, timeout_s=30, what="the session's total is recorded")
+    (total,) = (record for record in told(platform, *listing) if record["data"]["completion_tokens"])
+    assert (total["data"]["first"], total["data"]["completion_tokens"]) == (len(files) + 1, completion_tokens)
+    export = tmp_path / "acme.jsonl"
+    told(platform, "audit", "export", str(export))
+    report = told(platform, "receipt", "usage", "--export", str(export), *map(str, files))["report"]
+    assert (report["receipts"], report["completion_tokens"], report["untold"]) == (2, completion_tokens, [])
+    assert "error USAGE_UNPROVEN" in told(
+        platform, "receipt", "usage", "--export", str(export), str(files[0]), expect=1
+    )

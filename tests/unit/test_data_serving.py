@@ -35,13 +35,15 @@ from bulkhead.protocol.payloads import (
     GenerateRequest,
     Message,
     Trace,
+    Usage,
     encode_embed_request,
     encode_generate_request,
 )
-from bulkhead.protocol.receipts import ReceiptStatus
+from bulkhead.protocol.receipts import ReceiptStatus, read_receipt
 from bulkhead.protocol.server import SealedServer
 from bulkhead.protocol.tickets import TicketLimits, TicketVerifier
 from bulkhead.sealing import PaddingMode
+from bulkhead.transparency.totals import SessionTotal
 from data_plane.engine.port import EngineState, TokenDelta
 from data_plane.session import exchange as exchange_module
 from data_plane.session import receipts as receipts_module
@@ -637,3 +639,83 @@ async def test_text_that_cannot_be_encoded_is_a_sealed_failure() -> None:
     found = await bench.events(bench.begin())
     assert [event.code for event in found if isinstance(event, Failure)] == ["INTERNAL"]
     assert isinstance(found[-1], Complete)
+
+
+async def answers(bench: Bench) -> list[Usage]:
+    """Serve three requests with answers of 1, 2 and 5 tokens, all at once; return what their receipts state."""
+    asked, serving = [], []
+    for tokens in (1, 2, 5):
+        bench.engine.script = ("a",) * tokens
+        asked.append(bench.begin())
+        serving.append(asyncio.ensure_future(bench.events(asked[-1])))
+        begun = len(bench.engine.requests)
+        while len(bench.engine.requests) == begun:  # noqa: ASYNC110  the scripted engine tells nobody
+            await asyncio.sleep(0)
+    await asyncio.gather(*serving)
+    assert bench.agent.desk is not None
+    kept = [
+        bench.agent.desk.fetch(session_id=bench.world.session, request_id=item.request_id)
+        for item in bench.agent.receipts()
+        if item.request_id in {request.request_id for request in asked}
+    ]
+    return [read_receipt(signed.receipt).usage for signed in kept]
+
+
+async def test_under_strict_padding_the_agent_sees_a_sessions_total_only() -> None:
+    """Its receipts differ in nothing that depends on usage; one total follows the session's end, and no sooner."""
+    bench = make("a", "b", padding=PaddingMode.STRICT)
+    usages = await answers(bench)
+    assert {usage.completion_tokens for usage in usages} == {1, 2, 5}
+    told = bench.agent.receipts()
+    assert [(item.prompt_tokens, item.completion_tokens) for item in told] == [(0, 0)] * 3
+    await bench.server.tell_totals()
+    assert len(bench.agent.receipts()) == 3
+    bench.grant(revoked=frozenset({bench.world.session}))
+    await bench.server.tell_totals()
+    await bench.server.tell_totals()
+    (total,) = bench.agent.receipts()[3:]
+    expected = SessionTotal(
+        session=bench.world.session,
+        partition=bench.world.partition,
+        number=4,
+        receipts=3,
+        prompt_tokens=sum(usage.prompt_tokens for usage in usages),
+        completion_tokens=sum(usage.completion_tokens for usage in usages),
+    )
+    assert (total.session_number, total.receipt_digest) == (4, expected.digest)
+    assert (total.prompt_tokens, total.completion_tokens) == (expected.prompt_tokens, expected.completion_tokens)
+
+
+async def test_totals_are_told_before_the_worker_ends() -> None:
+    """A worker that drains tells what it has summed up, also of sessions that have not ended."""
+    bench = make("a", "b", padding=PaddingMode.STRICT)
+    usages = await answers(bench)
+    await bench.server.tell_totals(all_sessions=True)
+    assert bench.agent.receipts()[-1].completion_tokens == sum(usage.completion_tokens for usage in usages)
+
+
+async def test_a_total_that_the_spool_refuses_is_told_later_and_an_unknown_one_never_twice() -> None:
+    """A definite no keeps the sum; an answer that never came gives it up, since usage must not be stated twice."""
+    bench = make("a", "b", padding=PaddingMode.STRICT)
+    usages = await answers(bench)
+    bench.agent.durable = False
+    await bench.server.tell_totals(all_sessions=True)
+    bench.agent.durable = True
+    await bench.server.tell_totals(all_sessions=True)
+    refused, told = bench.agent.receipts()[3:]
+    assert (refused.session_number, told.session_number) == (4, 5)
+    assert told.completion_tokens == sum(usage.completion_tokens for usage in usages)
+    await answers(bench)
+    assert bench.agent.desk is not None
+    bench.agent.desk.close()
+    await bench.server.tell_totals(all_sessions=True)
+    assert bench.agent.desk.untold(lambda _session: True) == ()
+
+
+async def test_other_padding_tells_each_requests_usage() -> None:
+    """Where nothing is hidden from whoever bills, each receipt's counts are told, and no total."""
+    bench = make("a", "b")
+    usages = await answers(bench)
+    await bench.server.tell_totals(all_sessions=True)
+    told = sorted((item.prompt_tokens, item.completion_tokens) for item in bench.agent.receipts())
+    assert told == sorted((usage.prompt_tokens, usage.completion_tokens) for usage in usages)

@@ -4,6 +4,7 @@ import pytest
 
 from bulkhead.errors import UsageError
 from bulkhead.transparency import ReceiptBatch, ReceiptEntry, check_usage, receipts_root
+from bulkhead.transparency.totals import SessionTotal
 
 KEPT = [
     ReceiptEntry(
@@ -69,3 +70,69 @@ def test_two_receipts_with_one_number():
     with pytest.raises(UsageError):
         check_usage([], [*KEPT, replace(KEPT[0], digest=bytes(32))])
     assert check_usage([], [*KEPT, KEPT[0]]).receipts == 0
+
+
+STRICT = [replace(entry, in_total=True) for entry in KEPT[:3]]
+
+
+def total(number, entries, **changes):
+    """Return the entry that an honest worker's total of ``entries`` is in the log, with changes to what it says."""
+    said = SessionTotal(
+        session="sess_1",
+        partition="part_1",
+        number=number,
+        receipts=len(entries),
+        prompt_tokens=sum(entry.prompt_tokens for entry in entries),
+        completion_tokens=sum(entry.completion_tokens for entry in entries),
+    )
+    said = replace(said, **changes)
+    return replace(
+        KEPT[0], number=number, digest=said.digest, prompt_tokens=said.prompt_tokens,
+        completion_tokens=said.completion_tokens,
+    )  # fmt: skip
+
+
+def strict_batch(entries, **changes):
+    """Return the batch of an honest record over strict receipts and totals."""
+    stated = [entry for entry in entries if not entry.in_total]
+    honest = batch(
+        1,
+        1,
+        record_id=f"rec_{entries[0].number}",
+        numbers=range(entries[0].number, entries[0].number + len(entries)),
+        root=receipts_root([entry.digest for entry in entries]),
+        prompt_tokens=sum(entry.prompt_tokens for entry in stated),
+        completion_tokens=sum(entry.completion_tokens for entry in stated),
+    )
+    return replace(honest, **changes)
+
+
+def test_a_sessions_total_is_the_sum_of_its_strict_receipts():
+    """Records state no request's usage, and in the end all of it; until then the receipts are told as untold."""
+    before = check_usage([strict_batch(STRICT)], STRICT)
+    assert (before.receipts, before.prompt_tokens, before.completion_tokens) == (3, 0, 0)
+    assert before.untold == tuple(STRICT)
+    after = check_usage([strict_batch(STRICT), strict_batch([total(4, STRICT)])], STRICT)
+    assert (after.receipts, after.prompt_tokens, after.completion_tokens, after.untold) == (3, 30, 6, ())
+    # in one record, and a second total of what came later
+    later = [replace(entry, in_total=True) for entry in KEPT[4:6]]
+    both = [strict_batch([*STRICT, total(4, STRICT)]), strict_batch([*later, total(7, later)])]
+    assert check_usage(both, [*STRICT, *later]).completion_tokens == 6 + 11
+
+
+@pytest.mark.parametrize(
+    "records",
+    [
+        [strict_batch(STRICT), strict_batch([total(4, STRICT, completion_tokens=7)])],
+        [strict_batch(STRICT), strict_batch([total(4, STRICT, receipts=4)])],
+        [strict_batch(STRICT), strict_batch([total(4, STRICT[:2])])],
+        [strict_batch(STRICT), strict_batch([total(4, STRICT)]), strict_batch([total(5, STRICT)])],
+        [strict_batch(STRICT), strict_batch([total(4, STRICT)], completion_tokens=7)],
+        [strict_batch(STRICT, completion_tokens=6)],
+    ],
+    ids=["more tokens", "more receipts", "of fewer", "twice", "another total", "told one by one"],
+)
+def test_an_invented_total_is_found(records):
+    """A total of other usage than the kept receipts', or a second one of the same, does not pass."""
+    with pytest.raises(UsageError):
+        check_usage(records, STRICT)

@@ -116,6 +116,8 @@ def usage(
     )
     if report.unrecorded:
         text += f"\n{len(report.unrecorded)} receipts are in no record of the export"
+    if report.untold:
+        text += f"\n{len(report.untold)} receipts' usage is in no session's total of the export"
     emit({"verified": True, "sessions": sorted(sessions), "report": report}, as_json=as_json, text=text)
 
 
@@ -135,6 +137,7 @@ def prove_receipt(ctx: click.Context, file: Path, *, save: bool, as_json: bool) 
 
 def _check_usage(proven: "Sequence[ProvenReceipt]", batches: "Sequence[ReceiptBatch]") -> "UsageReport":
     """Return the report over verified receipts (:func:`bulkhead.transparency.check_usage`)."""
+    from bulkhead.sealing import PaddingMode
     from bulkhead.transparency import ReceiptEntry, check_usage
 
     entries = [
@@ -145,6 +148,7 @@ def _check_usage(proven: "Sequence[ProvenReceipt]", batches: "Sequence[ReceiptBa
             digest=item.digest,
             prompt_tokens=item.receipt.usage.prompt_tokens,
             completion_tokens=item.receipt.usage.completion_tokens,
+            in_total=item.grant.claims.padding is PaddingMode.STRICT,
         )
         for item in proven
     ]

@@ -115,6 +115,15 @@ class SealedServer:
             keys.destroy()
         self._replay.forget(key_id)
 
+    @property
+    def partition(self) -> str:
+        """Its partition id."""
+        return self._partition
+
+    def next_receipt_number(self, session: str) -> int:
+        """Use up a number of a session's receipts, for a total of its usage."""
+        return self._receipts.next(session)
+
     def open(self, envelope: bytes, *, now_s: int) -> "ServerRequest":
         """Open an envelope (untrusted); the request's chunks follow through :meth:`ServerRequest.receive`.
 
