@@ -18,11 +18,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from benchmarks import attestation, audit_appends, audit_offline, model_loading, opening, sealing, serving, shape
+from benchmarks import (
+    attestation,
+    audit_appends,
+    audit_offline,
+    model_loading,
+    observer,
+    opening,
+    sealing,
+    serving,
+    shape,
+)
 from benchmarks.report import Row, as_json, machine, table
 from scripts.local_platform import LocalPlatform, chat_model
 
-PARTS: Final = ("audit", "offline", "attestation", "sealing", "shape", "loading", "opening", "serving")
+PARTS: Final = ("audit", "offline", "attestation", "sealing", "shape", "observer", "loading", "opening", "serving")
 
 
 def _say(text: str) -> None:
@@ -78,6 +88,9 @@ def main() -> int:
     if "shape" in parts:
         _say("the shape of traffic (two minutes, mostly waiting)")
         rows += asyncio.run(shape.rows())
+    if "observer" in parts:
+        _say("the shape of traffic to an observer who has learnt much (five minutes, mostly waiting)")
+        rows += asyncio.run(observer.rows())
     if {"opening", "serving"} & set(parts):
         rows += _on_platform(parts)
     print(as_json(rows) if arguments.as_json else f"{machine()}\n\n{table(rows)}")

@@ -1,9 +1,12 @@
 """What the shape of sealed traffic tells an observer of the network, under each padding (docs/threat-model.md)."""
 
+import random
+
 import pytest
 
 from bulkhead.sealing import PaddingMode
 from data_plane.session import response
+from tests.simulator.classifiers import best_guess, size_features, time_features
 from tests.simulator.observer import Leak, Trace, different_lengths, equal_lengths, measure
 
 pytestmark = pytest.mark.alone  # times are what is measured
@@ -51,3 +54,21 @@ async def test_buckets_do_not_hide_lengths() -> None:
     """Default padding still tells answers of different lengths apart, as the threat model says."""
     leak, _ = await measure(different_lengths(tokens=24), PaddingMode.DEFAULT, rounds=4, token_s=TOKEN_S)
     assert leak.accuracy > 0.6
+
+
+def test_the_observers_classifiers_learn() -> None:
+    """Both find a difference of one record's size or one gap in noise, and nothing where there is nothing."""
+    chosen = random.Random(3)
+
+    def trace(told: int) -> Trace:
+        sizes = [1_500 + chosen.randrange(3) * 100 + (500 * told if place == 2 else 0) for place in range(6)]
+        moments = [0.1 * place + chosen.random() * 0.02 + (0.05 * told if place > 3 else 0.0) for place in range(6)]
+        return Trace(told, ((0.0, 900),), tuple(zip(moments, sizes, strict=True)), 0.1, 0.6)
+
+    asked = [number % 3 for number in range(120)]
+    telling, silent = [trace(told) for told in asked], [trace(0) for _ in asked]
+    for features in (size_features, time_features):
+        for guess in best_guess([features(item) for item in telling], asked):
+            assert guess.accuracy > 0.7, guess
+        for guess in best_guess([features(item) for item in silent], asked):
+            assert guess.accuracy < 0.55, guess

@@ -101,18 +101,21 @@ async def test_a_strict_sessions_usage_is_stated_once_as_a_whole(platform: Local
             write_receipt(files[-1], saved_receipt(answer.link, answer.signed_receipt, answer=answer.usage))
         listing = ("audit", "list", "--session", session_id, "--action", "receipts")
 
+        def records() -> list[dict[str, Any]]:
+            return [record["fields"]["data"] for record in told(platform, *listing)]
+
         def recorded() -> bool:
-            return sum(record["data"]["count"] for record in told(platform, *listing)) == len(files)
+            return sum(data["count"] for data in records()) == len(files)
 
         live.wait_until(recorded, timeout_s=30, what="the receipts are recorded while the session is open")
-        assert {record["data"]["completion_tokens"] for record in told(platform, *listing)} == {0}
+        assert {data["completion_tokens"] for data in records()} == {0}
 
-    def totalled() -> bool:
-        return any(record["data"]["completion_tokens"] for record in told(platform, *listing))
+    def totals() -> list[dict[str, Any]]:
+        return [data for data in records() if data["completion_tokens"]]
 
-    live.wait_until(totalled, timeout_s=30, what="the session's total is recorded")
-    (total,) = (record for record in told(platform, *listing) if record["data"]["completion_tokens"])
-    assert (total["data"]["first"], total["data"]["completion_tokens"]) == (len(files) + 1, completion_tokens)
+    live.wait_until(lambda: bool(totals()), timeout_s=30, what="the session's total is recorded")
+    (total,) = totals()
+    assert (total["first"], total["completion_tokens"]) == (len(files) + 1, completion_tokens)
     export = tmp_path / "acme.jsonl"
     told(platform, "audit", "export", str(export))
     report = told(platform, "receipt", "usage", "--export", str(export), *map(str, files))["report"]

@@ -157,9 +157,9 @@ class _PacedEngine(ScriptedEngine):
 
 
 async def measure(
-    asks: Sequence[Ask], padding: PaddingMode, *, rounds: int, token_s: float
+    asks: Sequence[Ask], padding: PaddingMode, *, rounds: int, token_s: float, connections: int = CONNECTIONS
 ) -> tuple[Leak, list[Trace]]:
-    """Ask everything ``rounds`` times under one padding and let the observer guess."""
+    """Ask everything ``rounds`` times under one padding, in a shuffled order, and let the observer guess."""
     world = World(seed=5, now_s=int(time.time()), padding=padding)
     certificate = load_pem_x509_certificate(world.keys.tls_certificate).public_bytes(Encoding.DER)
     with tempfile.TemporaryDirectory(prefix="bh-") as scratch, RecordingRelay() as relay:
@@ -167,8 +167,11 @@ async def measure(
         relay.target = f"unix:{path}"
         server = await serve(world, _PacedEngine(asks, token_s), path)
         try:
-            turns = iter([(number, ask) for _ in range(rounds) for number, ask in enumerate(asks)])
-            readers = [await _reader(world, certificate, relay, asks[0]) for _ in range(CONNECTIONS)]
+            # Shuffled: what the machine was doing at a time must not tell which prompt's turn it was, or was not.
+            order = [(number, ask) for _ in range(rounds) for number, ask in enumerate(asks)]
+            random.Random(7).shuffle(order)
+            turns = iter(order)
+            readers = [await _reader(world, certificate, relay, asks[0]) for _ in range(connections)]
             found = await asyncio.gather(*(_read(relay, link, at, turns) for link, at in readers))
             for link, _ in readers:
                 await link.channel.close()
