@@ -7,11 +7,12 @@ import click
 
 from bulkhead.cli.console import emit, emit_rows, example, json_option, note, time_text
 from bulkhead.cli.settings import on_channel
-from bulkhead.errors import BundleError
+from bulkhead.errors import BundleError, InvalidRequestError
 
 if TYPE_CHECKING:
     from bulkhead.client.transport import Channel
     from bulkhead.client.views import PolicyBundleView
+    from bulkhead.transparency import LeafFields
 
 __all__ = ["policy"]
 
@@ -39,6 +40,46 @@ def check(*, directory: Path, as_json: bool) -> None:
         raise BundleError(f"the policies in {directory} do not pass") from error
     text = f"{found.policies} policies, {found.tests} tests passed, {found.coverage_percent:.1f}% covered"
     emit(found, as_json=as_json, text=text)
+
+
+@policy.command(
+    "replay",
+    epilog=example("bulkhead-admin policy replay acme.jsonl --policies policies --log-key 'audit.example/t/…+…'"),
+)
+@click.argument("export", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.option(
+    "--policies", type=_DIRECTORY, required=True, help="Sources to ask, e.g. a change before it is published."
+)
+@click.option("--log-key", "log_keys", multiple=True, required=True, help="Verifier key (vkey) of the log. Repeatable.")
+@json_option
+def replay_export(*, export: Path, policies: Path, log_keys: tuple[str, ...], as_json: bool) -> None:
+    """Ask the policies about every decision in EXPORT again, offline, and show which come out otherwise.
+
+    Inputs that earlier builds recorded are asked in today's form.
+    """
+    from bulkhead.transparency.export import verify_export
+    from control_plane.authz.opa_tool import find_opa
+    from control_plane.authz.replay import replay
+    from control_plane.authz.sources import read_sources
+
+    decisions: list[LeafFields] = []
+
+    def take(record: "LeafFields") -> None:
+        if record.action == "decision":
+            decisions.append(record)
+
+    try:
+        with export.open("rb") as stream:
+            verify_export(stream, vkeys=log_keys, on_record=take)
+    except OSError as error:
+        raise InvalidRequestError(f"cannot read {export}: {error.strerror}") from error
+    asked = list(replay(decisions, read_sources(policies), opa=find_opa()))
+    differing = [item for item in asked if item.differs]
+    lines = [
+        f"{item.record_id}: {item.recorded}, now {item.now} {', '.join(item.codes)}".rstrip() for item in differing
+    ]
+    summary = f"{len(asked)} decisions asked again, {len(differing)} come out otherwise"
+    emit({"asked": len(asked), "differing": differing}, as_json=as_json, text="\n".join([*lines, summary]))
 
 
 @policy.command("publish", epilog=example("bulkhead-admin policy publish policies"))

@@ -9,12 +9,15 @@ from typing import Any
 import pytest
 
 from bulkhead.client import AsyncBulkhead
+from bulkhead.client.config import load_profile
 from bulkhead.client.saved import saved_receipt, write_receipt
 from bulkhead.errors import NotFoundError
 from scripts.local_platform import LocalPlatform
 from tests.simulator import live
 
 pytestmark = pytest.mark.e2e
+
+ROOT = Path(__file__).parents[2]
 
 
 def told(platform: LocalPlatform, *command: str, expect: int = 0) -> Any:
@@ -74,6 +77,11 @@ async def test_receipts_are_verified_proven_and_held_against_the_log(platform: L
         assert told(platform, "receipt", "verify", str(file))["log"]["record"].startswith("rec_")
     export = tmp_path / "acme.jsonl"
     told(platform, "audit", "export", str(export))
+    log_key = load_profile("acme", path=platform.client_config).log_vkey
+    replay = ("policy", "replay", str(export), "--policies", str(ROOT / "policies"), "--log-key", str(log_key))
+    replayed = json.loads(live.cli(platform, "admin", "bulkhead-admin", *replay, "--json").stdout)
+    assert replayed["asked"] > 0
+    assert [(item["codes"], item["version"]) for item in replayed["differing"]] == []
     usage = ("receipt", "usage", "--export", str(export))
     report = told(platform, *usage, *map(str, files))["report"]
     assert report["receipts"] == 4

@@ -4,10 +4,18 @@ import json
 
 import pytest
 
-from bulkhead.errors import RecordError
+from audit.records import Decision, Reason, Subject, decision, tenant_cause
+from bulkhead.errors import BundleError, RecordError
+from bulkhead.transparency import LeafFields
 from control_plane.authz.input import PolicyInput
+from control_plane.authz.opa_tool import find_opa
 from control_plane.authz.recorded import INPUT_VERSION, input_version, present_form
-from tests.simulator.policies import open_session, supervised
+from control_plane.authz.replay import replay
+from control_plane.authz.sources import read_sources
+from tests.simulator.audit_world import stamper
+from tests.simulator.policies import DEVELOPER, POLICIES, SESSION, TENANT, open_session, supervised
+
+STAMPS = stamper(start_us=1_767_225_600_000_000)
 
 
 def first_version(**properties: object) -> dict:
@@ -54,3 +62,42 @@ def test_what_is_no_input_is_refused(document: dict) -> None:
     """Something else under `data.input` is a typed error."""
     with pytest.raises(RecordError):
         present_form(document)
+
+
+def decision_record(document: dict, verdict: Decision) -> LeafFields:
+    """Return the record of a decision on an input."""
+    return decision(
+        STAMPS.stamp(), tenant=TENANT, subject=Subject(DEVELOPER, ("developer",)), session=SESSION, pair_id="pair-1",
+        cause=tenant_cause(credential="cred_1", request_id="req_1"), model="tiny", tier="gpu", decision=verdict,
+        reasons=[Reason("ANY", "session", "Any.")], bundle="ab" * 32, policy_input=document,
+    ).fields  # fmt: skip
+
+
+def test_recorded_decisions_are_asked_again() -> None:
+    """What the policies decide as before does not differ, whatever version its input has; what they turn is named."""
+    records = [
+        decision_record(first_version(), Decision.ALLOW),
+        decision_record(open_session().to_json(), Decision.ALLOW),
+        decision_record(open_session(region="mars").to_json(), Decision.DENY),
+        decision_record(first_version(), Decision.DENY),
+        decision_record(open_session().to_json(), Decision.ERROR),
+    ]
+    asked = list(replay(records, read_sources(POLICIES), opa=find_opa()))
+    assert [(item.version, item.recorded, item.now) for item in asked] == [
+        (1, "allow", "allow"),
+        (2, "allow", "allow"),
+        (2, "deny", "deny"),
+        (1, "deny", "allow"),
+    ]
+    assert [item.record_id for item in asked if item.differs] == [records[3].record_id]
+    assert "REGION_NOT_ALLOWED" in asked[2].codes
+
+
+def test_policies_that_do_not_answer_are_no_denial() -> None:
+    """Sources without the decision, or with a broken one, are a typed error."""
+    records = [decision_record(open_session().to_json(), Decision.ALLOW)]
+    for rego in (b"package other\n\nx := 1\n", b"package bulkhead.session\n\ndecision := 7\n"):
+        sources = {**read_sources(POLICIES), "session/session.rego": rego}
+        sources = {path: data for path, data in sources.items() if not path.endswith("_test.rego")}
+        with pytest.raises(BundleError):
+            list(replay(records, sources, opa=find_opa()))
