@@ -38,12 +38,21 @@ class Account:
 
 @dataclass(frozen=True, slots=True)
 class TenantPlan:
-    """A tenant that the local platform creates, as options of ``bulkhead-admin tenant create``."""
+    """A tenant that the local platform creates, as options of ``bulkhead-admin tenant create``.
+
+    One that is ``rooted`` has a root in its developer's directory, which certifies its session keys.
+    """
 
     name: str
     minimum_tier: str
     options: tuple[str, ...]
     defaults: Mapping[str, Any]
+    rooted: bool = False
+
+    @property
+    def root_file(self) -> str:
+        """Name of the root's file, beside the profiles."""
+        return f"{self.name}.root.pem"
 
 
 TENANTS: Final = (
@@ -52,6 +61,7 @@ TENANTS: Final = (
         "gpu",
         ("--pack", "hipaa", "--region", REGION, "--session-limit", "20", "--max-output-tokens", "2048"),
         {"tier": "gpu", "purpose": "treatment", "data_classes": ["phi"]},
+        rooted=True,
     ),
     TenantPlan(
         "acme", "mig", ("--region", REGION, "--session-limit", "100", "--max-output-tokens", "2048"), {"tier": "mig"}
@@ -155,6 +165,7 @@ role = "{account.role}"
 log_vkey = "{tenant["log_vkey"]}"
 platform_vkey = "{made["platform_log_vkey"]}"
 ticket_issuer = "{made["ticket_issuer"]}"
+{_root_line(account, plan, tenant)}\
 # The rack is simulated: only development mode accepts its evidence, and says so every time.
 development_mode = true
 
@@ -167,6 +178,14 @@ minimum_tier = "{plan.minimum_tier}"
             + "".join(f"{key} = {json.dumps(value)}\n" for key, value in defaults.items())
         )
     return "\n".join(profiles)
+
+
+def _root_line(account: Account, plan: TenantPlan, tenant: Mapping[str, Any]) -> str:
+    if not plan.rooted:
+        return ""
+    if account.role == "developer":
+        return f'tenant_root_key_file = "{plan.root_file}"\n'
+    return f'tenant_root_fingerprint = "{tenant["tenant_root"]}"\n'
 
 
 def env_sh(path: Path, *, commands: Path, client_config: Path) -> str:

@@ -28,6 +28,7 @@ if str(ROOT) not in sys.path:
 from scripts.local_config import (  # noqa: E402  the path above makes it importable
     ACCOUNTS,
     TENANTS,
+    TenantPlan,
     agent_toml,
     control_toml,
     env_sh,
@@ -232,6 +233,9 @@ class LocalPlatform:
             )
             for plan in TENANTS
         }
+        for plan in TENANTS:
+            if plan.rooted:
+                tenants[plan.name] = self._record_root(plan)
         for account in ACCOUNTS:
             made = self.admin(
                 "principal", "create", account.profile, "--tenant", account.tenant, "--role", account.role
@@ -240,6 +244,13 @@ class LocalPlatform:
             key.unlink(missing_ok=True)
             self.admin("key", "create", made["principal_id"], "--out", str(key))
         self._write_profiles(tenants)
+
+    def _record_root(self, plan: TenantPlan) -> Any:
+        """Make a tenant's root, as the tenant would, and have its fingerprint recorded; return the tenant."""
+        file = self.root / "client" / plan.root_file
+        file.unlink(missing_ok=True)
+        made = json.loads(self.run([str(BIN / "bulkhead"), "root", "new", str(file), "--json"]))
+        return self.admin("tenant", "set-root", plan.name, made["fingerprint"])
 
     def _write_profiles(self, tenants: Mapping[str, Mapping[str, Any]]) -> None:
         made = json.loads((self.root / "init.json").read_text())

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from bulkhead.client import Bulkhead
+from bulkhead.key_files import load_key_file
 from scripts.local_platform import LocalPlatform
 
 SOURCES = Path(__file__).parent / "client"
@@ -50,9 +51,9 @@ def run(client: Path, *arguments: str, stdin: str = "") -> tuple[int, dict[str, 
     return done.returncode, json.loads(done.stdout)
 
 
-def settings(platform: LocalPlatform, **changes: Any) -> str:
-    """Return the Go client's settings for the platform's tenant acme; its byte strings are standard base64."""
-    profile = tomllib.loads(platform.client_config.read_text())["profile"]["acme"]
+def settings(platform: LocalPlatform, *, name: str = "acme", **changes: Any) -> str:
+    """Return the Go client's settings for a profile of the platform; its byte strings are standard base64."""
+    profile = tomllib.loads(platform.client_config.read_text())["profile"][name]
     issuers = profile.get("ticket_issuers") or [profile["ticket_issuer"]]
     made = {
         "address": profile["address"],
@@ -70,6 +71,9 @@ def settings(platform: LocalPlatform, **changes: Any) -> str:
         "prompt": "What is the capital of France?",
         "max_tokens": 24,
     }
+    if (root := profile.get("tenant_root_key_file")) is not None:
+        seed = load_key_file(platform.client_config.parent / root, what="root").private_bytes_raw()
+        made["tenant_root_seed"] = base64.b64encode(seed).decode()
     return json.dumps(made | changes)
 
 
@@ -128,9 +132,25 @@ def test_round_trip_with_a_running_worker(go_client: Path, platform: LocalPlatfo
         assert told["messages"] == told["chunks"] >= 16
     assert told["replay"] == "SEQUENCE_REPLAYED"
     assert told["stolen_ticket"] == "SIGNATURE_INVALID"
+    assert told["uncertified"] == "CERTIFICATE_INVALID"
     with Bulkhead.from_profile("acme", path=platform.client_config) as client, client.open_session() as session:
         ours = session.generate_text("What is the capital of France?", max_tokens=24)
     assert told["text"] == ours.text
+
+
+@pytest.mark.e2e
+def test_round_trip_of_a_tenant_with_a_root(go_client: Path, platform: LocalPlatform) -> None:
+    """It certifies its session key, checks the worker's root and is answered; a key of no certified kind is not."""
+    asked = {"name": "mercy", "minimum_tier": "gpu", "purpose": "treatment", "data_classes": ["phi"]}
+    status, told = run(go_client, "ask", stdin=settings(platform, **asked))
+    assert status == 0, told
+    assert told["tokens"] == told["end"]["usage"]["completion_tokens"] > 0
+    assert told["receipt_digest"] == told["fetched_receipt_digest"]
+    assert told["stolen_ticket"] == "SIGNATURE_INVALID"
+    assert told["uncertified"] == "CERTIFICATE_ROOT"
+    for seed, code in ((base64.b64encode(bytes(32)).decode(), "TENANT_ROOT_MISMATCH"), (None, "TENANT_ROOT_REQUIRED")):
+        status, told = run(go_client, "ask", stdin=settings(platform, **asked, tenant_root_seed=seed))
+        assert (status, told["code"]) == (1, code)
 
 
 @pytest.mark.e2e

@@ -30,6 +30,8 @@ type settings struct {
 	Trust         trust    `json:"trust"`
 	Model         string   `json:"model"`
 	Region        string   `json:"region"`
+	Purpose       string   `json:"purpose"`
+	DataClasses   []string `json:"data_classes"`
 	MinimumTier   string   `json:"minimum_tier"`
 	Padding       string   `json:"padding"`
 	Prompt        string   `json:"prompt"`
@@ -127,7 +129,11 @@ func newIdentifier(prefix string) string {
 func openSession(ctx context.Context, control *peer, configured settings, wanted expectation) offer {
 	sent := slices.Concat(
 		textField(1, wanted.requestID), textField(2, wanted.model), uintField(3, uint64(tierOf(wanted.minimumTier)+1)),
-		textField(4, configured.Region), bytesField(8, wanted.cnf), bytesField(9, wanted.nonce), textField(10, wanted.padding))
+		textField(4, configured.Region), textField(5, configured.Purpose), bytesField(8, wanted.cnf),
+		bytesField(9, wanted.nonce), textField(10, wanted.padding))
+	for _, class := range configured.DataClasses {
+		sent = append(sent, textField(6, class)...)
+	}
 	var ready message
 	control.call(ctx, "/bulkhead.v1.SessionService/OpenSession", sent, func(event message) {
 		if len(event[2]) > 0 {
