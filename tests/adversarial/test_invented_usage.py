@@ -2,16 +2,22 @@
 
 import io
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from audit.records import PlatformReason, platform_cause, receipts
-from bulkhead.errors import UsageError
+from bulkhead.errors import BulkheadError, CertificateError, ReplayError, TenantRootMismatchError, UsageError
+from bulkhead.protocol.context import Method, RequestInfo
+from bulkhead.protocol.envelope import Envelope
+from bulkhead.protocol.saved import SavedReceipt, verify_saved
 from bulkhead.transparency import ReceiptBatch, ReceiptEntry, UsageReport, check_usage, receipts_root
 from bulkhead.transparency.export import verify_export
 from control_plane.domain.roles import Caller
 from tests.simulator.fake_agent import FakeAgent
+from tests.simulator.saved_receipts import saved_answer
+from tests.simulator.sealed_world import NOW_S, World
 from tests.simulator.session_world import SessionWorld, request, session_world
 
 KEPT = [bytes([number]) * 32 for number in (1, 2)]
@@ -143,3 +149,61 @@ async def test_record_written_past_the_code_is_found(world: SessionWorld, change
     await tenant.forge(**changes)
     with pytest.raises(UsageError):
         await tenant.check()
+
+
+class TestReceiptsOfATenantWithARoot:
+    """What an operator can have signed who runs genuine workers, issues tickets, writes the log, and has no root."""
+
+    @pytest.fixture
+    def mine(self) -> World:
+        """The tenant's session; all keys but the root's and the session's are the operator's to use."""
+        return World(rooted=True)
+
+    @staticmethod
+    def by_the_operator(mine: World, *, rooted: bool) -> SavedReceipt:
+        """Return what a genuine worker signs that the operator started for a root of its own, or for none."""
+        own = World(seed=7, tenant=mine.tenant, rooted=rooted)
+        own.log, own.issuer, own.evidence_issuer = mine.log, mine.issuer, mine.evidence_issuer
+        own.server = own.make_server()
+        return saved_answer(own)
+
+    def test_a_receipt_needs_a_key_that_the_root_certified(self, mine: World) -> None:
+        """The tenant's worker signs nothing for a session key of the operator's, nor for a recorded request again."""
+        grant, stranger = mine.grant(), World(seed=9)
+        recorded = mine.client(grant).begin(Method.GENERATE, b"{}", now_s=NOW_S).envelope
+        mine.server.open(recorded, now_s=NOW_S)
+        with pytest.raises(ReplayError):
+            mine.server.open(recorded, now_s=NOW_S)
+        honest = Envelope.parse(recorded)
+        ticket = mine.issuer.issue(replace(grant.claims, cnf=stranger.cnf))
+        info = RequestInfo(scope=grant.claims.scope, request_id=honest.request_id, sequence=1, method=honest.method)
+        signature = stranger.session_key.sign(info.transcript_hash(honest.sealed_secret))
+        for certificate, code in (
+            (b"", "CERTIFICATE_MISSING"),
+            (honest.certificate, "CERTIFICATE_KEY"),
+            (mine.certificate(root=stranger.root, cnf=stranger.cnf), "CERTIFICATE_ROOT"),
+        ):
+            invented = replace(honest, ticket=ticket, sequence=1, signature=signature, certificate=certificate)
+            with pytest.raises(CertificateError) as caught:
+                mine.server.open(invented.encode(), now_s=NOW_S)
+            assert caught.value.code == code
+
+    @pytest.mark.parametrize("rooted", [True, False], ids=["a root of the operator's", "no root"])
+    def test_a_receipt_under_another_root_is_not_the_tenants(self, mine: World, rooted: bool) -> None:  # noqa: FBT001
+        """A worker started for another root signs, and its evidence says so: the receipt is refused for its root."""
+        assert verify_saved(saved_answer(mine), tenant=mine.tenant, anchors=mine.anchors()).counted
+        with pytest.raises(TenantRootMismatchError):
+            verify_saved(self.by_the_operator(mine, rooted=rooted), tenant=mine.tenant, anchors=mine.anchors())
+
+    def test_evidence_with_the_tenants_root_does_not_carry_it(self, mine: World) -> None:
+        """The operator's receipt beside the tenant's evidence: keys, ticket and evidence contradict each other."""
+        invented, honest = self.by_the_operator(mine, rooted=True), saved_answer(mine)
+        for offer in (replace(invented.offer, evidence=honest.offer.evidence), honest.offer):
+            mixed = replace(invented, offer=offer, nonce=honest.nonce)
+            with pytest.raises(BulkheadError):
+                verify_saved(mixed, tenant=mine.tenant, anchors=mine.anchors())
+
+    def test_without_a_root_the_invention_passes(self, mine: World) -> None:
+        """Why nothing is claimed for a tenant without a root: the same receipt verifies under its pins."""
+        anchors = replace(mine.anchors(), tenant_roots=())
+        assert verify_saved(self.by_the_operator(mine, rooted=False), tenant=mine.tenant, anchors=anchors).counted
