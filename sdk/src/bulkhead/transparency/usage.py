@@ -3,9 +3,9 @@
 Under strict padding records state no request's usage but a session's total (:mod:`bulkhead.transparency.totals`), which
 is held against the sum of the receipts.
 
-What this shows is bounded by who signs receipts. At tier ``confidential`` with a tenant root the worker's key is measured
-software's own, which took requests by keys that the root certified; below, or without a root, an operator could have
-receipts signed for requests that the tenant never sent (docs/threat-model.md).
+What this shows is bounded by who signs receipts. At tier ``confidential`` with a tenant root the worker's key is
+measured software's own, which took requests by keys that the root certified; below, or without a root, an operator
+could have receipts signed for requests that the tenant never sent (docs/threat-model.md).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
