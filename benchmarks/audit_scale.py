@@ -19,6 +19,7 @@ import dataclasses
 import functools
 import itertools
 import random
+import resource
 import shutil
 import sys
 import time
@@ -284,13 +285,21 @@ def verify(config: AuditConfig) -> list[Row]:
     try:
         total = sum(head.size for head in reader.heads())
         progress = _Progress("verifying", total)
+        before_s = time.process_time()
         report = verify_database(reader, vkeys={}, locked=lock.read(), progress=lambda done, _: progress(done))
         assert report.records == report.indexed == total
-        took_s = time.perf_counter() - progress.started
+        took_s, busy_s = time.perf_counter() - progress.started, time.process_time() - before_s
     finally:
         lock.close()
         reader.close()
-    return [Row("verification of the whole database", f"{took_s:,.0f} s, {progress.rate()}")]
+    peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1_024
+    return [
+        Row(
+            "verification of the whole database",
+            f"{took_s:,.0f} s, of which {busy_s:,.0f} s of one core: {total / busy_s:,.0f} records/s; "
+            f"peak memory {peak_mib:,.0f} MiB",
+        )
+    ]
 
 
 @contextmanager

@@ -27,14 +27,16 @@ from bulkhead.errors import (
 
 __all__ = ["CommitThread"]
 
-MAX_BATCH_RECORDS: Final = 256  # docs/audit.md section 3: larger batches gain nothing and hold the lock longer
+MAX_BATCH_RECORDS: Final = 1_024  # docs/audit.md section 3: what waits costs one wait for the disk, not four
 MAX_BATCH_BYTES: Final = 1024 * 1024
 MAX_QUEUED: Final = 16_384  # at a thousand commits a second nothing waits longer than the append's time-out allows
 _IDLE_S: Final = 0.02  # nobody has waited for this long: time for housekeeping
 _REST_S: Final = 0.1  # between two of them: each is two more commits, which the next record would wait for
 _RETRY_S: Final = 0.5  # between two tries of housekeeping that fails, and of a database that does
 _INDEX_CHUNK: Final = 512
-_INDEX_LAG_LIMIT: Final = 32_768  # the index catches up under load, too, when it is this far behind
+_INDEX_LAG_LIMIT: Final = (
+    131_072  # some seconds of a burst; the index catches up under load, too, when it is this far behind
+)
 _COMMITS_PER_MAINTENANCE: Final = 256
 _T = TypeVar("_T")
 

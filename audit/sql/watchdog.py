@@ -27,6 +27,8 @@ class Watchdog:
         self._watched: dict[int, float] = {}  # our duplicate of the socket, and when it is cut (monotonic)
         self._changed = threading.Condition()
         self._running = False
+        self._busy = False  # something was watched since the thread last looked
+        self._dozing = False
 
     def watch(self, fd: int) -> int:
         """Begin to watch a socket; return a handle for :meth:`release`.
@@ -36,10 +38,11 @@ class Watchdog:
         handle = os.dup(fd)
         with self._changed:
             self._watched[handle] = time.monotonic() + self._limit_s
+            self._busy = True
             if not self._running:
                 self._running = True
                 threading.Thread(target=self._run, name="audit-watchdog", daemon=True).start()
-            elif len(self._watched) == 1:
+            elif self._dozing:  # seldom: to wake it at every commit would cost more than the commit's statements
                 self._changed.notify()
         return handle
 
@@ -66,9 +69,14 @@ class Watchdog:
                 for handle in [handle for handle, until in self._watched.items() if until < now]:
                     del self._watched[handle]
                     _cut(handle)
-                if not self._watched and not self._changed.wait(60):
-                    self._running = False
-                    return
+                if not self._watched and not self._busy:
+                    self._dozing = True
+                    awake = self._changed.wait(60)
+                    self._dozing = False
+                    if not awake and not self._watched:
+                        self._running = False
+                        return
+                self._busy = False
                 self._changed.wait(pause_s)
 
 

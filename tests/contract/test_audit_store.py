@@ -57,6 +57,19 @@ def test_an_empty_store_is_at_genesis(store):
     assert (store.logs(), store.heads(), store.last_round(), store.unindexed()) == ((), (), None, 0)
 
 
+@pytest.mark.usefixtures("logs")
+def test_texts_are_kept_as_they_are(store, commit):
+    """Quotes, backslashes, braces, commas and other alphabets come back from the index and from a checkpoint's note."""
+    odd = ['"', "\\", '\\"', "{", "},{", "NULL", "'; --", "%s", "\u00e9\u4e2d\U0001f600", "tab\there"]
+    commit(*(new_leaf(2, decision(number=text)) for text in odd))
+    assert store.project(99) == len(odd) + 3
+    for text in odd:
+        (found,) = store.query(RecordFilter(log_id=2, session=f"sess_{text}"), Page()).rows
+        assert (found.row.session, found.row.pair_id) == (f"sess_{text}", f"pair_{text}")
+    store.put_checkpoints({(2, size): text for size, text in enumerate(odd, start=1)})
+    assert [note for _, note in store.checkpoints(2, 0, 99)] == odd
+
+
 def test_indexes_follow_the_order_of_the_batch(store, logs, commit):
     """Leaves get the next indexes of their own logs in the order in which they were handed in."""
     records = [decision(number=n, tenant=t) for n, t in enumerate([TENANT, OTHER, TENANT, TENANT, OTHER])]
