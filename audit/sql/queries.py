@@ -1,6 +1,7 @@
 """Pages of the index: filters and keyset paging, by place within a log or by commit order across logs."""
 
 import re
+from collections.abc import Sequence
 from typing import Any, Final
 
 from sqlalchemy import ColumnElement, Connection, Row, func, select
@@ -16,6 +17,7 @@ __all__ = ["as_bytes", "as_int", "as_text", "index_row", "read_heads", "read_log
 _TOKEN: Final = re.compile(r"([ip])(0|[1-9][0-9]{0,17})")
 _INDEX: Final = audit_index.c
 _LEAF: Final = audit_leaf.c
+_INDEX_COLUMNS: Final = len(_INDEX)
 _PAGE: Final = select(
     audit_index,
     _LEAF.pos.label("leaf_pos"),
@@ -95,29 +97,22 @@ def as_int(value: object) -> int:
     return value if isinstance(value, int) else -1
 
 
-def index_row(row: Row[Any]) -> IndexRow:
-    """Return a row of ``audit_index`` as a value; its texts are only ever compared."""
-    return IndexRow(
-        as_int(row.pos), as_int(row.log_id), as_int(row.idx), row.ts_us, row.action, row.decision, row.subject,
-        row.session, row.pair_id,
-    )  # fmt: skip
+def index_row(row: Sequence[Any]) -> IndexRow:
+    """Return a row that begins with the columns of ``audit_index`` as a value; its texts are only ever compared."""
+    pos, log_id, index, *rest = row[:_INDEX_COLUMNS]  # by place: names cost as much as the rest of it
+    return IndexRow(as_int(pos), as_int(log_id), as_int(index), *rest)
 
 
-def stored_leaf(row: Row[Any]) -> StoredLeaf:
+def stored_leaf(row: Sequence[Any]) -> StoredLeaf:
     """Return a row of ``audit_leaf`` as a value."""
+    pos, log_id, index, record_id, leaf, leaf_hash = row
     return StoredLeaf(
-        as_int(row.pos), as_int(row.log_id), as_int(row.idx), as_text(row.record_id), as_bytes(row.leaf),
-        as_bytes(row.leaf_hash),
-    )  # fmt: skip
+        as_int(pos), as_int(log_id), as_int(index), as_text(record_id), as_bytes(leaf), as_bytes(leaf_hash)
+    )
 
 
 def _leaf_beside(row: Row[Any]) -> StoredLeaf | None:
-    if row.leaf_pos is None:
-        return None
-    return StoredLeaf(
-        row.leaf_pos, as_int(row.leaf_log_id), as_int(row.leaf_idx), as_text(row.record_id), as_bytes(row.leaf),
-        as_bytes(row.leaf_hash),
-    )  # fmt: skip
+    return None if row.leaf_pos is None else stored_leaf(row[_INDEX_COLUMNS:])
 
 
 def _conditions(query: RecordFilter) -> list[ColumnElement[bool]]:
