@@ -23,7 +23,7 @@ from data_plane.engine.port import Engine
 
 PROMPT: Final = "Write a long and detailed story about a lighthouse keeper, number {}."
 NEW_TOKENS: Final = 64
-ROUNDS: Final = 5
+ROUNDS: Final = 6  # each serving goes first twice
 FIRST_TOKEN_ROUNDS: Final = 21
 START_TIMEOUT_S: Final = 120.0
 
@@ -110,8 +110,15 @@ async def _rate(ask: Ask, sequences: int, salt: int) -> float:
     return sum(answer.tokens for answer in answers) / (time.perf_counter() - started)
 
 
+def _in_turn(asks: dict[str, Ask], number: int) -> list[tuple[str, Ask]]:
+    """Return the servings in the order of round ``number``: each goes first, second and last equally often."""
+    servings = list(asks.items())
+    at = number % len(servings)
+    return servings[at:] + servings[:at]
+
+
 async def measure(client_config: Path, model: Path, threads: int) -> list[Row]:
-    """Return rows for time to first token and tokens/s at 1 and 16 sequences, the three interleaved."""
+    """Return rows for time to first token and tokens/s at 1 and 16 sequences, the three in turn, one busy at a time."""
     engine = await open_engine(EngineConfig(model_path=model, threads=threads, kv_memory_mib=512))
     try:
         async with (
@@ -130,7 +137,7 @@ async def measure(client_config: Path, model: Path, threads: int) -> list[Row]:
 async def _first_token(asks: dict[str, Ask]) -> Row:
     first_ms: dict[str, list[float]] = {name: [] for name in asks}
     for number in range(FIRST_TOKEN_ROUNDS):
-        for name, ask in asks.items():
+        for name, ask in _in_turn(asks, number):
             first_ms[name].append((await ask(PROMPT.format(number), 2)).first_s * 1e3)
     sealed, plain, bare = (median(first_ms[name]) for name in ("sealed", "plain", "in process"))
     added = median([s - p for s, p in zip(first_ms["sealed"], first_ms["plain"], strict=True)])
@@ -146,7 +153,7 @@ async def _first_token(asks: dict[str, Ask]) -> Row:
 async def _throughput(asks: dict[str, Ask], sequences: int) -> Row:
     rates: dict[str, list[float]] = {name: [] for name in asks}
     for number in range(ROUNDS):
-        for name, ask in asks.items():
+        for name, ask in _in_turn(asks, number):
             rates[name].append(await _rate(ask, sequences, number))
     sealed, plain, bare = (median(rates[name]) for name in ("sealed", "plain", "in process"))
     ratio = median([s / p for s, p in zip(rates["sealed"], rates["plain"], strict=True)])
