@@ -25,6 +25,7 @@ __all__ = ["Ingress", "IngressLimits"]
 _log = structlog.get_logger(__name__)
 
 BACKLOG: Final = 1024
+READ_BYTES: Final = 65_536  # at once; a buffer of asyncio's own would be mapped and unmapped for every message
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +83,7 @@ class Ingress:
         self._routes: dict[str, _Route] = {}
         self._connections: set[asyncio.Task[None]] = set()
         self._pending: set[Side] = set()
+        self._buffer = memoryview(bytearray(READ_BYTES))
         self._server: asyncio.Server | None = None
 
     @property
@@ -121,7 +123,12 @@ class Ingress:
             await self._server.wait_closed()
 
     def _side(self, *, connected: Callable[[Side], None] | None = None) -> Side:
-        return Side(most=MAX_HELLO_BYTES, stall_timeout_s=self._limits.stall_timeout_s, connected=connected)
+        return Side(
+            buffer=self._buffer,
+            most=MAX_HELLO_BYTES,
+            stall_timeout_s=self._limits.stall_timeout_s,
+            connected=connected,
+        )
 
     def _accept(self, client: Side) -> None:
         if len(self._connections) >= self._limits.max_connections or len(self._pending) >= self._limits.max_pending:

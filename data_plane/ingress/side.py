@@ -14,10 +14,12 @@ __all__ = ["Side"]
 COPY_BYTES: Final = 65_536  # unsent bytes at which the other side is read no further
 
 
-class Side(asyncio.Protocol):
+class Side(asyncio.BufferedProtocol):
     """One end.
 
     Args:
+        buffer: what is received passes through; all sides of one event loop may share it, since each read is passed on
+            before the next one begins.
         most: bytes to collect before it is read no further.
         stall_timeout_s: for its reader to take bytes that wait.
         connected: told when it is connected.
@@ -29,7 +31,15 @@ class Side(asyncio.Protocol):
         ended: done when the connection can relay no more; true if both sides have ended in order.
     """
 
-    def __init__(self, *, most: int, stall_timeout_s: float, connected: "Callable[[Side], None] | None" = None) -> None:
+    def __init__(
+        self,
+        *,
+        buffer: memoryview,
+        most: int,
+        stall_timeout_s: float,
+        connected: "Callable[[Side], None] | None" = None,
+    ) -> None:
+        self._buffer = buffer
         self._loop = asyncio.get_running_loop()
         self._most = most
         self._stall_timeout_s = stall_timeout_s
@@ -104,25 +114,29 @@ class Side(asyncio.Protocol):
     # What follows is called by asyncio.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """See :class:`asyncio.Protocol`."""
+        """See :class:`asyncio.BufferedProtocol`."""
         self._transport = cast("asyncio.Transport", transport)
         self._transport.set_write_buffer_limits(high=COPY_BYTES)
         if self._connected is not None:
             self._connected(self)
 
-    def data_received(self, data: bytes) -> None:
-        """See :class:`asyncio.Protocol`."""
+    def get_buffer(self, _sizehint: int) -> memoryview:
+        """See :class:`asyncio.BufferedProtocol`."""
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """See :class:`asyncio.BufferedProtocol`."""
         self.last_s = self._loop.time()
         if self._peer is not None:
-            self._peer.write(data)
+            self._peer.write(bytes(self._buffer[:nbytes]))
             return
-        self.collected += data
+        self.collected += self._buffer[:nbytes]
         self._changed.set()
         if len(self.collected) >= self._most:
             self.hold()
 
     def eof_received(self) -> bool:
-        """See :class:`asyncio.Protocol`; the other direction stays open."""
+        """See :class:`asyncio.BufferedProtocol`; the other direction stays open."""
         self.finished = True
         self._changed.set()
         if self._peer is not None:
@@ -130,7 +144,7 @@ class Side(asyncio.Protocol):
         return True
 
     def connection_lost(self, _exc: Exception | None) -> None:
-        """See :class:`asyncio.Protocol`."""
+        """See :class:`asyncio.BufferedProtocol`."""
         self._lost.set()
         self._changed.set()
         if self._stall is not None:
@@ -138,13 +152,13 @@ class Side(asyncio.Protocol):
         self._end(in_order=False)
 
     def pause_writing(self) -> None:
-        """See :class:`asyncio.Protocol`."""
+        """See :class:`asyncio.BufferedProtocol`."""
         self._stall = self._loop.call_later(self._stall_timeout_s, lambda: self._end(in_order=False))
         if self._peer is not None:
             self._peer.hold()
 
     def resume_writing(self) -> None:
-        """See :class:`asyncio.Protocol`."""
+        """See :class:`asyncio.BufferedProtocol`."""
         if self._stall is not None:
             self._stall.cancel()
         if self._peer is not None:

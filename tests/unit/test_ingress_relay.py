@@ -174,3 +174,19 @@ async def test_a_worker_that_is_not_there_costs_its_caller_only(tmp_path: Path) 
         reader, writer = await connect(ingress)
         writer.write(hello(sni(b"a.example")))
         assert await asyncio.wait_for(reader.readexactly(10), 2)
+
+
+async def test_connections_side_by_side_keep_their_bytes_apart(tmp_path: Path) -> None:
+    """Bytes of many connections at once, through one reading buffer, come back each to its own, whole and in order."""
+
+    async def echoed(ingress: Ingress, number: int) -> bool:
+        reader, writer = await connect(ingress)
+        sent = hello(sni(b"a.example" if number % 2 else b"b.example")) + bytes([number]) * 400_000
+        writer.write(sent)
+        writer.write_eof()
+        back = await reader.read(-1)
+        writer.close()
+        return back == sent + b"bye"
+
+    async with relay(tmp_path, IngressLimits()) as (ingress, _), asyncio.timeout(30):
+        assert all(await asyncio.gather(*(echoed(ingress, number) for number in range(8))))
