@@ -4,11 +4,12 @@ Tokenising blocks, so it has a thread of its own; compiling a form has others (:
 """
 
 import asyncio
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from bulkhead.errors import ContextLengthError, InvalidRequestError, ShuttingDownError
 from data_plane.engine.edits import Edit, make_edits
@@ -23,6 +24,8 @@ from data_plane.engine.stream import DeltaStream
 from data_plane.engine.tokenizer import Tokenizer
 
 __all__ = ["Intake"]
+
+MAX_COUNTED: Final = 64  # prompts counted and not yet generated from; a burst of requests is prepared one by one
 
 _Result = TypeVar("_Result")
 
@@ -41,6 +44,7 @@ class Intake:
         self._model = model
         self._end_tokens = end_tokens
         self._closed = False
+        self._counted: OrderedDict[str, tuple[EngineRequest, list[int]]] = OrderedDict()
         self._text = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine-text")
         self._grammars = GrammarCompiler(
             tokenizer_json=tokenizer.definition(), vocabulary=model.vocabulary, ending=end_tokens
@@ -49,6 +53,7 @@ class Intake:
     def close(self) -> None:
         """Stop the threads; what is being prepared fails."""
         self._closed = True
+        self._counted.clear()
         self._grammars.close()
         self._text.shutdown(wait=False, cancel_futures=True)
 
@@ -74,17 +79,33 @@ class Intake:
     async def prompt(self, request: EngineRequest) -> list[int]:
         """Return the tokens of a request's prompt, cut where it asks; raises as :meth:`jobs`."""
         self._check_tokens("a prompt token id", request.prompt_token_ids)
-        if request.messages:
-            tokens = await self.encode_chat(request.messages)
-        elif request.prompt:
-            tokens = await self._off_loop(lambda: self._tokenizer.encode(request.prompt, special=True))
-        else:
-            tokens = list(request.prompt_token_ids)
+        counted, tokens = self._counted.pop(request.request_id, (None, []))
+        if counted is None or not _same_prompt(counted, request):
+            tokens = await self._encoded(request)
+        return self._cut(request, tokens)
+
+    def _cut(self, request: EngineRequest, tokens: list[int]) -> list[int]:
         keep = request.sampling.truncate_prompt_tokens
         if keep is None:
             return tokens
         room = self._model.context_tokens - (request.sampling.max_tokens or 1)
         return tokens[-max(1, room if keep == -1 else keep) :]
+
+    async def count(self, request: EngineRequest) -> int:
+        """Return how many tokens :meth:`prompt` gives; :meth:`jobs` of the same request need not cut them again."""
+        self._check_tokens("a prompt token id", request.prompt_token_ids)
+        tokens = await self._encoded(request)
+        self._counted[request.request_id] = request, tokens
+        if len(self._counted) > MAX_COUNTED:
+            self._counted.popitem(last=False)
+        return len(self._cut(request, tokens))
+
+    async def _encoded(self, request: EngineRequest) -> list[int]:
+        if request.messages:
+            return await self.encode_chat(request.messages)
+        if request.prompt:
+            return await self._off_loop(lambda: self._tokenizer.encode(request.prompt, special=True))
+        return list(request.prompt_token_ids)
 
     async def _bad_words(self, params: SamplingParams) -> list[list[int]]:
         if not params.bad_words:
@@ -149,3 +170,10 @@ class Intake:
         if self._closed:
             raise ShuttingDownError("the engine is closed")
         return await asyncio.get_running_loop().run_in_executor(self._text, call)
+
+
+def _same_prompt(one: EngineRequest, other: EngineRequest) -> bool:
+    """Return whether the prompts are the same objects, as they are in a request with other limits."""
+    return (
+        one.messages is other.messages and one.prompt is other.prompt and one.prompt_token_ids is other.prompt_token_ids
+    )

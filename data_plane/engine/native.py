@@ -110,7 +110,7 @@ class NativeEngine:
 
     async def count_tokens(self, request: EngineRequest) -> int:
         """See :meth:`data_plane.engine.port.Engine.count_tokens`."""
-        return len(await self._intake.prompt(request))
+        return await self._intake.count(request)
 
     def describe(self) -> ModelDescription:
         """See :meth:`data_plane.engine.port.Engine.describe`."""

@@ -121,6 +121,19 @@ async def test_a_partition_that_changed_meanwhile_is_asked_anew(world, acme, war
     assert opened.grant.partition_id in {command.partition_id for command in attestations(agent)[2:]}
 
 
+async def test_no_worker_is_asked_ahead_while_the_log_takes_nothing(world, warm, agent, monkeypatch) -> None:
+    """Opens during an outage of the log leave no evidence behind; each waits for its own record first."""
+    monkeypatch.setattr(world.journal, "vouches", lambda: False)
+    log = HeldLog(world, monkeypatch, "decision")
+    opening = asyncio.create_task(world.open("acme", request()))
+    await log.reached.wait()
+    await asyncio.wait({opening}, timeout=0.2)
+    assert len(attestations(agent)) == 1
+    log.go_on.set()
+    assert (await opening).grant.partition_id == warm.partition_id
+    assert len(attestations(agent)) == 2
+
+
 async def test_a_denial_asks_no_worker(world, acme, warm, agent) -> None:
     """Only an allow is acted on ahead of its record."""
     world.policy.deny = (Reason("NOT_PERMITTED", "session", "Not today."),)

@@ -2,6 +2,7 @@ import asyncio
 import contextlib
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,26 @@ async def test_a_stream_ends_once_with_reason_and_usage(model: Path) -> None:
         assert result.finish_reason is FinishReason.LENGTH
         assert result.usage.completion_tokens == len(result.tokens) == 12
         assert result.usage.prompt_tokens == await engine.count_tokens(chat_request("count", "hello"))
+
+
+async def test_a_counted_prompt_is_not_cut_into_tokens_again(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counting prepares the same request, with other limits too; another prompt under its id is cut for itself."""
+    async with running_engine(model) as engine:
+        tokenizer = engine._intake._tokenizer
+        encoded: list[Any] = []
+        encode = tokenizer.encode_chat
+        monkeypatch.setattr(
+            tokenizer, "encode_chat", lambda messages: (encoded.append(messages), encode(messages))[1], raising=True
+        )
+        counted = chat_request("r", "hello", max_tokens=1, ignore_eos=True)
+        tokens = await engine.count_tokens(counted)
+        limited = replace(counted, sampling=replace(counted.sampling, max_tokens=3))
+        result = await answer(engine, limited)
+        assert (result.usage.prompt_tokens, len(result.tokens), len(encoded)) == (tokens, 3, 1)
+        await engine.count_tokens(counted)
+        other = chat_request("r", "something else, and longer", max_tokens=1)
+        assert (await answer(engine, other)).usage.prompt_tokens > tokens
+        assert len(encoded) == 3
 
 
 async def test_the_end_of_turn_token_stops_an_answer(model: Path) -> None:

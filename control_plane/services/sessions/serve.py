@@ -106,8 +106,13 @@ class Server:
         self._slots = asyncio.Semaphore(settings.concurrent_opens)
 
     def ask_ahead(self, session: Session, allowed: Allowed, nonce: bytes) -> AskedAhead | None:
-        """Ask for evidence of the ready partition that would serve the session, if there is one and there is room."""
-        partition = None if self._slots.locked() else self._pool.ready(allowed.wanted)
+        """Ask for evidence of the ready partition that would serve the session, if there is one and there is room.
+
+        Nothing is asked while the log takes no records: each answer would fill the worker's lease and be of no use.
+        """
+        if self._slots.locked() or not self._journal.vouches():
+            return None
+        partition = self._pool.ready(allowed.wanted)
         if partition is None:
             return None
         not_after_s = self._grants.expiry_s()
