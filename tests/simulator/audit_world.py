@@ -8,9 +8,13 @@ from typing import Any
 
 from audit import records
 from audit.config import AuditConfig
+from audit.keys import LogKeys
 from audit.log import AuditLog
+from audit.log.opening import lock_store
 from audit.model import Failpoint, LogInfo, no_failpoint
 from audit.records import Record, Stamper
+from audit.sql import open_reader
+from audit.sql.verify import DatabaseReport, verify_database
 from audit.store import NewLeaf
 from bulkhead.transparency.merkle import leaf_hash
 
@@ -88,3 +92,18 @@ def config(directory: Path, **changes: Any) -> AuditConfig:
 async def opened(directory: Path, failpoint: Failpoint = no_failpoint, **changes: Any) -> AuditLog:
     """Open an audit log under ``directory``."""
     return await AuditLog.open(config(directory, **changes), failpoint=failpoint)
+
+
+def verified(directory: Path, database: Path | str, **changes: Any) -> DatabaseReport:
+    """Verify a database whose writers have gone, beside its keys and its lock store."""
+    where = config(directory, database=database, **changes)
+    lock = lock_store(where)
+    lock.open(create=False)
+    reader = open_reader(where.database)
+    keys = LogKeys.load(where.keys_dir)
+    try:
+        vkeys = {log.origin: keys.signer(log.origin).vkey for log in reader.logs()}
+        return verify_database(reader, vkeys=vkeys, locked=lock.read())
+    finally:
+        reader.close()
+        lock.close()

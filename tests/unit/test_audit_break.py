@@ -10,15 +10,11 @@ from click.testing import CliRunner
 
 from audit.chain import GENESIS
 from audit.cli import program
-from audit.keys import LogKeys
 from audit.log.breaking import BreakStatement, declare_break, find_break
-from audit.log.opening import lock_store
-from audit.sql import open_reader
-from audit.sql.verify import DatabaseReport, verify_database
 from bulkhead.errors import CheckpointError, ConflictError, ConsistencyError, LogForkError, PermissionDeniedError
 from bulkhead.transparency.leaf import parse_leaf
 from bulkhead.transparency.note import NoteSigner, sign_note
-from tests.simulator.audit_world import OTHER, TENANT, config, decision, opened, stamper
+from tests.simulator.audit_world import OTHER, TENANT, config, decision, opened, stamper, verified
 from tests.simulator.postgres import PostgresServer
 
 OFFICERS = [NoteSigner.from_seed(name, bytes([number] * 32)) for number, name in enumerate(("ada", "ben"))]
@@ -48,19 +44,6 @@ async def restored_backup(directory: Path, database: Path | str, postgres: Postg
 async def backup(request, tmp_path, postgres):
     database = tmp_path / "audit.db" if request.param == "sqlite" else request.getfixturevalue("audit_url")
     return await restored_backup(tmp_path, database, postgres)
-
-
-def verified(directory: Path, database: Path | str) -> DatabaseReport:
-    lock = lock_store(config(directory, database=database))
-    lock.open(create=False)
-    reader = open_reader(database)
-    keys = LogKeys.load(directory / "keys")
-    try:
-        vkeys = {log.origin: keys.signer(log.origin).vkey for log in reader.logs()}
-        return verify_database(reader, vkeys=vkeys, locked=lock.read())
-    finally:
-        reader.close()
-        lock.close()
 
 
 async def test_the_way_out_of_a_break(tmp_path, backup):

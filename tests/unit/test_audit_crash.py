@@ -12,13 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from audit.keys import LogKeys
-from audit.log.opening import lock_store, open_parts
+from audit.log.opening import open_parts
 from audit.model import no_failpoint
 from audit.sql import open_reader
-from audit.sql.verify import DatabaseReport, verify_database
+from audit.sql.verify import DatabaseReport
 from tests.simulator.audit_crash_writer import run
-from tests.simulator.audit_world import config
+from tests.simulator.audit_world import config, verified
 from tests.simulator.postgres import postgres_server
 
 STEPS = [
@@ -93,20 +92,14 @@ def check(crashes: Crashes) -> DatabaseReport:
         pass
     parts.lock.close()
     parts.store.close()
+    report = verified(crashes.directory, where.database, lock=where.lock)
     reader = open_reader(where.database)
-    keys = LogKeys.load(where.keys_dir)
-    lock = lock_store(where)
-    lock.open(create=False)
-    report = verify_database(
-        reader, vkeys={log.origin: keys.signer(log.origin).vkey for log in reader.logs()}, locked=lock.read()
-    )
     found = {
         stored.record_id: (stored.log_id, stored.index)
         for log in reader.logs()
         for start in range(0, 100_000, 4_000)
         for stored in reader.leaves(log.log_id, start, start + 4_000)
     }
-    lock.close()
     reader.close()
     for log_id, index, record in acknowledged:
         assert found[record] == (log_id, index)

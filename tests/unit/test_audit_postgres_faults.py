@@ -13,13 +13,13 @@ import pytest
 from audit.log import AuditLog
 from audit.sql import open_store
 from bulkhead.errors import AuditUnavailableError, ConfigError, LogForkError
-from tests.simulator.audit_world import TENANT, decision, opened
+from tests.simulator.audit_world import TENANT, decision, opened, verified
 from tests.simulator.postgres import PostgresServer, postgres_server
 from tests.simulator.small_disk import full, may_mount, small_disk
-from tests.unit.test_audit_writers import verified
 
 TIMEOUT_S = 2.0
 LIMIT_S = TIMEOUT_S + 8.0  # what a slow machine adds; the faults last until they are taken back
+OF_THE_LOG = "FROM pg_stat_activity WHERE application_name = 'bulkhead-audit'"
 
 
 @pytest.fixture(scope="module")
@@ -106,18 +106,24 @@ async def test_a_server_that_is_frozen(log, server):
 
 async def test_no_connection_left(log, server):
     """Others hold every connection while the log must connect anew."""
-    server.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'bulkhead-audit'")
     with contextlib.ExitStack() as stack:
-        with contextlib.suppress(psycopg.OperationalError):
-            while True:
-                stack.enter_context(psycopg.connect(server.url()))
+        held = [stack.enter_context(psycopg.connect(server.url(), autocommit=True))]
+        while True:
+            ended = held[0].execute(f"SELECT pg_terminate_backend(pid) {OF_THE_LOG}").fetchall()
+            await asyncio.sleep(0.1)
+            before = len(held)
+            with contextlib.suppress(psycopg.OperationalError):
+                while True:
+                    held.append(stack.enter_context(psycopg.connect(server.url())))
+            if not ended and len(held) == before:  # the log has none, and there is none to have
+                break
         await refused_in_time(log)
     await writable_again(log)
 
 
 async def test_a_connection_that_is_ended(log, server):
     """The server ends the writer's connection between two commits: the caller does not notice."""
-    server.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'bulkhead-audit'")
+    server.execute(f"SELECT pg_terminate_backend(pid) {OF_THE_LOG}")
     assert (await log.append(2, decision())).index == 2
 
 

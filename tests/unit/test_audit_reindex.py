@@ -8,14 +8,12 @@ import pytest
 from click.testing import CliRunner
 
 from audit.cli import program
-from audit.keys import LogKeys
 from audit.log import AuditLog
 from audit.model import Page, RecordFilter
-from audit.sql import open_reader, open_store
-from audit.sql.verify import DatabaseReport, verify_database
+from audit.sql import open_store
 from bulkhead.errors import RecordError
-from tests.simulator.audit_forgery import edit, lock_of
-from tests.simulator.audit_world import OTHER, TENANT, decision, opened
+from tests.simulator.audit_forgery import edit
+from tests.simulator.audit_world import OTHER, TENANT, decision, opened, verified
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -23,19 +21,9 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> Path | str:
     return tmp_path / "audit.db" if request.param == "sqlite" else request.getfixturevalue("audit_url")
 
 
-def verified(directory: Path, database: Path | str) -> DatabaseReport:
-    reader = open_reader(database)
-    keys = LogKeys.load(directory / "keys")
-    try:
-        vkeys = {log.origin: keys.signer(log.origin).vkey for log in reader.logs()}
-        return verify_database(reader, vkeys=vkeys, locked=lock_of(directory))
-    finally:
-        reader.close()
-
-
 async def indexed(log: AuditLog) -> None:
     """Wait until the index has caught up by itself."""
-    for _ in range(1_000):
+    for _ in range(6_000):
         if log.health().unindexed == 0:
             return
         await asyncio.sleep(0.01)

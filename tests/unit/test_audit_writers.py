@@ -2,43 +2,25 @@
 
 import asyncio
 import itertools
-from pathlib import Path
 
 import pytest
 
 from audit.chain import GENESIS, LockState
-from audit.keys import LogKeys
 from audit.lockstore import FileLockStore
 from audit.log import AuditLog
-from audit.log.opening import lock_store
 from audit.log.writer import CommitThread
 from audit.model import no_failpoint
 from audit.sql import SqlLockStore, open_reader
-from audit.sql.verify import DatabaseReport, verify_database
 from bulkhead.errors import AuditUnavailableError, ConfigError, LogForkError
 from bulkhead.transparency import verify_receipt
 from bulkhead.transparency.leaf import parse_leaf
 from tests.contract.test_audit_store import PLATFORM
 from tests.simulator.audit_memory_store import MemoryAuditStore
-from tests.simulator.audit_world import OTHER, TENANT, config, decision, opened, opening
+from tests.simulator.audit_world import OTHER, TENANT, decision, opened, opening, verified
 from tests.simulator.postgres import PostgresServer, postgres_server
 from tests.unit.test_audit_lockstore import STATES
 
 THIRD = "tenant_01h455vb4pex5vsknk084sn02s"
-
-
-def verified(directory: Path, database: str) -> DatabaseReport:
-    """Verify a database whose writers have gone, against their lock store and keys."""
-    lock = lock_store(config(directory, database=database))
-    lock.open(create=False)
-    reader = open_reader(database)
-    keys = LogKeys.load(directory / "keys")
-    try:
-        vkeys = {log.origin: keys.signer(log.origin).vkey for log in reader.logs()}
-        return verify_database(reader, vkeys=vkeys, locked=lock.read())
-    finally:
-        reader.close()
-        lock.close()
 
 
 async def test_writers_share_one_history(tmp_path, audit_url):
