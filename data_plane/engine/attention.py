@@ -1,10 +1,10 @@
 """Attention over paged state on a CPU, without gathering keys.
 
-Decoding rows: copying every key of every sequence at each step would cost more than the arithmetic. So the queries,
-which are small, are copied to the blocks of their sequences, one batched product runs over each dense stretch of the
-pool in pool order, and the softmax is merged across the blocks of each owner. The mask hides what an owner has not
-written, so no row ever weighs another's state. A block of a shared prefix has several owners; all but the first meet
-it in one more product, for which only the shared blocks are copied, once each.
+Decoding rows: copying every key of every sequence at each step would cost more than the arithmetic, and products of
+blocks cost more still, for one query a head is too little for a matrix product. So each head's scores are a row of a
+sparse matrix, whose columns are all places of the pool: a sampled product computes exactly those that a sequence's
+block table names, wherever its blocks lie and whoever else owns them. A softmax follows, and a weighted sum over rows
+of the pool, which is what an embedding bag is. No row reads another's state.
 
 Chunks of prompts: many queries share one gathered copy of their sequence's keys, so there the copy is cheap; a prompt
 that starts in this step needs none.
@@ -13,7 +13,7 @@ that starts in this step needs none.
 import torch
 from torch.nn import functional
 
-from data_plane.engine.batch import DecodeBlocks, PromptChunk, SharedBlocks, StepBatch
+from data_plane.engine.batch import DecodeGroup, PromptChunk, StepBatch
 
 __all__ = ["Attention"]
 
@@ -39,80 +39,33 @@ class Attention:
             state: one layer's pool of keys and of values, each [blocks, kv_heads, block_tokens, head_dim].
             windowed: whether this layer looks back no further than the model's window.
         """
-        parts = []
-        if batch.decode is not None:
-            query = projected[: batch.decode.rows, : self._heads].flatten(1)
-            parts.append(self._decode(batch.decode, query, state, windowed=windowed))
+        parts = [
+            self._decode(group, projected[group.begin : group.end], state)
+            for group in (batch.windowed if windowed else batch.decode)
+        ]
         parts.extend(
             self._prompt(chunk, projected[chunk.begin : chunk.end], state, windowed=windowed) for chunk in batch.prompts
         )
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _decode(
-        self, decode: DecodeBlocks, query: torch.Tensor, state: tuple[torch.Tensor, torch.Tensor], *, windowed: bool
+        self, group: DecodeGroup, projected: torch.Tensor, state: tuple[torch.Tensor, torch.Tensor]
     ) -> torch.Tensor:
-        width, shared = self._heads, decode.shared
-        keys, values = state
-        scores = self._scores(decode, query, keys, windowed=windowed)
-        count = decode.blocks
-        highest = scores.amax(-1).view(count, width)
-        met = None
-        if shared is not None:
-            met = self._shared_scores(shared, query, keys, windowed=windowed)
-            highest = torch.cat((highest, met.amax(-1).view(-1, width)))
-        # [rows, width]; finite, for a row sees itself
-        highest = highest.index_select(0, decode.padded).view(decode.rows, -1, width).amax(1)
-        scores.sub_(highest.index_select(0, decode.owner).view(-1, self._group, 1)).exp_()
-        attended, total = self._values(decode, scores, values), scores.sum(-1).view(count, width)
-        attended = attended.view(count, width * self._head_dim)
-        if shared is not None and met is not None:
-            met = met.sub_(highest.index_select(0, shared.owner).view(*met.shape[:-1], 1)).exp_()
-            attended = torch.cat((attended, self._shared_values(shared, met, values)))
-            total = torch.cat((total, met.sum(-1).view(-1, width)))
-        attended = functional.embedding_bag(decode.live, attended, decode.starts, mode="sum")
-        total = functional.embedding_bag(decode.live, total, decode.starts, mode="sum")
-        return attended.view(decode.rows, width, self._head_dim).div_(total[:, :, None]).view(decode.rows, -1)
-
-    def _scores(self, decode: DecodeBlocks, query: torch.Tensor, keys: torch.Tensor, *, windowed: bool) -> torch.Tensor:
-        """Return masked scores of each block with its owner [blocks * kv_heads, group, block_tokens]."""
-        scattered = query.index_select(0, decode.owner).view(-1, self._group, self._head_dim)
-        mask = decode.window_mask if windowed and decode.window_mask is not None else decode.mask
-        result = query.new_empty(decode.blocks * self._kv_heads, self._group, keys.shape[2])
-        for first, last, place in decode.stretches:
-            part = slice(place * self._kv_heads, (place + last - first) * self._kv_heads)
-            pool = keys[first:last].view(-1, keys.shape[2], self._head_dim).transpose(1, 2)
-            torch.baddbmm(mask[part], scattered[part], pool, alpha=self._scale, out=result[part])
-        return result
-
-    def _values(self, decode: DecodeBlocks, weights: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-        result = weights.new_empty(len(weights), self._group, self._head_dim)
-        for first, last, place in decode.stretches:
-            part = slice(place * self._kv_heads, (place + last - first) * self._kv_heads)
-            pool = values[first:last].view(-1, values.shape[2], self._head_dim)
-            torch.bmm(weights[part], pool, out=result[part])
-        return result
-
-    def _shared_scores(
-        self, shared: SharedBlocks, query: torch.Tensor, keys: torch.Tensor, *, windowed: bool
-    ) -> torch.Tensor:
-        """Return scores of shared blocks with their further owners [blocks, owners, kv_heads, group, block_tokens]."""
-        blocks, tokens = len(shared.blocks), keys.shape[2]
-        scattered = query.index_select(0, shared.owner).view(blocks, -1, self._kv_heads, self._group, self._head_dim)
-        scattered = scattered.transpose(1, 2).reshape(blocks * self._kv_heads, -1, self._head_dim)
-        pool = keys.index_select(0, shared.blocks).view(-1, tokens, self._head_dim).transpose(1, 2)
-        scores = torch.bmm(scattered, pool).mul_(self._scale).view(blocks, self._kv_heads, -1, self._group, tokens)
-        scores = scores.transpose(1, 2).contiguous()
-        if windowed and shared.window_mask is not None:
-            scores.add_(shared.window_mask)
-        return scores
-
-    def _shared_values(self, shared: SharedBlocks, weights: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-        """Return [blocks * owners, heads * head_dim]."""
-        blocks, owners, tokens = weights.shape[0], weights.shape[1], weights.shape[-1]
-        weights = weights.transpose(1, 2).reshape(blocks * self._kv_heads, -1, tokens)
-        pool = values.index_select(0, shared.blocks).view(-1, tokens, self._head_dim)
-        attended = torch.bmm(weights, pool).view(blocks, self._kv_heads, owners, -1)
-        return attended.transpose(1, 2).reshape(blocks * owners, -1)
+        """Return [rows, heads * head_dim]; ``projected`` holds the group's rows."""
+        keys, values = (pool.view(-1, self._head_dim) for pool in state)
+        if group.mask is not None:
+            group.scores.copy_(group.mask)
+        torch.sparse.sampled_addmm(
+            group.scored,
+            projected.view(-1, self._head_dim),
+            keys.t(),
+            beta=0.0 if group.mask is None else 1.0,
+            alpha=self._scale,
+            out=group.scored,
+        )
+        weights = torch.softmax(group.scores.view(-1, group.length), dim=-1).view(-1)
+        attended = torch.embedding_bag(values, group.places, group.starts, False, 0, False, weights)[0]
+        return attended.view(len(projected), -1)
 
     def _prompt(
         self,

@@ -3,77 +3,63 @@
 Everything that the layers need of block tables is worked out here, once per step.
 """
 
-from collections.abc import Iterable
+import warnings
 from collections.abc import Sequence as Sequences
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final
 
 import torch
+from torch.nn import functional
 
 from data_plane.engine.scheduler import Chunk
 
-__all__ = ["Cut", "DecodeBlocks", "PromptChunk", "SharedBlocks", "StepBatch", "make_batch"]
+__all__ = ["Cut", "DecodeGroup", "PromptChunk", "StepBatch", "make_batch"]
 
-MAX_STRETCHES: Final = 6  # each costs two calls per layer; dead blocks between live ones cost their products
+SPLIT_SHARE: Final = 0.75  # rows shorter than this share of the longest of their group may begin another group
+SPLIT_ENTRIES: Final = 4096  # if that spares so many scores per layer: about what the calls for a group cost
+
+with warnings.catch_warnings():  # torch says once that its sparse matrices are young; tests hold what is used here
+    warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+    torch.zeros(1, 1).to_sparse_csr()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cut:
-    """How attention state is laid out: ``window`` is 0 for a model without windowed layers."""
+    """How attention and its state are laid out: ``window`` is 0 for a model without windowed layers."""
 
     blocks: int
     block_tokens: int
+    heads: int
     kv_heads: int
     window: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SharedBlocks:
-    """Blocks with several owners, and those owners that come after the first of each.
+class DecodeGroup:
+    """Decoding rows ``begin`` to ``end`` of the step, which look at about equally many tokens.
+
+    Each head of each row has ``length`` scores, one for each token that it looks at; a row that looks at fewer has its
+    last token over again, masked. A *place* counts vectors of one layer's keys, or values, [blocks, kv_heads,
+    block_tokens].
 
     Attributes:
-        blocks: places in the pool [shared].
-        owner: the row of each further owner, filled up with row 0 [shared * most further owners].
-        window_mask: 0 where an owner's window reaches, else -inf [shared, owners, 1, 1, block_tokens].
+        places: whose key and value each score belongs to, int32 [rows * heads * length].
+        starts: where each head's scores begin [rows * heads].
+        mask: 0, or -inf where a token is there again, fp32 [rows * heads * length]; None without any.
+        scores: memory for the scores, overwritten by each layer, fp32 [rows * heads * length].
+        scored: ``scores`` as a sparse matrix [rows * (heads + 2 * kv_heads), places of a layer], whose rows are the
+            vectors that a layer projects: those of keys and values have no scores.
     """
 
-    blocks: torch.Tensor
-    owner: torch.Tensor
-    window_mask: torch.Tensor | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DecodeBlocks:
-    """Which blocks the decoding rows look at, in pool order.
-
-    ``stretches`` are slices of the pool, live or not; ``blocks`` is their count together. A block that no decoding row
-    looks at is masked and belongs to row 0 in name. A *pair* is a block with one of its owners: the first ``blocks``
-    pairs are those of the stretches, the further owners of shared blocks follow.
-
-    Attributes:
-        rows: count of decoding rows.
-        blocks: count of blocks in all stretches.
-        stretches: first block, last block (exclusive) and place among ``blocks`` of each stretch.
-        owner: the row of each block [blocks].
-        mask: 0 where a block holds a token of its owner, else -inf, fp32 [blocks * kv_heads, 1, block_tokens].
-        window_mask: the same for windowed layers; None if no window ends within a block that is looked at.
-        live: pairs that are looked at, ordered by owner [live].
-        starts: where each row's pairs start in ``live`` [rows].
-        padded: each row's pairs, filled up by repeating its first [rows * most pairs of a row].
-        shared: further owners of blocks; None without any.
-    """
-
-    rows: int
-    blocks: int
-    stretches: tuple[tuple[int, int, int], ...]
-    owner: torch.Tensor
-    mask: torch.Tensor
-    window_mask: torch.Tensor | None
-    live: torch.Tensor
+    begin: int
+    end: int
+    length: int
+    places: torch.Tensor
     starts: torch.Tensor
-    padded: torch.Tensor
-    shared: SharedBlocks | None
+    mask: torch.Tensor | None
+    scores: torch.Tensor
+    scored: torch.Tensor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,8 +87,9 @@ class StepBatch:
     Attributes:
         tokens: token ids [rows].
         positions: positions of the tokens in their sequences [rows].
-        slots: where each row's keys and values go, see :meth:`.cache.KvCache.write` [rows * 2 * kv_heads].
-        decode: the decoding rows' view of the pool; None without such rows.
+        slots: where each row's keys and values go, see :meth:`.cache.KvCache.write` [rows, 2 * kv_heads].
+        decode: the decoding rows, the longest first; empty without such rows.
+        windowed: the same for windowed layers; ``decode`` itself if no window ends within a sequence.
         prompts: the chunks of prompts, and of decoding sequences with guessed tokens.
         sampled: rows whose logits are wanted, in the order of :func:`make_batch`'s second result; None for all.
     """
@@ -110,7 +97,8 @@ class StepBatch:
     tokens: torch.Tensor
     positions: torch.Tensor
     slots: torch.Tensor
-    decode: DecodeBlocks | None
+    decode: tuple[DecodeGroup, ...]
+    windowed: tuple[DecodeGroup, ...]
     prompts: tuple[PromptChunk, ...]
     sampled: torch.Tensor | None
 
@@ -120,7 +108,7 @@ def make_batch(chunks: Sequences[Chunk], cut: Cut) -> tuple[StepBatch, list[Chun
 
     A chunk has logits for its ``prompt_rows``, and if it samples for its last token and each guess.
     """
-    decoding = [chunk for chunk in chunks if chunk.rows == 1]
+    decoding = sorted((chunk for chunk in chunks if chunk.rows == 1), key=lambda chunk: -chunk.start)
     ordered = [*decoding, *(chunk for chunk in chunks if chunk.rows > 1)]
     tokens: list[int] = []
     positions: list[int] = []
@@ -143,11 +131,15 @@ def make_batch(chunks: Sequences[Chunk], cut: Cut) -> tuple[StepBatch, list[Chun
     heads = torch.arange(2 * cut.kv_heads)
     heads = heads + heads.div(cut.kv_heads, rounding_mode="floor") * ((cut.blocks - 1) * cut.kv_heads)
     slots = (torch.tensor(blocks)[:, None] * cut.kv_heads + heads) * cut.block_tokens + (at % cut.block_tokens)[:, None]
+    decode = _decode_groups(decoding, [0] * len(decoding), cut)
+    low = [max(0, chunk.start + 1 - cut.window) if cut.window else 0 for chunk in decoding]
+    windowed = _decode_groups(decoding, low, cut) if any(low) else decode
     batch = StepBatch(
         tokens=torch.tensor(tokens),
         positions=at,
-        slots=slots.view(-1),
-        decode=_decode_blocks(decoding, cut) if decoding else None,
+        slots=slots,
+        decode=decode,
+        windowed=windowed,
         prompts=tuple(prompts),
         sampled=None if len(sampled) == len(tokens) else torch.tensor(sampled, dtype=torch.int64),
     )
@@ -170,88 +162,56 @@ def _prompt_chunk(chunk: Chunk, begin: int, cut: Cut) -> PromptChunk:
     )
 
 
-def _decode_blocks(decoding: Sequences[Chunk], cut: Cut) -> DecodeBlocks:
-    size = cut.block_tokens
-    tables = [chunk.sequence.blocks[: chunk.start // size + 1] for chunk in decoding]
-    stretches, places = _stretches({block for table in tables for block in table})
-    count = stretches[-1][2] + stretches[-1][1] - stretches[-1][0]
-    owner, low, high = [-1] * count, [0] * count, [0] * count  # ``low`` and ``high`` bound what the owner may see
-    pairs: list[list[int]] = []
-    further: dict[int, list[tuple[int, int, int]]] = {}  # block -> (row, index in the row's table, low)
-    for row, (chunk, table) in enumerate(zip(decoding, tables, strict=True)):
-        reach = chunk.start + 1 - cut.window if cut.window else 0
-        of_row = []
-        for index, block in enumerate(table):
-            place, least = places[block], min(size, max(0, reach - index * size))
-            of_row.append(place)
-            if owner[place] >= 0:
-                further.setdefault(block, []).append((row, index, least))
-                continue
-            owner[place], low[place], high[place] = row, least, size
-        high[of_row[-1]] = chunk.start % size + 1  # the last block is the row's own: only whole blocks are shared
-        pairs.append(of_row)
-    shared = _share(further, pairs, count, cut) if further else None
-    inside, bounds = torch.arange(size), torch.tensor(high)[:, None]
-    held = inside < bounds
-    windowed = held & (inside >= torch.tensor(low)[:, None]) if any(low) else None
-    longest = max(map(len, pairs))
-    starts = [0]
-    for of_row in pairs[:-1]:
-        starts.append(starts[-1] + len(of_row))
-    return DecodeBlocks(
-        rows=len(decoding),
-        blocks=count,
-        stretches=stretches,
-        owner=torch.tensor([max(0, row) for row in owner]),
-        mask=_per_head(_mask(held), cut),
-        window_mask=None if windowed is None else _per_head(_mask(windowed), cut),
-        live=torch.tensor([pair for of_row in pairs for pair in of_row]),
-        starts=torch.tensor(starts),
-        padded=torch.tensor([pair for of_row in pairs for pair in of_row + of_row[:1] * (longest - len(of_row))]),
-        shared=shared,
+def _decode_groups(decoding: Sequences[Chunk], low: Sequences[int], cut: Cut) -> tuple[DecodeGroup, ...]:
+    """Return rows, each of which looks at its tokens from ``low`` on, in groups of about equally many."""
+    counts = [chunk.start + 1 - first for chunk, first in zip(decoding, low, strict=True)]
+    return tuple(
+        _decode_group(decoding[begin:end], low[begin:end], counts[begin:end], begin, cut)
+        for begin, end in pairwise(_bounds(counts, cut.heads))
     )
 
 
-def _share(
-    further: dict[int, list[tuple[int, int, int]]], pairs: list[list[int]], count: int, cut: Cut
-) -> SharedBlocks:
-    """Return the further owners of shared blocks, and number their pairs in ``pairs``."""
-    most = max(map(len, further.values()))
-    owner: list[int] = []
-    low: list[list[int]] = []
-    for at, owners in enumerate(further.values()):
-        for rank, (row, index, _) in enumerate(owners):
-            pairs[row][index] = count + at * most + rank
-        owner += [row for row, _, _ in owners] + [0] * (most - len(owners))
-        low.append([least for _, _, least in owners] + [0] * (most - len(owners)))
+def _bounds(counts: Sequences[int], heads: int) -> list[int]:
+    """Return where groups begin and the last one ends; ``counts`` fall."""
+    bounds = [0]
+    for row, count in enumerate(counts):
+        longest = counts[bounds[-1]]
+        if count < SPLIT_SHARE * longest and (longest - count) * (len(counts) - row) * heads >= SPLIT_ENTRIES:
+            bounds.append(row)
+    return [*bounds, len(counts)] if counts else []
+
+
+def _decode_group(
+    rows: Sequences[Chunk], low: Sequences[int], counts: Sequences[int], begin: int, cut: Cut
+) -> DecodeGroup:
+    size, length, heads, vectors = cut.block_tokens, max(counts), cut.heads, cut.heads + 2 * cut.kv_heads
+    tables = [chunk.sequence.blocks[: chunk.start // size + 1] for chunk in rows]
+    longest = max(map(len, tables))
+    table = torch.tensor([blocks + blocks[-1:] * (longest - len(blocks)) for blocks in tables])
+    last = torch.tensor([chunk.start for chunk in rows])[:, None]
+    at = torch.tensor(low)[:, None] + torch.arange(length)
     mask = None
-    if any(map(any, low)):
-        mask = _mask(torch.arange(cut.block_tokens) >= torch.tensor(low)[:, :, None])[:, :, None, None]
-    return SharedBlocks(blocks=torch.tensor(list(further)), owner=torch.tensor(owner), window_mask=mask)
-
-
-def _stretches(blocks: Iterable[int]) -> tuple[tuple[tuple[int, int, int], ...], dict[int, int]]:
-    """Return slices of the pool that cover ``blocks``, leaving out the widest gaps, and each block's place in them."""
-    ordered = sorted(blocks)
-    gaps = sorted(
-        (index for index in range(1, len(ordered)) if ordered[index] > ordered[index - 1] + 1),
-        key=lambda index: ordered[index - 1] - ordered[index],
+    if min(counts) < length:
+        mask = _mask(at <= last)[:, None].expand(-1, heads, -1).reshape(-1)
+        at = torch.minimum(at, last)
+    place = table.gather(1, at.div(size, rounding_mode="floor")) * (cut.kv_heads * size) + at % size
+    place = place.int()[:, None] + torch.arange(0, cut.kv_heads * size, size, dtype=torch.int32)[:, None]
+    places = place[:, :, None].expand(-1, -1, heads // cut.kv_heads, -1).reshape(-1)
+    entries = torch.tensor(([length] * heads + [0] * (vectors - heads)) * len(rows), dtype=torch.int32)
+    crow = functional.pad(entries.cumsum(0, dtype=torch.int32), (1, 0))
+    scores = torch.zeros(len(places))  # the product adds nothing to them, but not a number times 0 stays what it is
+    columns = cut.blocks * cut.kv_heads * size
+    return DecodeGroup(
+        begin=begin,
+        end=begin + len(rows),
+        length=length,
+        places=places,
+        starts=torch.arange(0, len(places), length, dtype=torch.int32),
+        mask=mask,
+        scores=scores,
+        scored=torch.sparse_csr_tensor(crow, places, scores, (len(rows) * vectors, columns), check_invariants=False),
     )
-    bounds = [0, *sorted(gaps[: MAX_STRETCHES - 1]), len(ordered)]
-    stretches: list[tuple[int, int, int]] = []
-    places: dict[int, int] = {}
-    place = 0
-    for begin, end in pairwise(bounds):
-        first, last = ordered[begin], ordered[end - 1] + 1
-        stretches.append((first, last, place))
-        places.update((block, place + block - first) for block in ordered[begin:end])
-        place += last - first
-    return tuple(stretches), places
 
 
 def _mask(seen: torch.Tensor) -> torch.Tensor:
     return torch.where(seen, 0.0, float("-inf"))
-
-
-def _per_head(mask: torch.Tensor, cut: Cut) -> torch.Tensor:
-    return mask.repeat_interleave(cut.kv_heads, 0)[:, None]

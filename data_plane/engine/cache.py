@@ -42,11 +42,11 @@ class KvCache:
         return self._views[index]
 
     def write(self, index: int, slots: torch.Tensor, state: torch.Tensor) -> None:
-        """Store keys and values [rows, 2 * kv_heads, head_dim] at ``slots`` [rows * 2 * kv_heads] of a layer.
+        """Store keys and values [rows, 2 * kv_heads, head_dim] at ``slots`` [rows, 2 * kv_heads] of a layer.
 
         A slot counts vectors of the layer: keys first, then values, each [blocks, kv_heads, block_tokens].
         """
-        self._flat[index].index_copy_(0, slots, state.reshape(-1, state.shape[-1]))
+        self._flat[index].index_put_((slots,), state)
 
     def scrub(self, blocks: Sequence[int]) -> None:
         """Overwrite blocks with zeros in every layer."""

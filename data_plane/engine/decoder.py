@@ -4,6 +4,8 @@ What may be done once is done at loading: query, key and value are one product, 
 together. Activations are changed in place where nothing else needs them.
 """
 
+import math
+
 import torch
 from torch.nn import functional
 
@@ -36,8 +38,8 @@ class _Reader:
         return weight, self._source.take(f"{self._prefix}{name}.bias", rows) if bias else None
 
     def norm(self, name: str, size: int) -> torch.Tensor:
-        """Return the weights of a norm, fp32."""
-        return self._source.take(f"{self._prefix}{name}.weight", size).float()
+        """Return the weights of a norm for :func:`_normalise`, fp32."""
+        return _norm_weight(self._source.take(f"{self._prefix}{name}.weight", size))
 
     def turned(self, name: str, heads: int) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return the projection of query or key with its rotary pairs together."""
@@ -100,11 +102,12 @@ class Decoder:
         self._head = make_linear(head, weights=weights)
         del head
         self._layers = [_Layer(spec=spec, source=source, index=index, weights=weights) for index in range(spec.layers)]
-        self._norm = source.take("model.norm.weight", spec.hidden).float()
+        self._norm = _norm_weight(source.take("model.norm.weight", spec.hidden))
         source.finish(ignored_suffixes=IGNORED_TENSORS if tied else IGNORED_TENSORS[:1])
         self._attention = Attention(heads=spec.heads, kv_heads=spec.kv_heads, head_dim=spec.head_dim)
         self._rotary = Rotary(rope=spec.rope, head_dim=spec.head_dim)
-        self._epsilon = torch.tensor(spec.norm_epsilon)
+        self._epsilon = torch.tensor(math.sqrt(spec.norm_epsilon * spec.hidden))
+        self._head_epsilon = torch.tensor(math.sqrt(spec.norm_epsilon * spec.head_dim))
 
     @property
     def weight_bytes(self) -> int:
@@ -118,18 +121,18 @@ class Decoder:
         turns, turned = self._rotary.turns(batch.positions), self._spec.heads + self._spec.kv_heads
         x = self._embedding.index_select(0, batch.tokens).float()
         for index, layer in enumerate(self._layers):
-            projected = layer.attention_in(self._normalise(x, layer.attention_norm)).view(rows, -1, head_dim)
+            projected = layer.attention_in(_normalise(x, layer.attention_norm, self._epsilon)).view(rows, -1, head_dim)
             if layer.head_norms is not None:
-                projected[:, :turned] = self._normalise(projected[:, :turned], layer.head_norms)
+                projected[:, :turned] = _normalise(projected[:, :turned], layer.head_norms, self._head_epsilon)
             self._rotary.apply_(projected[:, :turned], turns)
             cache.write(index, batch.slots, projected[:, heads:])
             attended = self._attention(batch, projected, cache.layer(index), windowed=layer.windowed)
             x.add_(layer.attention_out(attended))
-            gate, up = layer.gate_up(self._normalise(x, layer.mlp_norm)).chunk(2, dim=-1)
+            gate, up = layer.gate_up(_normalise(x, layer.mlp_norm, self._epsilon)).chunk(2, dim=-1)
             x.add_(layer.down(functional.silu(gate).mul_(up)))
         if batch.sampled is not None:
             x = x.index_select(0, batch.sampled)
-        return self._head(self._normalise(x, self._norm))
+        return self._head(_normalise(x, self._norm, self._epsilon))
 
     def erase(self) -> None:
         """Overwrite all weights."""
@@ -142,10 +145,19 @@ class Decoder:
             layer.attention_norm.zero_()
             layer.mlp_norm.zero_()
 
-    def _normalise(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        size = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        scale = torch.addcmul(self._epsilon, size, size, value=1.0 / x.shape[-1]).rsqrt_()
-        return (x * scale).mul_(weight)
+
+def _norm_weight(weight: torch.Tensor) -> torch.Tensor:
+    return weight.float() * math.sqrt(len(weight))
+
+
+def _normalise(x: torch.Tensor, weight: torch.Tensor, epsilon: torch.Tensor) -> torch.Tensor:
+    """Return ``x`` by its root mean square over the last dimension: in sums instead of means, for fewer calls.
+
+    ``weight`` holds the root of the width, as :func:`_norm_weight` returns it; ``epsilon`` is the root of the width
+    times the model's own.
+    """
+    size = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return x.div(torch.hypot(size, epsilon)).mul_(weight)
 
 
 def _joined(parts: list[tuple[torch.Tensor, torch.Tensor | None]], weights: WeightFormat) -> Linear:

@@ -44,7 +44,13 @@ class ModelRunner:
             self._decoder = Decoder(spec=self.spec, source=open_weights(source), weights=config.weights)
             self._cache = KvCache(spec=self.spec, blocks=blocks, block_tokens=block_tokens)
         self.weight_bytes = self._decoder.weight_bytes
-        self._cut = Cut(blocks=blocks, block_tokens=block_tokens, kv_heads=self.spec.kv_heads, window=self.spec.window)
+        self._cut = Cut(
+            blocks=blocks,
+            block_tokens=block_tokens,
+            heads=self.spec.heads,
+            kv_heads=self.spec.kv_heads,
+            window=self.spec.window,
+        )
         self.pool = BlockPool(total=blocks, scrub=self._cache.scrub)
         self.scheduler = Scheduler(
             pool=self.pool,

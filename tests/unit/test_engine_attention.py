@@ -1,11 +1,12 @@
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch.nn import functional
 
-from data_plane.engine import linear
+from data_plane.engine import batch, linear
 from data_plane.engine.attention import Attention
 from data_plane.engine.batch import Cut, make_batch
 from data_plane.engine.config import WeightFormat
@@ -13,6 +14,10 @@ from data_plane.engine.scheduler import Chunk
 from data_plane.engine.sequence import Sequence
 
 KV_HEADS, HEADS, HEAD_DIM, BLOCK_TOKENS = 2, 6, 16, 4
+
+
+def cut(window: int = 0) -> Cut:
+    return Cut(blocks=10, block_tokens=BLOCK_TOKENS, heads=HEADS, kv_heads=KV_HEADS, window=window)
 
 
 def chunk(blocks: list[int], start: int, count: int, guesses: int = 0) -> Chunk:
@@ -23,10 +28,10 @@ def chunk(blocks: list[int], start: int, count: int, guesses: int = 0) -> Chunk:
 
 def attend(pool: torch.Tensor, query: torch.Tensor, items: list[Chunk], *, window: int = 0) -> torch.Tensor:
     """Run the layer over ``items``; their own rows' keys and values are those that the pool holds for them."""
-    batch, _ = make_batch(items, Cut(blocks=10, block_tokens=BLOCK_TOKENS, kv_heads=KV_HEADS, window=window))
-    own = pool.view(-1, HEAD_DIM)[batch.slots].view(len(query), 2 * KV_HEADS, HEAD_DIM)
+    step, _ = make_batch(items, cut(window))
+    own = pool.view(-1, HEAD_DIM)[step.slots].view(len(query), 2 * KV_HEADS, HEAD_DIM)
     attention = Attention(heads=HEADS, kv_heads=KV_HEADS, head_dim=HEAD_DIM)
-    return attention(batch, torch.cat((query, own), 1), (pool[0], pool[1]), windowed=window > 0)
+    return attention(step, torch.cat((query, own), 1), (pool[0], pool[1]), windowed=window > 0)
 
 
 def reference(query: torch.Tensor, pool: torch.Tensor, item: Chunk, window: int) -> torch.Tensor:
@@ -44,6 +49,7 @@ def reference(query: torch.Tensor, pool: torch.Tensor, item: Chunk, window: int)
     return torch.stack(rows)
 
 
+@pytest.mark.parametrize("spared", [batch.SPLIT_ENTRIES, 0], ids=["one group", "groups by length"])
 @pytest.mark.parametrize("window", [0, 3, 6])
 @pytest.mark.parametrize(
     "chunks",
@@ -61,17 +67,19 @@ def reference(query: torch.Tensor, pool: torch.Tensor, item: Chunk, window: int)
     ],
     ids=[
         "one token", "two decode", "scattered", "prompt", "second chunk", "mixed", "shared by several",
-        "shared with a prompt", "guesses", "more holes than stretches",
+        "shared with a prompt", "guesses", "many short and a long",
     ],
 )  # fmt: skip
 def test_paged_attention_equals_attention_over_gathered_keys(
-    chunks: list[tuple[list[int], int, int]], window: int
+    chunks: list[tuple[list[int], int, int]], window: int, spared: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Decoding and prompts, in scattered or shared blocks with holes, beside garbage, give the plain result."""
+    monkeypatch.setattr(batch, "SPLIT_ENTRIES", spared)
     generator = torch.Generator().manual_seed(1)
     pool = torch.randn(2, 10, KV_HEADS, BLOCK_TOKENS, HEAD_DIM, generator=generator) * 3
     items = [chunk(*item) for item in chunks]
-    ordered = [item for item in items if item.rows == 1] + [item for item in items if item.rows > 1]
+    decoding = sorted((item for item in items if item.rows == 1), key=lambda item: -item.start)
+    ordered = decoding + [item for item in items if item.rows > 1]
     query = torch.randn(sum(item.rows for item in items), HEADS, HEAD_DIM, generator=generator) * 3
     attended = attend(pool, query, items, window=window)
     parts, row = [], 0
@@ -94,11 +102,22 @@ def test_no_other_sequences_state_changes_an_answer() -> None:
     assert torch.equal(attend(pool, query, items), before)
 
 
+def test_rows_of_like_length_share_a_group() -> None:
+    """Groups cover the decoding rows once, in order; few rows, or rows of like length, are one group."""
+    long, short = [chunk([1], 99, 1)] * 8, [chunk([1], 9, 1)] * 60
+    alike = [chunk([1], 99 - i, 1) for i in range(20)]
+    for items, expected in ((alike, [20]), (short[:1] + long, [9]), (short + long, [8, 68])):
+        step, _ = make_batch([replace(item) for item in items], replace(cut(), block_tokens=128))
+        assert [group.end for group in step.decode] == expected
+        assert [group.begin for group in step.decode] == [0, *expected[:-1]]
+        assert [group.length for group in step.decode] == [100, 10][: len(expected)]
+
+
 def test_slots_name_each_tokens_place_in_the_pool() -> None:
     """A row's keys and values go to its own block and place, for each key-value head, keys before values."""
-    batch, _ = make_batch([chunk([7, 3], 3, 3)], Cut(blocks=10, block_tokens=BLOCK_TOKENS, kv_heads=KV_HEADS))
+    step, _ = make_batch([chunk([7, 3], 3, 3)], cut())
     pool = torch.zeros(2, 10, KV_HEADS, BLOCK_TOKENS, 1)
-    pool.view(-1, 1)[batch.slots] = torch.arange(1.0, 13.0)[:, None]
+    pool.view(-1, 1)[step.slots.view(-1)] = torch.arange(1.0, 13.0)[:, None]
     places = [(7, 3), (3, 0), (3, 1)]
     for token, (block, offset) in enumerate(places):
         first = 1.0 + 4 * token

@@ -3,7 +3,7 @@ import torch
 
 from bulkhead.errors import InternalError, InvalidRequestError
 from data_plane.engine.port import ChatMessage, EngineRequest, SamplingParams
-from data_plane.engine.sampling import Sampler, choose
+from data_plane.engine.sampling import Sampler, choose, likeliest
 
 
 def test_a_nucleus_wider_than_the_guess_is_found() -> None:
@@ -105,3 +105,15 @@ def test_a_request_has_exactly_one_prompt() -> None:
     for role in ("", "a b", "x" * 33, "<|im_start|>"):
         with pytest.raises(InvalidRequestError):
             ChatMessage(role=role, content="x")
+
+
+@pytest.mark.parametrize("vocabulary", [3, 255, 256, 257, 1000, 1024])
+def test_the_likeliest_token_is_the_first_of_the_highest(vocabulary: int) -> None:
+    """Whatever the vocabulary's size and however many tokens tie, the first of the highest logits wins."""
+    generator = torch.Generator().manual_seed(vocabulary)
+    for spread in (2, 10_000):
+        logits = torch.randint(-spread, spread, (50, vocabulary), generator=generator).float()
+        highest, tokens = likeliest(logits)
+        rows = logits.tolist()
+        assert highest.tolist() == [max(row) for row in rows]
+        assert tokens.tolist() == [row.index(max(row)) for row in rows]
