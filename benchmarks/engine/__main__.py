@@ -40,6 +40,7 @@ def main() -> int:
     parser.add_argument("--trace", type=Path, default=os.environ.get("AZURE_TRACE"), help="CSV; default $AZURE_TRACE")
     parser.add_argument("--stretch", type=float, default=8.0, help="how much further apart the trace's arrivals are")
     parser.add_argument("--no-vllm", action="store_true", help="without the peer")
+    parser.add_argument("--peer-type", choices=["float32", "bfloat16"], default="float32", help="vLLM computes in it")
     parser.add_argument("--json", action="store_true", dest="as_json", help="print JSON for programs")
     options = parser.parse_args()
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # scripts/ is beside, not in a distribution
@@ -48,7 +49,9 @@ def main() -> int:
     model = options.model or ensure_chat_model(default_cache())
     torch.set_num_threads(options.threads)
     vllm = None if options.no_vllm else install(default_cache())
-    setting = parts.Setting(model=model, threads=options.threads, repeats=options.repeats, vllm=vllm)
+    setting = parts.Setting(
+        model=model, threads=options.threads, repeats=options.repeats, vllm=vllm, peer_type=options.peer_type
+    )
     wanted, rows = options.only or PARTS, list[Row]()
     if "speed" in wanted:
         _say("speed (some minutes)")
