@@ -8,8 +8,8 @@ States of a block and what moves it::
 
 A name says what a block holds and for whom (:mod:`.prefix`); only who can say the name is given the block. A live block
 may have several owners; a named one is whole and never written again. Blocks are handed out lowest number first, so
-live ones stay low and dense and attention may run over slices of the pool. What is handed out by :meth:`allocate` was
-overwritten since anybody else held it: no request can read what another one left.
+live ones stay low and little memory is ever touched. What is handed out by :meth:`allocate` was overwritten since
+anybody else held it: no request can read what another one left.
 """
 
 import heapq
