@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from audit.model import Appended
-from audit.records import PlatformReason
+from audit.records import Decision, PlatformReason
 from bulkhead.attestation import EvidenceKind, Phase
 from bulkhead.attestation.policy import Technology
 from bulkhead.errors import BulkheadError
@@ -97,7 +97,14 @@ class Platform:
     hardware: HardwareWorld
 
     def __post_init__(self):
-        leaf = self.world.leaf()
+        self.stand_on(self.world.leaf())
+
+    def deny(self):
+        """Let the recorded decision be a denial."""
+        self.stand_on(self.world.leaf(decision=Decision.DENY))
+
+    def stand_on(self, leaf):
+        """Ask for the key on the strength of a decision's record."""
         self.log, self.guest = Log(self.world, leaf), Guest(self.world, self.hardware)
         manifest = self.world.sealed.manifest()
         partition = Partition(
@@ -166,6 +173,24 @@ async def test_without_a_policy_confidential_workers_get_no_keys(platform) -> No
     await refused(platform, None)
 
 
+async def test_an_unattested_worker_gets_none_and_the_log_says_so(platform) -> None:
+    """What is no evidence, or evidence for another nonce, is refused by name, and the log has the denial."""
+    honest = platform.hardware.evidence
+    platform.hardware.evidence = lambda **_: b"{}"
+    await refused(platform, platform.trust(), "EVIDENCE_INVALID")
+    platform.log.records.clear()
+    platform.hardware.evidence = lambda *, requests, **fields: honest(
+        requests=[SimpleNamespace(nonce=bytes(32), context=requests[0].context)], **fields
+    )
+    await refused(platform, platform.trust(), "EVIDENCE_BINDING")
+
+
+async def test_a_decision_that_denies_releases_nothing_and_the_log_says_so(platform) -> None:
+    """The broker reads the decision itself: a record of a denial opens nothing, though everything else is genuine."""
+    platform.deny()
+    await refused(platform, platform.trust(), "KEY_RELEASE_DENIED")
+
+
 async def test_the_agents_own_key_vouches_for_no_hardware(platform) -> None:
     """An operator's signature in place of the quote does not pass where the agent is one of a confidential guest."""
     platform.hardware.evidence = lambda *, requests, not_after_s, **_: platform.world.evidence_issuer.issue(
@@ -176,11 +201,11 @@ async def test_the_agents_own_key_vouches_for_no_hardware(platform) -> None:
     await refused(platform, platform.trust())
 
 
-async def refused(platform, trust) -> None:
+async def refused(platform, trust, code="EVIDENCE_POLICY") -> None:
     with pytest.raises(BulkheadError) as error:
         await platform.unlock(trust)
-    assert error.value.code == "EVIDENCE_POLICY"
+    assert error.value.code == code
     (record,) = platform.log.records
     assert (record.action, record.decision) == ("key.refused", "deny")
-    assert record.reasons[0]["code"] == "EVIDENCE_POLICY"
+    assert record.reasons[0]["code"] == code
     assert not any(isinstance(order, LoadOrder) for order in platform.guest.orders)
