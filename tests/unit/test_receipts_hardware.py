@@ -19,7 +19,6 @@ from tests.simulator.saved_receipts import saved_answer
 from tests.simulator.sealed_world import World
 
 SNP = (
-    '[profile.test.trust]\nminimum_tier = "gpu"\n'
     f'[profile.test.trust.snp]\nmeasurements = ["{snp_machine.MEASUREMENT.hex()}"]\n'
     "[profile.test.trust.snp.tcb_floors.turin]\nsnp = 4\n"
 )
@@ -32,7 +31,8 @@ TDX = f'[[profile.test.trust.tdx.images]]\nmr_td = "{tdx_world.MR_TD.hex()}"\n' 
 class HardwareSession(World):
     """A session whose worker is attested by a processor and two GPUs."""
 
-    tier: Tier = Tier.GPU
+    tier: Tier = Tier.CONFIDENTIAL
+    rooted: bool = True
     now_s: int = NOW_S
     hardware: HardwareWorld = field(kw_only=True)
 
@@ -51,7 +51,7 @@ class HardwareSession(World):
         """Accept hardware evidence alone, under the test roots."""
         return replace(
             super().anchors(),
-            trust_policy=self.hardware.policy(minimum_tier=Tier.GPU),
+            trust_policy=self.hardware.policy(),
             hardware=self.hardware.verifier(),
         )
 
@@ -94,6 +94,7 @@ def told(session, saved, tmp_path, *, trust=SNP + TDX):
         tenant = "{session.tenant}"
         log_vkey = "{session.log.vkey}"
         ticket_issuer = "{b64url_encode(session.issuer.public_key)}"
+        tenant_root_fingerprint = "{session.tenant_root.hex()}"
         collateral_directory = "{tmp_path / "nothing"}"
         {trust}
         """
@@ -105,10 +106,10 @@ def told(session, saved, tmp_path, *, trust=SNP + TDX):
 
 @pytest.mark.usefixtures("test_roots")
 def test_receipt_on_hardware_is_verified_offline(session, saved, tmp_path):
-    """File and pins are enough: tier gpu, not simulated, with the collateral that the file carries."""
+    """File and pins are enough: tier confidential, not simulated, with the collateral that the file carries."""
     code, proven, error = told(session, saved, tmp_path)
     assert (code, error) == (0, "")
-    assert (proven["verified"], proven["tier"], proven["simulated"]) == (True, "gpu", False)
+    assert (proven["verified"], proven["tier"], proven["simulated"]) == (True, "confidential", False)
     assert (proven["usage"]["completion_tokens"], proven["counted_by_client"]) == (2, True)
 
 
@@ -123,7 +124,7 @@ def test_receipt_without_its_collateral_proves_nothing(session, saved, tmp_path)
 @pytest.mark.usefixtures("test_roots")
 def test_receipt_of_another_image_is_refused(session, saved, tmp_path):
     """The reader's own policy judges: a measurement that it does not name is EVIDENCE_POLICY."""
-    code, _, error = told(session, saved, tmp_path, trust='[profile.test.trust]\nminimum_tier = "gpu"\n')
+    code, _, error = told(session, saved, tmp_path, trust="")
     assert (code, error) == (1, error)
     assert "error EVIDENCE_POLICY" in error
 
