@@ -54,6 +54,7 @@ TRY_AGAIN = {
     "CONNECTION_FAILED",
     "SHUTTING_DOWN",
     "STREAM_TRUNCATED",
+    "TICKET_EXPIRED",  # of a stream that ran while there was nobody to renew with
 }
 OPEN_AGAIN = {"WORKER_LOST", "SESSION_CLOSED"}
 
