@@ -341,7 +341,7 @@ async def test_a_revoked_key_and_its_open_session_are_useless(estate: Estate) ->
         assert (await session.generate_text("hello", max_tokens=2)).usage.completion_tokens == 2
         await estate.tenancy.revoke_credential(leaver.credential)
         error, waited_s = await refused_within(session, timeout_s=REVOKED_WITHIN_S)
-        assert isinstance(error, TicketRevokedError | SessionClosedError), error
+        assert isinstance(error, TicketRevokedError), error
         assert waited_s < REVOKED_WITHIN_S
         for attempt in (leaver.client.session(session.session_id), session.renew()):
             assert isinstance((await refusal(attempt))[0], CredentialRevokedError)
@@ -402,7 +402,8 @@ async def test_a_suspended_tenant_is_served_no_more(estate: Estate) -> None:
         assert (await session.generate_text("hello", max_tokens=2)).usage.completion_tokens == 2
         await estate.tenancy.update_tenant(initech.tenant_id, TenantSettings(status="suspended"))
         error, _ = await refused_within(session, timeout_s=REVOKED_WITHIN_S)
-        assert isinstance(error, TicketRevokedError | WorkerLostError), error
+        # Its worker says TICKET_REVOKED, or is gone: then a connection broke, or the renewal for a new one was refused.
+        assert isinstance(error, TicketRevokedError | SessionClosedError | WorkerLostError), error
         denied, _ = await refusal(_opened(person))
         assert isinstance(denied, PolicyDeniedError)
         assert "TENANT_INACTIVE" in {reason["code"] for reason in json.loads(denied.details["reasons"])}
