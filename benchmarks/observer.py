@@ -1,7 +1,7 @@
 """What an observer who learns from many traces makes of sealed traffic, under each padding (docs/threat-model.md).
 
-``benchmarks/shape.py`` asks a simple one (the nearest of a few traces); this one has eighty traces of each prompt,
-knows their sizes and times in many forms, and picks the best of nine classifiers (:mod:`tests.simulator.classifiers`).
+``benchmarks/shape.py`` asks a simple one (the nearest of a few traces); this one has sixty traces of each prompt,
+knows their sizes and times in many forms, and picks the best of eight classifiers (:mod:`tests.simulator.classifiers`).
 """
 
 from typing import Final
@@ -13,10 +13,10 @@ from tests.simulator.observer import Trace, different_lengths, equal_lengths, me
 
 TOKENS: Final = 40
 TOKEN_S: Final = 0.02
-ROUNDS: Final = 80
-CONNECTIONS: Final = 12
+ROUNDS: Final = 60
+CONNECTIONS: Final = 15
 CHANCE: Final = 1 / 6
-LUCK: Final = 0.08  # three standard deviations of a blind guesser in 480 tries, and the best of nine
+LUCK: Final = 0.09  # three standard deviations of a blind guesser in 360 tries, and the best of eight
 
 
 async def rows() -> list[Row]:
