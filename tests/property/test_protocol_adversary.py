@@ -1,8 +1,8 @@
 """Client and worker machines with an adversary on every wire between them.
 
-The adversary sees all messages of two sessions of one tenant, one padded ``default`` and one ``strict``, on two
-generations of a worker's keys. He may deliver any message anywhere, in any order, any number of times, altered, cut or
-spliced together, or not at all; he may strike once at clocks, keys or tickets. Whatever he does, a request ends
+The adversary sees all messages of two sessions of one tenant with a root, one padded ``default`` and one ``strict``, on
+two generations of a worker's keys. He may deliver any message anywhere, in any order, any number of times, altered, cut
+or spliced together, or not at all; he may strike once at clocks, keys or tickets. Whatever he does, a request ends
 complete, with exactly the payload and the records that were sent, or with the one error that his move deserves.
 """
 
@@ -23,6 +23,8 @@ from hypothesis.stateful import (
 
 from bulkhead.errors import (
     BulkheadError,
+    CertificateError,
+    CertificateKeyError,
     ChunkReflectedError,
     ChunkReorderedError,
     ChunkRepeatedError,
@@ -52,9 +54,9 @@ PAYLOADS = (b"", b"short", bytes(140_000))
 TEXTS = st.text(alphabet=st.characters(codec="utf-8"), max_size=8)
 PICK = st.integers(min_value=0, max_value=10**6)
 FLIP = st.none() | st.none() | PICK  # messages are altered now and then, and more often only misdelivered
-ALTERED = (SealError, TicketError, InvalidRequestError)
+ALTERED = (CertificateError, SealError, TicketError, InvalidRequestError)
 FATES = ("calm", "calm", "behind", "ahead", "rotated", "revoked")
-SPLICED = ("ticket", "key_id", "sequence", "request_id", "sealed_secret")
+SPLICED = ("ticket", "certificate", "key_id", "sequence", "request_id", "sealed_secret")
 
 
 @dataclass
@@ -196,6 +198,9 @@ class Adversary(RuleBasedStateMachine):
             expected = self._ticket_error(second if part == "ticket" else first)
             if expected is None and part in {"ticket", "key_id"} and base.key_id != donor.key_id:
                 expected = KeyMismatchError
+            sessions = {sent.machine._grant.claims.session for sent in (first, second)}
+            if expected is None and part in {"ticket", "certificate"} and len(sessions) > 1:
+                expected = CertificateKeyError
             self._refused(expected or SignatureError, lambda: self.server.open(spliced.encode(), now_s=self.now_s))
             self.seen["splice"] += 1
 
@@ -435,9 +440,9 @@ class Adversary(RuleBasedStateMachine):
 
 def run(examples, steps):
     """Play that many games of that many moves; return what happened in them."""
-    first = World(seed=1)
-    second = World(seed=2, tenant=first.tenant, padding=PaddingMode.STRICT)
-    for name in ("issuer", "partition", "keys", "authority", "revoked"):
+    first = World(seed=1, rooted=True)
+    second = World(seed=2, tenant=first.tenant, padding=PaddingMode.STRICT, rooted=True)
+    for name in ("root", "issuer", "partition", "keys", "authority", "revoked"):
         setattr(second, name, getattr(first, name))
     Adversary.keys = (first.keys, WorkerKeys.generate(authority=first.authority, now_s=NOW_S))
     for world in (first, second):
@@ -464,6 +469,7 @@ def run(examples, steps):
 MOVES = (
     "complete", "filling", "splice", "downgrade", "altered envelope", "ReplayError", "ChunkReorderedError",
     "ChunkRepeatedError", "ChunkReflectedError", "SealError", "SignatureError", "KeyMismatchError", "StaleKeyError",
+    "CertificateKeyError",
     "ClockSkewError", "TicketExpiredError", "TicketRevokedError", "TruncatedError",
 )  # fmt: skip
 """What a sample of games must have met: every attack, its error, and whole answers in between."""

@@ -28,8 +28,9 @@ from bulkhead.errors import (
     TenantRootRequiredError,
 )
 from bulkhead.protocol.certificates import SessionCertificate, issue_certificate, read_certificate
-from tests.simulator.fake_platform import ANSWER, FakePlatform, running_platform
-from tests.simulator.sealed_world import MODEL
+from tests.simulator.fake_platform import ANSWER, API_KEY, AUTHORITY, FakePlatform, running_platform
+from tests.simulator.saved_receipts import saved_answer
+from tests.simulator.sealed_world import MODEL, World
 
 
 @pytest.fixture
@@ -273,3 +274,56 @@ class TestFiles:
         config.write_text(common + lines.replace("{other}", "00" * 32))
         with pytest.raises(ConfigError, match=reason):
             load_profile(path=config, environ={})
+
+
+class TestReceipts:
+    """`bulkhead receipt verify` under the roots that the profile and the command line name."""
+
+    @staticmethod
+    def verify(directory: Path, world: World, *options: str, root: str = "") -> Result:
+        """Run the command on a saved receipt of a world."""
+        (directory / "receipt.json").write_bytes(saved_answer(world).encode())
+        (directory / "ca.pem").write_bytes(AUTHORITY.root_pem)
+        (directory / "test.key").touch(mode=0o600)
+        (directory / "test.key").write_text(API_KEY)
+        issuer = base64.urlsafe_b64encode(world.issuer.public_key).rstrip(b"=").decode()
+        operator = base64.urlsafe_b64encode(world.evidence_issuer.public_key).rstrip(b"=").decode()
+        (directory / "config.toml").write_text(
+            f"""
+            [profile.test]
+            address = "127.0.0.1:1"
+            ca_file = "ca.pem"
+            api_key_file = "test.key"
+            tenant = "{world.tenant}"
+            log_vkey = "{world.log.vkey}"
+            ticket_issuer = "{issuer}"
+            {root}
+            [profile.test.trust]
+            accepted_kinds = ["operator"]
+            operator_keys = ["{operator}"]
+            minimum_tier = "gpu"
+            """
+        )
+        arguments = ["receipt", "verify", str(directory / "receipt.json"), "--json", *options]
+        return CliRunner().invoke(
+            program, ["--config", str(directory / "config.toml"), "--profile", "test", *arguments]
+        )
+
+    def test_a_receipt_names_the_root_that_it_rests_on(self, tmp_path: Path) -> None:
+        """With the root pinned it verifies and is named; with another pinned, or none, it is refused for that."""
+        world = World(rooted=True)
+        own = (world.tenant_root or b"").hex()
+        pinned, other = f'tenant_root_fingerprint = "{own}"', f'tenant_root_fingerprint = "{"00" * 32}"'
+        told = self.verify(tmp_path, world, root=pinned)
+        assert (told.exit_code, json.loads(told.stdout)["tenant_root"]) == (0, own)
+        assert "TENANT_ROOT_MISMATCH" in self.verify(tmp_path, world, root=other).stderr
+        assert "TENANT_ROOT_REQUIRED" in self.verify(tmp_path, world).stderr
+        assert "TENANT_ROOT_MISMATCH" in self.verify(tmp_path, World(), root=pinned).stderr
+
+    def test_a_receipt_from_before_the_root_was_replaced(self, tmp_path: Path) -> None:
+        """It verifies with the root of then, named on the command line."""
+        world = World(rooted=True)
+        now = f'tenant_root_fingerprint = "{"00" * 32}"'
+        then = ("--tenant-root", (world.tenant_root or b"").hex())
+        assert self.verify(tmp_path, world, *then, root=now).exit_code == 0
+        assert self.verify(tmp_path, world, "--tenant-root", "short", root=now).exit_code == 2

@@ -14,7 +14,14 @@ from typing import Any
 import pytest
 
 from bulkhead.attestation.tiers import Tier
-from bulkhead.errors import ConfigError, ConflictError, DeadlineError, ExhaustedError, InvalidRequestError
+from bulkhead.errors import (
+    ConfigError,
+    ConflictError,
+    DeadlineError,
+    ExhaustedError,
+    InvalidRequestError,
+    TenantRootRequiredError,
+)
 from bulkhead.ids import PARTITION, TENANT, new_id
 from data_plane.__main__ import main
 from data_plane.config import WorkerConfig
@@ -295,6 +302,31 @@ def starter(tmp_path: Path) -> WorkerStarter:
         ticket_issuers=lambda: (bytes(32),),
         log_arguments=(),
     )
+
+
+async def test_no_worker_of_tier_confidential_without_a_root(tmp_path: Path) -> None:
+    """Whatever the control plane orders: an agent starts no such worker for a tenant whose root it was not told."""
+    order = CreatePartition(
+        tenant_id=new_id(TENANT),
+        tier="confidential",
+        gpu_uuids=("GPU-0",),
+        mig_profile_id=0,
+        memory_slice_start=0,
+        memory_slices=0,
+        memory_mib=0,
+        model_name="tiny",
+        model_path="tiny",
+        model_digest=bytes(32),
+        max_output_tokens=0,
+    )
+    for root, error in ((b"", TenantRootRequiredError), (b"short", InvalidRequestError)):
+        with pytest.raises(error):
+            await starter_start(tmp_path / str(len(root)), replace(order, tenant_root=root))
+
+
+async def starter_start(directory: Path, order: CreatePartition) -> None:
+    partition: Any = None  # refused before anything of it is looked at
+    await starter(directory).start(partition, order, active=1, timeout_s=1.0, progress=lambda _phase, _text: None)
 
 
 @pytest.mark.parametrize("path", ["", ".", "..", "../outside", "/etc", "tiny/../../outside", "link", "a\0b", "x" * 600])

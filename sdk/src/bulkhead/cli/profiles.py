@@ -51,6 +51,7 @@ def check(ctx: click.Context, *, as_json: bool) -> None:
         "role": chosen.role,
         "credential": "API key" if chosen.api_key else "client certificate",
         "log_key_pinned": chosen.log_vkey is not None,
+        "tenant_root": chosen.root.fingerprint.hex() if chosen.root.fingerprint is not None else "none",
         "development_mode": chosen.development_mode,
     }
     if chosen.role == "developer":
