@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from bulkhead.attestation.statement import batch_path, batch_root, root_from_path
 from bulkhead.encoding import canonical_json, lp_join
 from bulkhead.errors import BulkheadError, ReplayError, SealError, WindowFullError
+from bulkhead.protocol.certificates import MAX_CERTIFICATE_BYTES
 from bulkhead.protocol.context import Method, SessionScope
 from bulkhead.protocol.envelope import SEALED_SECRET_BYTES, Envelope
 from bulkhead.protocol.payloads import (
@@ -108,8 +109,9 @@ def test_unpad_takes_only_what_pad_makes(plaintext, mode, direction):
     st.integers(0, 2**64 - 1),
     st.sampled_from(Method),
     st.binary(min_size=SEALED_SECRET_BYTES, max_size=SEALED_SECRET_BYTES),
+    st.binary(max_size=MAX_CERTIFICATE_BYTES),
 )
-def test_envelope_survives(ticket, key_id, sequence, method, sealed_secret):
+def test_envelope_survives(ticket, key_id, sequence, method, sealed_secret, certificate):
     """Any envelope within bounds comes back as it was."""
     envelope = Envelope(
         ticket=ticket,
@@ -118,6 +120,7 @@ def test_envelope_survives(ticket, key_id, sequence, method, sealed_secret):
         request_id="req_01h455vb4pex5vsknk084sn02q",
         method=method,
         sealed_secret=sealed_secret,
+        certificate=certificate,
         signature=bytes(64),
     )
     assert Envelope.parse(envelope.encode()) == envelope

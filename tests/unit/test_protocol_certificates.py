@@ -1,3 +1,4 @@
+import base64
 from dataclasses import replace
 
 import pytest
@@ -94,7 +95,7 @@ def test_named_root_that_did_not_sign(world):
     honest, forged = world.certificate(), World(seed=9).root
     said = read_certificate(honest)
     signature = forged.sign(b"bulkhead/v1 session key" + len(said.encoded).to_bytes(4, "big") + said.encoded)
-    other = honest[:-88] + __import__("base64").urlsafe_b64encode(signature).rstrip(b"=") + b'"}'
+    other = honest[:-88] + base64.urlsafe_b64encode(signature).rstrip(b"=") + b'"}'
     with pytest.raises(CertificateSignatureError):
         check(world, other)
     with pytest.raises(CertificateSignatureError):
@@ -118,3 +119,18 @@ def test_every_changed_byte_is_refused(world):
     for other in (data[:-1], data + b" ", b"[]", data * 3):
         with pytest.raises(CertificateError):
             check(world, other)
+
+
+def test_what_held_once_is_asked_again(world):
+    """A certificate that was verified before is still held against root, tenant, key and time of this request."""
+    data, other = world.certificate(), World(seed=9, rooted=True)
+    check(world, data)
+    for asked, error in (
+        ({"root_fingerprint": other.tenant_root}, CertificateRootError),
+        ({"tenant": other.tenant}, CertificateTenantError),
+        ({"cnf": other.cnf}, CertificateKeyError),
+        ({"now_s": NOW_S + 3_600}, CertificateExpiredError),
+    ):
+        own = {"root_fingerprint": world.tenant_root, "tenant": world.tenant, "cnf": world.cnf, "now_s": NOW_S}
+        with pytest.raises(error):
+            verify_certificate(data, **(own | asked))

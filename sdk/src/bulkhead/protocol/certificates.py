@@ -8,6 +8,7 @@ holds for a day at most, and is no secret: without the session key it opens noth
 import hmac
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 from cryptography.exceptions import InvalidSignature
@@ -41,6 +42,7 @@ CERTIFICATE_VERSION: Final = 1
 MAX_CERTIFICATE_BYTES: Final = 1_024  # a certificate has about 370
 MAX_CERTIFICATE_LIFE_S: Final = 24 * 3_600  # as worker keys: nothing revokes a certificate but its end
 CLOCK_SKEW_S: Final = 60  # as for tickets: only a certificate "from the future" profits
+_REMEMBERED: Final = 512  # about a KiB each: the sessions that are busy now
 _KEY_BYTES: Final = 32
 _SIGNATURE_BYTES: Final = 64
 _LABEL: Final = b"bulkhead/v1 session key"
@@ -155,6 +157,11 @@ def verify_certificate(
     return certificate
 
 
+# The two below are pure functions of bytes, and remember nothing that did not hold: every request of a session brings
+# the same certificate along. Whose root it is, and whether it holds now, is asked each time.
+
+
+@lru_cache(_REMEMBERED)
 def _parse(data: bytes) -> tuple[SessionCertificate, bytes]:
     with Fields.parse(
         data, max_bytes=MAX_CERTIFICATE_BYTES, what="session key certificate", error=CertificateError
@@ -178,6 +185,7 @@ def _check_life(certificate: SessionCertificate) -> None:
         raise CertificateError(f"a session key's certificate lives 1 to {MAX_CERTIFICATE_LIFE_S} seconds")
 
 
+@lru_cache(_REMEMBERED)
 def _check_signature(certificate: SessionCertificate, signature: bytes) -> None:
     try:
         Ed25519PublicKey.from_public_bytes(certificate.root).verify(signature, _message(certificate.encoded))
