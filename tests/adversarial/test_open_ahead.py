@@ -7,7 +7,7 @@ import grpc
 import jwt
 import pytest
 
-from bulkhead.errors import AuditUnavailableError
+from bulkhead.errors import AuditUnavailableError, StateUnavailableError
 from bulkhead.v1 import session_pb2
 from control_plane.authz.decision import Reason
 from control_plane.domain.partitions import PartitionState
@@ -132,6 +132,36 @@ async def test_no_worker_is_asked_ahead_while_the_log_takes_nothing(world, warm,
     log.go_on.set()
     assert (await opening).grant.partition_id == warm.partition_id
     assert len(attestations(agent)) == 2
+
+
+async def test_policy_is_asked_once_about_what_was_reserved(world, warm) -> None:
+    """The question that goes out while the slot is being committed is the one whose answer is recorded."""
+    asked = len(world.policy.asked)
+    await world.open("acme", request())
+    assert len(world.policy.asked) == asked + 1
+    assert world.policy.asked[-1].context.tenant.sessions_open == 1
+
+
+async def test_an_answer_about_a_slot_that_was_not_committed_is_dropped(world, acme, warm, agent, monkeypatch) -> None:
+    """When the reservation fails at its end nothing is decided, recorded or asked of a worker, and no slot is held."""
+    write = world.database.write
+
+    async def failing(work):
+        def broken(tx):
+            work(tx)
+            raise StateUnavailableError("the disk is full")
+
+        return await write(broken)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(world.database, "write", failing)
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await world.open("acme", request())
+    assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert len(await world.records(acme.tenant_id, "decision")) == 1
+    assert len(attestations(agent)) == 1
+    await world.open("acme", request())
+    assert world.policy.asked[-1].context.tenant.sessions_open == 1
 
 
 async def test_a_denial_asks_no_worker(world, acme, warm, agent) -> None:

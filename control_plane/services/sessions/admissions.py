@@ -6,6 +6,8 @@ fails the transaction, after which its reservations run one by one.
 
 import asyncio
 from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 from bulkhead.errors import BulkheadError, ConflictError, ExhaustedError
@@ -13,13 +15,22 @@ from control_plane.domain.sessions import OpenRequest, Session
 from control_plane.storage.engine import Database, Transaction
 from control_plane.storage.sessions import Admission, Sessions
 
-__all__ = ["Admissions"]
+__all__ = ["Admissions", "OnFound"]
 
 MAX_BATCH: Final = 64  # about 50 ms of one thread; the other writers of the state wait no longer than that
 MAX_WAITING: Final = 16_384  # above what the ports take at once
 
+OnFound: TypeAlias = Callable[[Admission], None]
+"""Takes a reservation that is not committed yet, on the event loop."""
+
 _Asked: TypeAlias = tuple[OpenRequest, Session]
-_Waiting: TypeAlias = tuple[_Asked, "asyncio.Future[Admission]"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    asked: _Asked
+    future: "asyncio.Future[Admission]"
+    on_found: OnFound | None
 
 
 class Admissions:
@@ -34,8 +45,10 @@ class Admissions:
         self._waiting: deque[_Waiting] = deque()
         self._running: asyncio.Task[None] | None = None
 
-    async def admit(self, request: OpenRequest, fresh: Session) -> Admission:
+    async def admit(self, request: OpenRequest, fresh: Session, on_found: OnFound | None = None) -> Admission:
         """Take a slot; see :meth:`control_plane.storage.sessions.Sessions.admit`.
+
+        What ``on_found`` is told holds only if the very same admission is then returned.
 
         Not to be cancelled: a reservation that is under way cannot be taken back, only undone when it is known.
 
@@ -46,7 +59,7 @@ class Admissions:
         if len(self._waiting) >= MAX_WAITING:
             raise ExhaustedError(f"{MAX_WAITING} sessions are waiting to be opened already: try again later")
         future: asyncio.Future[Admission] = asyncio.get_running_loop().create_future()
-        self._waiting.append(((request, fresh), future))
+        self._waiting.append(_Waiting((request, fresh), future, on_found))
         if self._running is None:
             self._running = asyncio.create_task(self._run(), name="admissions")
         return await future
@@ -60,21 +73,28 @@ class Admissions:
             self._running = None
 
     async def _admit_all(self, batch: list[_Waiting]) -> None:
-        asked = [item for item, _ in batch]
+        asked = [waiting.asked for waiting in batch]
+        loop = asyncio.get_running_loop()
+
+        def work(tx: Transaction) -> list[Admission | BulkheadError]:
+            found = _admit(tx, asked)
+            loop.call_soon_threadsafe(_foretell, batch, found)
+            return found
+
         outcomes: list[Admission | BulkheadError]
         try:
-            outcomes = await self._database.write(lambda tx: _admit(tx, asked))
+            outcomes = await self._database.write(work)
         except ConflictError:
             outcomes = [await self._alone(item) for item in asked]
         except BulkheadError as error:
             outcomes = [type(error)(error.message, details=error.details) for _ in asked]
-        for (_, future), outcome in zip(batch, outcomes, strict=True):
-            if future.done():
+        for waiting, outcome in zip(batch, outcomes, strict=True):
+            if waiting.future.done():
                 continue
             if isinstance(outcome, BulkheadError):
-                future.set_exception(outcome)
+                waiting.future.set_exception(outcome)
             else:
-                future.set_result(outcome)
+                waiting.future.set_result(outcome)
 
     async def _alone(self, asked: _Asked) -> Admission | BulkheadError:
         try:
@@ -82,6 +102,12 @@ class Admissions:
         except BulkheadError as error:
             return error
         return outcome
+
+
+def _foretell(batch: Sequence[_Waiting], outcomes: Sequence[Admission | BulkheadError]) -> None:
+    for waiting, outcome in zip(batch, outcomes, strict=True):
+        if waiting.on_found is not None and not waiting.future.done() and not isinstance(outcome, BulkheadError):
+            waiting.on_found(outcome)
 
 
 def _admit(tx: Transaction, asked: list[_Asked]) -> list[Admission | BulkheadError]:

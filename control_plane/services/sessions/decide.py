@@ -49,10 +49,11 @@ from control_plane.services.authorisation import Policy
 from control_plane.services.journal import Journal
 from control_plane.services.pool import Wanted
 from control_plane.services.refusals import cause_of, subject_of
+from control_plane.services.sessions.ahead import begin
 from control_plane.services.sessions.denials import DenialLimiter
 from control_plane.storage.sessions import ModelFacts, TenantSnapshot
 
-__all__ = ["Allowed", "Asked", "Decided", "Decider", "Denied", "FleetFacts", "OnAllow"]
+__all__ = ["Allowed", "Asked", "Decided", "Decider", "Denied", "FleetFacts", "OnAllow", "Question"]
 
 FLEET_POLL_S: Final = 0.1
 TENANT_CUSTODY: Final = "tenant"
@@ -132,6 +133,16 @@ class Denied:
     recorded: bool
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Question:
+    """A question that policy was asked; its answer is not recorded, so nothing may be done on its strength."""
+
+    asked: Asked
+    platform: PlatformFacts
+    input: PolicyInput
+    answer: asyncio.Task[Decision]
+
+
 OnAllow = Callable[[Allowed], None]
 """Takes an allow whose record is on its way."""
 
@@ -177,12 +188,25 @@ class Decider:
         self._now_us = now_us
         self._agent_wait_s = agent_wait_s
 
-    async def decide(self, asked: Asked, on_allow: OnAllow | None = None) -> Decided | Denied:
+    def ask(self, asked: Asked) -> Question:
+        """Ask policy; for :meth:`decide`, which may come later.
+
+        Raises:
+            InvalidRequestError: the request holds a word that policy does not take.
+        """
+        platform = self._fleet.platform_facts()
+        policy_input = self._input(asked, platform)
+        return Question(asked, platform, policy_input, begin(self._policy.decide(policy_input)))
+
+    async def decide(
+        self, asked: Asked, on_allow: OnAllow | None = None, *, question: Question | None = None
+    ) -> Decided | Denied:
         """Return the recorded allow, or the deny.
 
         Args:
-            asked: the question.
+            asked: what policy judges.
             on_allow: told of an allow before its record is durable.
+            question: :meth:`ask` of the same, if that was done already.
 
         Raises:
             PolicyEngineError: no decision; recorded as ``error``.
@@ -192,10 +216,10 @@ class Decider:
         """
         until_s = time.monotonic() + self._agent_wait_s
         while True:
-            facts = self._fleet.platform_facts()
-            policy_input = self._input(asked, facts)
+            question = question or self.ask(asked)
+            policy_input = question.input
             try:
-                decision = _actionable(asked, await self._policy.decide(policy_input))
+                decision = _actionable(asked, await question.answer)
                 if decision.allow or not await self._allowed_on_whole_fleet(asked):
                     break
             except UnknownObligationError as error:
@@ -203,7 +227,8 @@ class Decider:
             except PolicyEngineError as error:
                 await self._refused(asked, policy_input, error, verdict=Verdict.ERROR)
                 raise
-            await self._fleet_changed(facts, until_s)
+            await self._fleet_changed(question.platform, until_s)
+            question = None
         if not decision.allow:
             recorded = self._denials.admit(asked.caller, decision.reasons[0].code)
             if recorded:

@@ -2,13 +2,15 @@
 
 validated request -> a slot and the facts, atomically -> policy -> decision recorded (a denial ends here) -> partition
 -> evidence -> state transaction, if nothing that was decided on has changed (else decide again, once) -> outcome
-recorded -> ticket. Of a partition that is ready, evidence is asked for while the decision is being recorded (ahead.py).
+recorded -> ticket. Policy is asked while the slot is being committed; of a partition that is ready, evidence is asked
+for while the decision is being recorded (ahead.py).
 
 Whatever ends an open early (an error, the caller's cancellation, its deadline) gives the slot back in the background,
 and records that nothing came of the decision.
 """
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, Final
@@ -21,9 +23,9 @@ from control_plane.domain.roles import Caller
 from control_plane.domain.sessions import OpenRequest, Session, SessionState
 from control_plane.services.book import PartitionBook
 from control_plane.services.revocations import Revocations
-from control_plane.services.sessions.admissions import Admissions
+from control_plane.services.sessions.admissions import Admissions, OnFound
 from control_plane.services.sessions.ahead import AskedAhead
-from control_plane.services.sessions.decide import Allowed, Asked, Decider, Denied
+from control_plane.services.sessions.decide import Allowed, Asked, Decider, Denied, Question
 from control_plane.services.sessions.grant import Grant
 from control_plane.services.sessions.renew import SessionRenewer
 from control_plane.services.sessions.serve import Phase, Report, Server, Serving, changed_twice, once_more
@@ -46,6 +48,36 @@ class _Attempt:
     admission: Admission
     nonce: bytes
     serving: Serving | None = None  # set once an allow is recorded, which then needs an outcome
+
+
+class _Early:
+    """The question to policy, asked as soon as a reservation is written and while it is being committed."""
+
+    def __init__(self, *, decider: Decider, caller: Caller) -> None:
+        self._decider = decider
+        self._caller = caller
+        self._question: Question | None = None
+
+    def ask(self, admission: Admission) -> None:
+        """Ask about a reservation; what is wrong with the request is told when it is decided on."""
+        self.drop()
+        if admission.reserved:
+            with contextlib.suppress(BulkheadError):
+                self._question = self._decider.ask(_asked(self._caller, admission, admission.facts))
+
+    def take(self, facts: TenantSnapshot) -> Question | None:
+        """Return the question if it was asked on these very facts, once."""
+        question, self._question = self._question, None
+        if question is not None and question.asked.facts is not facts:  # the reservation was made anew
+            question.answer.cancel()
+            return None
+        return question
+
+    def drop(self) -> None:
+        """Wait for no answer."""
+        if self._question is not None:
+            self._question.answer.cancel()
+            self._question = None
 
 
 class SessionOpener:
@@ -116,12 +148,19 @@ class SessionOpener:
         await asyncio.gather(*self._background, return_exceptions=True)
 
     async def _open(self, caller: Caller, request: OpenRequest, report: Report) -> Grant:
-        admission = await self._admit(caller, request)
-        if admission.found is Found.OPEN:
-            return await self._renewer.renew(caller, admission.session.session_id, request.nonce)
-        attempt = _Attempt(caller=caller, admission=admission, nonce=request.nonce)
+        early = _Early(decider=self._decider, caller=caller)
         try:
-            grant = await self._serve(attempt, report)
+            admission = await self._admit(caller, request, early.ask)
+            if admission.found is Found.OPEN:
+                return await self._renewer.renew(caller, admission.session.session_id, request.nonce)
+            return await self._go_on(_Attempt(caller=caller, admission=admission, nonce=request.nonce), early, report)
+        finally:
+            early.drop()
+
+    async def _go_on(self, attempt: "_Attempt", early: "_Early", report: Report) -> Grant:
+        admission = attempt.admission
+        try:
+            grant = await self._serve(attempt, early, report)
         except BaseException as error:
             if admission.reserved:
                 self._later(self._abandon(admission, attempt.serving, error))
@@ -129,10 +168,10 @@ class SessionOpener:
         self._revocations.restore(admission.session.session_id)
         return grant
 
-    async def _serve(self, attempt: "_Attempt", report: Report) -> Grant:
+    async def _serve(self, attempt: "_Attempt", early: "_Early", report: Report) -> Grant:
         session, facts = attempt.admission.session, attempt.admission.facts
         for _ in range(DECISIONS):
-            attempt.serving = serving = await self._decide(attempt, facts)
+            attempt.serving = serving = await self._decide(attempt, facts, early.take(facts))
             report(Phase.DECIDED, "policy allows it, and the decision is recorded")
             try:
                 grant = None if once_more(serving.decided, facts) else await self._server.open(serving, report)
@@ -145,7 +184,7 @@ class SessionOpener:
             )
         raise changed_twice()
 
-    async def _decide(self, attempt: "_Attempt", facts: TenantSnapshot) -> Serving:
+    async def _decide(self, attempt: "_Attempt", facts: TenantSnapshot, question: Question | None) -> Serving:
         admission, session = attempt.admission, attempt.admission.session
         ahead: AskedAhead | None = None
 
@@ -153,17 +192,9 @@ class SessionOpener:
             nonlocal ahead
             ahead = self._server.ask_ahead(session, allowed, attempt.nonce)
 
-        asked = Asked(
-            caller=attempt.caller,
-            action="session.open",
-            session=session,
-            pair_id=session.pair_id,
-            facts=facts,
-            model=admission.model,
-            reserved=admission.reserved,
-        )
+        asked = _asked(attempt.caller, admission, facts)
         try:
-            decided = await self._decider.decide(asked, on_allow)
+            decided = await self._decider.decide(asked, on_allow, question=question)
         except BaseException:
             _drop(ahead)
             raise
@@ -180,11 +211,11 @@ class SessionOpener:
             ahead=ahead,
         )
 
-    async def _admit(self, caller: Caller, request: OpenRequest) -> Admission:
+    async def _admit(self, caller: Caller, request: OpenRequest, on_found: OnFound) -> Admission:
         waited_s = 0.0
         while True:
             # Shielded: a transaction that runs in its thread cannot be taken back, only undone when it is known.
-            admitting = asyncio.ensure_future(self._admit_once(caller, request))
+            admitting = asyncio.ensure_future(self._admit_once(caller, request, on_found))
             try:
                 admission = await asyncio.shield(admitting)
             except asyncio.CancelledError:
@@ -197,7 +228,7 @@ class SessionOpener:
             await asyncio.sleep(RUNNING_POLL_S)
             waited_s += RUNNING_POLL_S
 
-    async def _admit_once(self, caller: Caller, request: OpenRequest) -> Admission:
+    async def _admit_once(self, caller: Caller, request: OpenRequest, on_found: OnFound) -> Admission:
         fresh = Session(
             session_id=ids.new_id(ids.SESSION),
             tenant_id=caller.tenant_id,
@@ -220,7 +251,7 @@ class SessionOpener:
             created_us=self._now_us(),
             tenant_revision=0,
         )
-        return await self._admissions.admit(request, fresh)
+        return await self._admissions.admit(request, fresh, on_found)
 
     async def _deny(self, admission: Admission, denied: Denied) -> None:
         """Keep the row of a recorded denial; one that was only counted leaves none, or a flood would fill the table."""
@@ -262,6 +293,19 @@ class SessionOpener:
             await work
         except BulkheadError as error:  # the reconciler frees what stays behind
             log.warning("session.abandon_failed", code=error.code)
+
+
+def _asked(caller: Caller, admission: Admission, facts: TenantSnapshot) -> Asked:
+    session = admission.session
+    return Asked(
+        caller=caller,
+        action="session.open",
+        session=session,
+        pair_id=session.pair_id,
+        facts=facts,
+        model=admission.model,
+        reserved=admission.reserved,
+    )
 
 
 def _drop(ahead: AskedAhead | None) -> None:
