@@ -14,7 +14,7 @@ import os
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeAlias
@@ -38,8 +38,7 @@ _SETTINGS: Final = {DEFAULTS: (), BRISK: ("-age", "1ms")}
 _PEER: Final = Path(__file__).parent / "peers" / "tessera"
 _SYNCS: Final = 300
 
-Peer: TypeAlias = Mapping[tuple[str, int, int], Mapping[str, float]]
-"""Tessera's rates and latencies by (setting, logs, appenders)."""
+Add: TypeAlias = Callable[[Row], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,31 +53,41 @@ class Scale:
         sustained: records of the measurement that lasts until all of them are in the index.
     """
 
-    seconds: float = 2.0
+    seconds: float = 1.5
     appenders: tuple[int, ...] = (1, 16, 64, 256, 1024)
     many_appenders: tuple[int, ...] = (64, 1024)
     logs: int = MANY_LOGS
-    sustained: int = 100_000
+    sustained: int = 50_000
 
 
 QUICK: Final = Scale(seconds=0.5, appenders=(1, 64), many_appenders=(64,), logs=16, sustained=5_000)
 
 
-async def measure(*, quick: bool = False) -> list[Row]:
-    """Return the rows: rates beside the peer's, and what reading and verifying cost on the log that this made."""
+async def measure(*, quick: bool = False, tell: Callable[[Row], None] = lambda _: None) -> list[Row]:
+    """Return the rows: rates beside the peer's, and what reading and verifying cost on the log that this made.
+
+    ``tell`` gets each row as soon as it is there.
+    """
     scale = QUICK if quick else Scale()
+    rows: list[Row] = []
+
+    def add(row: Row) -> None:
+        rows.append(row)
+        tell(row)
+
     with tempfile.TemporaryDirectory(prefix="bh-bench-") as name:
         scratch = Path(name)
-        rows = _disk(scratch)
-        peer, published = _tessera(scratch, scale)
-        rows += await _database("SQLite", scratch / "one" / "audit.db", scratch / "one", scale, peer)
+        add(_disk(scratch))
+        peer = _Tessera(scratch, scale)
+        await _database("SQLite", scratch / "one" / "audit.db", scratch / "one", peer, add)
         with postgres_server(shared_buffers="256MB", max_wal_size="4GB") as server:
             url = server.url(server.new_database())
-            rows += await _database("PostgreSQL", url, scratch / "two", scale, peer)
-    return [*rows, *published]
+            await _database("PostgreSQL", url, scratch / "two", peer, add)
+        add(peer.published())
+    return rows
 
 
-def _disk(scratch: Path) -> list[Row]:
+def _disk(scratch: Path) -> Row:
     """Measure the floor below every durable append: the disk's answer to fdatasync."""
     kinds = {line.split()[1]: line.split()[2] for line in Path("/proc/mounts").read_text().splitlines()}
     mount = next(str(path) for path in (scratch, *scratch.parents) if str(path) in kinds)
@@ -98,40 +107,45 @@ def _disk(scratch: Path) -> list[Row]:
     finally:
         os.close(fd)
         (scratch / "sync").unlink()
-    return [
-        Row(
-            f"fdatasync of the disk ({kinds[mount]} at {mount}): 4 KiB in place; 24 KiB at the end of a file",
-            f"p50 {found[0]:.2f} ms; {found[1]:.2f} ms",
-        )
-    ]
+    return Row(
+        f"fdatasync of the disk ({kinds[mount]} at {mount}): 4 KiB in place; 24 KiB at the end of a file",
+        f"p50 {found[0]:.2f} ms; {found[1]:.2f} ms",
+    )
 
 
-def _tessera(scratch: Path, scale: Scale) -> tuple[Peer, list[Row]]:
-    """Build and run the peer; return its rates, and rows about what only it does."""
-    program = scratch / "tessera"
-    subprocess.run(["go", "build", "-o", program, "."], cwd=_PEER, check=True)
+class _Tessera:
+    """The peer; ``figures`` are its rates and latencies by (setting, logs, appenders)."""
 
-    def run(*arguments: object) -> list[dict[str, float]]:
-        place = tempfile.mkdtemp(prefix="tessera-", dir=scratch)
-        command = [program, "-dir", place, "-seconds", scale.seconds, "-bytes", LEAF_BYTES, *arguments]
-        done = subprocess.run([str(part) for part in command], check=True, capture_output=True, text=True, timeout=200)
-        return [json.loads(line) for line in done.stdout.splitlines()]
+    def __init__(self, scratch: Path, scale: Scale) -> None:
+        self.scale = scale
+        self._scratch = scratch
+        self._program = scratch / "tessera"
+        self.figures: dict[tuple[str, int, int], Mapping[str, float]] = {}
+        subprocess.run(["go", "build", "-o", self._program, "."], cwd=_PEER, check=True)
 
-    peer = {}
-    for setting, options in _SETTINGS.items():
-        for logs, appenders in ((1, scale.appenders), (scale.logs, scale.many_appenders)):
-            for row in run(*options, "-appenders", ",".join(map(str, appenders)), "-logs", logs):
-                peer[setting, logs, int(row["appenders"])] = row
-    found = run(*_SETTINGS[BRISK], "-checkpoint", "100ms", "-published", "-appenders", 16)[0]
-    rows = [
-        Row(
+    def run(self, logs: int) -> None:
+        """Measure every setting and number of appenders on so many logs, unless that was done."""
+        counts = self.scale.appenders if logs == 1 else self.scale.many_appenders
+        for setting, options in _SETTINGS.items():
+            if (setting, logs, counts[0]) not in self.figures:
+                for row in self._run(*options, "-appenders", ",".join(map(str, counts)), "-logs", logs):
+                    self.figures[setting, logs, int(row["appenders"])] = row
+
+    def published(self) -> Row:
+        """Return what an append takes until a signed checkpoint covers it, at best."""
+        found = self._run(*_SETTINGS[BRISK], "-checkpoint", "100ms", "-published", "-appenders", 16)[0]
+        return Row(
             "Tessera, one log, 16 appenders, until a published checkpoint covers the record (1 ms, and the shortest "
             "checkpoint interval, 100 ms)",
             "",
             f"{found['per_s']:,.0f} /s, p50 {found['p50_ms']:.2f} ms",
         )
-    ]
-    return peer, rows
+
+    def _run(self, *arguments: object) -> list[dict[str, float]]:
+        place = tempfile.mkdtemp(prefix="tessera-", dir=self._scratch)
+        command = [self._program, "-dir", place, "-seconds", self.scale.seconds, "-bytes", LEAF_BYTES, *arguments]
+        done = subprocess.run([str(part) for part in command], check=True, capture_output=True, text=True, timeout=200)
+        return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 def _records(log: AuditLog, tenants: Sequence[str], count: int) -> list[Record]:
@@ -178,7 +192,8 @@ async def _indexed(log: AuditLog) -> None:
         await asyncio.sleep(0.01)
 
 
-async def _database(name: str, database: Path | str, directory: Path, scale: Scale, peer: Peer) -> list[Row]:
+async def _database(name: str, database: Path | str, directory: Path, peer: _Tessera, add: Add) -> None:
+    scale = peer.scale
     config = AuditConfig(
         database=database,
         lock=directory / "audit.lock",
@@ -187,27 +202,32 @@ async def _database(name: str, database: Path | str, directory: Path, scale: Sca
         append_timeout_s=30.0,
     )
     log = await AuditLog.open(config)
-    rows: list[Row] = []
     try:
         tenants = [ids.new_id(ids.TENANT) for _ in range(scale.logs)]
         places = {tenants[0]: (await log.ensure_log(tenants[0])).log_id}
+        peer.run(1)
         for appenders in scale.appenders:
             records = _records(log, tenants[:1], _enough(appenders, scale))
             await _indexed(log)
             found = await _rate(log, places, records, appenders, scale.seconds)
-            rows.append(_row(name, 1, appenders, *found, peer))
-        rows += await _sustained(name, log, places, _records(log, tenants[:1], scale.sustained))
+            add(_row(name, 1, appenders, found, peer))
+        for row in await _sustained(name, log, places, _records(log, tenants[:1], scale.sustained)):
+            add(row)
+        for row in await _reads(name, log, places[tenants[0]]):
+            add(row)
         for tenant in tenants[1:]:
             places[tenant] = (await log.ensure_log(tenant)).log_id
+        await _indexed(log)
+        peer.run(scale.logs)
         for appenders in scale.many_appenders:
             records = _records(log, tenants, _enough(appenders, scale))
             await _indexed(log)
             found = await _rate(log, places, records, appenders, scale.seconds)
-            rows.append(_row(name, scale.logs, appenders, *found, peer))
-        rows += await _reads(name, log, places[tenants[0]])
+            add(_row(name, scale.logs, appenders, found, peer))
     finally:
         await log.close()
-    return rows + _verified(name, database)
+    for row in _verified(name, database):
+        add(row)
 
 
 def _enough(appenders: int, scale: Scale) -> int:
@@ -215,13 +235,14 @@ def _enough(appenders: int, scale: Scale) -> int:
     return int(scale.seconds * min(10_000 * appenders, 60_000))
 
 
-def _row(name: str, logs: int, appenders: int, rate: float, ms: list[float], peer: Peer) -> Row:  # noqa: PLR0917 - one row
+def _row(name: str, logs: int, appenders: int, found: tuple[float, list[float]], peer: _Tessera) -> Row:
+    rate, ms = found
     p50, p99 = percentile(ms, 50), percentile(ms, 99)
     least = 10.0 if appenders <= 64 else 0.5
     goal = f">= {least:g}x" + ("; p50 <= 5 ms" if appenders == 1 else "")
     ratios, words, verdicts = [], [], []
     for setting in _SETTINGS:
-        other = peer[setting, logs, appenders]
+        other = peer.figures[setting, logs, appenders]
         ratio = rate / other["per_s"]
         met = ratio >= least and (appenders > 1 or p50 <= 5.0)
         ratios.append(f"{ratio:,.2f}x" if ratio < 10 else f"{ratio:,.0f}x")

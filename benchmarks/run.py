@@ -39,6 +39,10 @@ def _say(text: str) -> None:
     print(f"[bench] {text}", file=sys.stderr, flush=True)
 
 
+def _say_row(row: Row) -> None:
+    _say(table([row]).splitlines()[-1])
+
+
 def _on_platform(parts: Sequence[str]) -> list[Row]:
     threads = len(os.sched_getaffinity(0))
     root = Path(tempfile.mkdtemp(prefix="bh-bench-"))
@@ -72,7 +76,9 @@ def main() -> int:
     rows: list[Row] = []
     if "audit" in parts:
         _say("audit appends")
-        rows += asyncio.run(audit_appends.measure(quick=arguments.quick))
+        rows += asyncio.run(
+            audit_appends.measure(quick=arguments.quick, tell=lambda row: _say(table([row]).splitlines()[-1]))
+        )
     if "offline" in parts:
         _say("offline verification of a million records (about two minutes)")
         rows += audit_offline.measure()

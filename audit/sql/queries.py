@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Connection, Row, func, select
+from sqlalchemy import ColumnElement, Connection, Row, asc, desc, func, select
 
 from audit.model import MAX_PAGE, Head, IndexRow, LogInfo, Order, Page, RecordFilter, StoredLeaf
 from audit.sql.tables import audit_head, audit_index, audit_leaf, audit_log
@@ -18,15 +18,6 @@ _TOKEN: Final = re.compile(r"([ip])(0|[1-9][0-9]{0,17})")
 _INDEX: Final = audit_index.c
 _LEAF: Final = audit_leaf.c
 _INDEX_COLUMNS: Final = len(_INDEX)
-_PAGE: Final = select(
-    audit_index,
-    _LEAF.pos.label("leaf_pos"),
-    _LEAF.log_id.label("leaf_log_id"),
-    _LEAF.idx.label("leaf_idx"),
-    _LEAF.record_id,
-    _LEAF.leaf,
-    _LEAF.leaf_hash,
-).join_from(audit_index, audit_leaf, _INDEX.pos == _LEAF.pos, isouter=True)
 
 
 def run_query(connection: Connection, query: RecordFilter, page: Page) -> IndexedLeaves:
@@ -43,8 +34,14 @@ def run_query(connection: Connection, query: RecordFilter, page: Page) -> Indexe
     after = _after(query, page)
     if after is not None:
         conditions.append(key < after if newest else key > after)
+    order = desc if newest else asc
+    # The page first, its leaves then: with both at once the database would fetch the leaf of every row that it sorts.
+    index = select(audit_index).where(*conditions).order_by(order(key)).limit(page.limit + 1).subquery()
+    leaves = (_LEAF.pos.label("leaf_pos"), _LEAF.log_id, _LEAF.idx, _LEAF.record_id, _LEAF.leaf, _LEAF.leaf_hash)
     found = connection.execute(
-        _PAGE.where(*conditions).order_by(key.desc() if newest else key.asc()).limit(page.limit + 1)
+        select(index, *leaves)
+        .join_from(index, audit_leaf, index.c.pos == _LEAF.pos, isouter=True)
+        .order_by(order(index.c[key.name]))
     ).all()
     rows = tuple(IndexedLeaf(index_row(row), _leaf_beside(row)) for row in found[: page.limit])
     token = ""
