@@ -36,6 +36,7 @@ DEFAULTS: Final = "defaults"
 BRISK: Final = "1 ms"
 _SETTINGS: Final = {DEFAULTS: (), BRISK: ("-age", "1ms")}
 _PEER: Final = Path(__file__).parent / "peers" / "tessera"
+_LEAST_PEER_S: Final = 1.5  # a few batches of 250 ms
 _SYNCS: Final = 300
 
 Add: TypeAlias = Callable[[Row], None]
@@ -53,11 +54,11 @@ class Scale:
         sustained: records of the measurement that lasts until all of them are in the index.
     """
 
-    seconds: float = 1.5
+    seconds: float = 1.0
     appenders: tuple[int, ...] = (1, 16, 64, 256, 1024)
     many_appenders: tuple[int, ...] = (64, 1024)
     logs: int = MANY_LOGS
-    sustained: int = 50_000
+    sustained: int = 30_000
 
 
 QUICK: Final = Scale(seconds=0.5, appenders=(1, 64), many_appenders=(64,), logs=16, sustained=5_000)
@@ -143,7 +144,8 @@ class _Tessera:
 
     def _run(self, *arguments: object) -> list[dict[str, float]]:
         place = tempfile.mkdtemp(prefix="tessera-", dir=self._scratch)
-        command = [self._program, "-dir", place, "-seconds", self.scale.seconds, "-bytes", LEAF_BYTES, *arguments]
+        seconds = max(self.scale.seconds, _LEAST_PEER_S)
+        command = [self._program, "-dir", place, "-seconds", seconds, "-bytes", LEAF_BYTES, *arguments]
         done = subprocess.run([str(part) for part in command], check=True, capture_output=True, text=True, timeout=200)
         return [json.loads(line) for line in done.stdout.splitlines()]
 
