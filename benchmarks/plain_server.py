@@ -14,11 +14,28 @@ from typing import Final
 
 import grpc
 
+from data_plane.config import WorkerConfig
 from data_plane.engine import ChatMessage, EngineConfig, EngineRequest, SamplingParams, open_engine
 from data_plane.engine.port import Engine
+from data_plane.session.loading import GUESS_TOKENS
 from service.tls import LocalAuthority, server_credentials, spiffe_uri
 
 METHOD: Final = "/benchmark.Plain/Generate"
+SCOPE: Final = b"benchmark"  # requests of a sealed session share cached prompt prefixes, so the peer's do
+
+
+def engine_config(model: Path, threads: int) -> EngineConfig:
+    """Return the configuration that a worker gives its engine, for the peers of sealed serving."""
+    worker = WorkerConfig()
+    return EngineConfig(
+        model_path=model,
+        threads=threads,
+        weights=worker.weights,
+        kv_memory_mib=worker.kv_cache_mib,
+        max_running=worker.max_running_requests,
+        max_waiting=worker.max_queued_requests,
+        guess_tokens=GUESS_TOKENS,
+    )
 
 
 class _Plain(grpc.GenericRpcHandler):
@@ -39,13 +56,14 @@ class _Plain(grpc.GenericRpcHandler):
             request_id=uuid.uuid4().hex,
             messages=(ChatMessage(role="user", content=asked["prompt"]),),
             sampling=SamplingParams(max_tokens=asked["max_tokens"], temperature=0.0),
+            scope=SCOPE,
         )
         async for delta in self._engine.generate(engine_request):
             yield json.dumps({"text": delta.text, "tokens": len(delta.token_ids)}).encode()
 
 
 async def _serve(model: Path, directory: Path, threads: int) -> None:
-    engine = await open_engine(EngineConfig(model_path=model, threads=threads, kv_memory_mib=512))
+    engine = await open_engine(engine_config(model, threads))
     authority = LocalAuthority.load_or_create(directory / "ca", name="benchmark")
     identity = authority.issue_server(
         uri=spiffe_uri("benchmark", "plain"), dns_names=["localhost"], addresses=["127.0.0.1"]

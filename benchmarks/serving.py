@@ -15,10 +15,10 @@ from typing import Final
 
 import grpc
 
-from benchmarks.plain_server import METHOD
+from benchmarks.plain_server import METHOD, SCOPE, engine_config
 from benchmarks.report import Row, median, verdict
 from bulkhead.client import AsyncBulkhead, AsyncSession
-from data_plane.engine import ChatMessage, EngineConfig, EngineRequest, SamplingParams, open_engine
+from data_plane.engine import ChatMessage, EngineRequest, SamplingParams, open_engine
 from data_plane.engine.port import Engine
 
 PROMPT: Final = "Write a long and detailed story about a lighthouse keeper, number {}."
@@ -73,6 +73,7 @@ def _in_process(engine: Engine) -> Ask:
             request_id=uuid.uuid4().hex,
             messages=(ChatMessage(role="user", content=prompt),),
             sampling=SamplingParams(max_tokens=max_tokens, temperature=0.0),
+            scope=SCOPE,
         )
         async for delta in engine.generate(request):
             yield len(delta.token_ids)
@@ -119,7 +120,7 @@ def _in_turn(asks: dict[str, Ask], number: int) -> list[tuple[str, Ask]]:
 
 async def measure(client_config: Path, model: Path, threads: int) -> list[Row]:
     """Return rows for time to first token and tokens/s at 1 and 16 sequences, the three in turn, one busy at a time."""
-    engine = await open_engine(EngineConfig(model_path=model, threads=threads, kv_memory_mib=512))
+    engine = await open_engine(engine_config(model, threads))
     try:
         async with (
             _plain_server(model, threads) as plain,
