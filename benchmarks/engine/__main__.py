@@ -2,6 +2,7 @@
 
     make bench-engine                            all parts (some 12 minutes; the first run fetches vLLM)
     python -m benchmarks.engine --only speed --sequences 16
+    python -m benchmarks.engine --only speed --clock cpu
     python -m benchmarks.engine --only replay    with AZURE_TRACE=.../AzureLLMInferenceTrace_conv.csv
 
 Each figure is the median of interleaved runs; ratios are medians of the ratios of neighbouring runs.
@@ -17,6 +18,7 @@ from typing import Final
 import torch
 
 from benchmarks.engine import parts
+from benchmarks.engine.line_process import CLOCKS
 from benchmarks.engine.vllm_peer import install
 from benchmarks.report import Row, as_json, machine, table
 
@@ -41,16 +43,29 @@ def main() -> int:
     parser.add_argument("--stretch", type=float, default=8.0, help="how much further apart the trace's arrivals are")
     parser.add_argument("--no-vllm", action="store_true", help="without the peer")
     parser.add_argument("--peer-type", choices=["float32", "bfloat16"], default="float32", help="vLLM computes in it")
+    parser.add_argument(
+        "--clock",
+        choices=sorted(CLOCKS),
+        default="wall",
+        help="cpu: seconds of CPU on one thread, for a machine that others use too",
+    )
     parser.add_argument("--json", action="store_true", dest="as_json", help="print JSON for programs")
     options = parser.parse_args()
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # scripts/ is beside, not in a distribution
     from scripts.fetch_model import default_cache, ensure_chat_model
 
     model = options.model or ensure_chat_model(default_cache())
+    if options.clock == "cpu":
+        options.threads = 1  # threads that wait for others spin
     torch.set_num_threads(options.threads)
     vllm = None if options.no_vllm else install(default_cache())
     setting = parts.Setting(
-        model=model, threads=options.threads, repeats=options.repeats, vllm=vllm, peer_type=options.peer_type
+        model=model,
+        threads=options.threads,
+        repeats=options.repeats,
+        vllm=vllm,
+        peer_type=options.peer_type,
+        clock=options.clock,
     )
     wanted, rows = options.only or PARTS, list[Row]()
     if "speed" in wanted:

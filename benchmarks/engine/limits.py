@@ -5,14 +5,14 @@ Measured in a process of its own: two sets of OpenMP threads in one process slow
 
 import json
 import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
 import torch
 from torch.nn import functional
 
-from benchmarks.engine.line_process import LineProcess
+from benchmarks.engine.line_process import CLOCKS, LineProcess
 from bulkhead.models import DirectorySource
 from data_plane.engine.config import WeightFormat
 from data_plane.engine.linear import Linear, make_linear
@@ -22,10 +22,10 @@ __all__ = ["Limits"]
 
 
 class Limits(LineProcess):
-    """The process that measures limits for one model and format of weights."""
+    """The process that measures limits for one model and format of weights, by one of :data:`.line_process.CLOCKS`."""
 
-    def __init__(self, *, model: Path, threads: int, weights: WeightFormat) -> None:
-        super().__init__([sys.executable, "-m", __name__, str(model), str(threads), weights], threads=threads)
+    def __init__(self, *, model: Path, threads: int, weights: WeightFormat, clock: str = "wall") -> None:
+        super().__init__([sys.executable, "-m", __name__, str(model), str(threads), weights, clock], threads=threads)
 
     def step_s(self, rows: int, *, context: int = 0) -> float:
         """Return the seconds of one decode step of ``rows`` sequences: products, and with a context, attention."""
@@ -35,7 +35,8 @@ class Limits(LineProcess):
 class _Products:
     """The matrix products of one decode step, in the engine's own layout, with random bf16 weights."""
 
-    def __init__(self, spec: DecoderSpec, weights: WeightFormat) -> None:
+    def __init__(self, spec: DecoderSpec, weights: WeightFormat, now: Callable[[], float]) -> None:
+        self._now = now
         query, kv, hidden, wide = (
             spec.heads * spec.head_dim,
             spec.kv_heads * spec.head_dim,
@@ -54,14 +55,16 @@ class _Products:
         times = []
         with torch.inference_mode():
             for _ in range(steps):
-                started = time.perf_counter()
+                started = self._now()
                 for product, width in self._products:
                     product(inputs[width])
-                times.append(time.perf_counter() - started)
+                times.append(self._now() - started)
         return sorted(times)[len(times) // 2]
 
 
-def _slab_attention_s(spec: DecoderSpec, sequences: int, context: int, *, steps: int = 5) -> float:
+def _slab_attention_s(
+    spec: DecoderSpec, sequences: int, context: int, now: Callable[[], float], *, steps: int = 5
+) -> float:
     """Return the seconds of all layers' attention of one step over contiguous keys and values, torch's own kernel."""
     shape = (spec.layers, sequences, spec.kv_heads, context, spec.head_dim)
     keys, values = torch.randn(shape), torch.randn(shape)
@@ -69,10 +72,10 @@ def _slab_attention_s(spec: DecoderSpec, sequences: int, context: int, *, steps:
     times = []
     with torch.inference_mode():
         for _ in range(steps):
-            started = time.perf_counter()
+            started = now()
             for key, value in zip(keys, values, strict=True):
                 functional.scaled_dot_product_attention(query, key, value, enable_gqa=True)
-            times.append(time.perf_counter() - started)
+            times.append(now() - started)
     return sorted(times)[len(times) // 2]
 
 
@@ -83,13 +86,14 @@ def main() -> None:
     with DirectorySource(model) as source:
         spec = read_spec(source)
     (format_,) = (known for known in get_args(WeightFormat) if known == weights)
-    products = _Products(spec, format_)
+    now = CLOCKS[sys.argv[4]]
+    products = _Products(spec, format_, now)
     products.step_s(1)
     print(json.dumps("ready"), flush=True)
     for line in sys.stdin:
         command: dict[str, Any] = json.loads(line)
         rows, context = command["rows"], command["context"]
-        seconds = products.step_s(rows) + (_slab_attention_s(spec, rows, context) if context else 0.0)
+        seconds = products.step_s(rows) + (_slab_attention_s(spec, rows, context, now) if context else 0.0)
         print(json.dumps(seconds), flush=True)
 
 

@@ -3,11 +3,17 @@
 import json
 import os
 import subprocess
-from collections.abc import Sequence
-from types import TracebackType
-from typing import Any, Self
+import time
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType, TracebackType
+from typing import Any, Final, Self
 
-__all__ = ["LineProcess"]
+__all__ = ["CLOCKS", "LineProcess"]
+
+# Seconds, or a process's seconds of CPU: what a busy machine can still compare, as long as nobody spins.
+CLOCKS: Final[Mapping[str, Callable[[], float]]] = MappingProxyType(
+    {"wall": time.perf_counter, "cpu": time.process_time}
+)
 
 
 class LineProcess:

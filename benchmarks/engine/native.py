@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
@@ -20,24 +20,32 @@ class Run:
     decode_per_s: float
 
 
-async def _request(engine: Engine, name: str, prompt: Sequence[int], new_tokens: int) -> list[float]:
+async def _request(
+    engine: Engine, name: str, prompt: Sequence[int], new_tokens: int, *, now: Callable[[], float] = time.perf_counter
+) -> list[float]:
     """Return when each token came."""
     sampling = SamplingParams(max_tokens=new_tokens, ignore_eos=True)
     request = EngineRequest(request_id=name, prompt_token_ids=tuple(prompt), sampling=sampling)
     times: list[float] = []
     async with aclosing(engine.generate(request)) as stream:
         async for delta in stream:
-            times += [time.perf_counter()] * len(delta.token_ids)
+            times += [now()] * len(delta.token_ids)
     return times
 
 
-async def batch(engine: Engine, prompts: Sequence[Sequence[int]], *, new_tokens: int) -> Run:
+async def batch(
+    engine: Engine,
+    prompts: Sequence[Sequence[int]],
+    *,
+    new_tokens: int,
+    now: Callable[[], float] = time.perf_counter,
+) -> Run:
     """Take all prompts together to ``new_tokens`` new tokens each."""
-    started = time.perf_counter()
+    started = now()
     times = await asyncio.gather(
-        *(_request(engine, str(index), prompt, new_tokens) for index, prompt in enumerate(prompts))
+        *(_request(engine, str(index), prompt, new_tokens, now=now) for index, prompt in enumerate(prompts))
     )
-    ended = time.perf_counter()
+    ended = now()
     begun = max(item[0] for item in times)
     later = sum(moment > begun for item in times for moment in item)
     return Run(total_s=ended - started, decode_per_s=later / (ended - begun) if later else 0.0)

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from benchmarks.engine import native
 from benchmarks.engine.limits import Limits
+from benchmarks.engine.line_process import CLOCKS
 from benchmarks.engine.vllm_peer import VllmPeer
 from benchmarks.report import Row, median, percentile, verdict
 from data_plane.engine import Engine, EngineConfig, open_engine
@@ -30,19 +31,30 @@ PAUSE_S: Final = 0.3  # threads of the other process spin a while after their la
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
-    """What all parts share; ``vllm`` is its Python, None without the peer, and computes in ``peer_type``."""
+    """What all parts share; ``vllm`` is its Python, None without the peer, and computes in ``peer_type``.
+
+    ``clock`` is one of :data:`.line_process.CLOCKS`.
+    """
 
     model: Path
     threads: int
     repeats: int
     vllm: Path | None
     peer_type: str = "float32"
+    clock: str = "wall"
+
+    @property
+    def per(self) -> str:
+        """What rates are given per."""
+        return "s" if self.clock == "wall" else "CPU second"
 
     def peer(self) -> VllmPeer | None:
         """Start vLLM, if it is wanted."""
         if self.vllm is None:
             return None
-        return VllmPeer(python=self.vllm, model=self.model, threads=self.threads, dtype=self.peer_type)
+        return VllmPeer(
+            python=self.vllm, model=self.model, threads=self.threads, dtype=self.peer_type, clock=self.clock
+        )
 
     @asynccontextmanager
     async def engine(self, weights: WeightFormat = "fp32", **options: Any) -> AsyncIterator[Engine]:
@@ -78,7 +90,7 @@ async def speed(setting: Setting, counts: Sequence[int], formats: Sequence[Weigh
     rows: list[Row] = []
     peer = setting.peer()
     for weights in formats:
-        with Limits(model=setting.model, threads=setting.threads, weights=weights) as limits:
+        with Limits(model=setting.model, threads=setting.threads, weights=weights, clock=setting.clock) as limits:
             async with setting.engine(weights) as engine:
                 await native.batch(engine, prompts(2, PROMPT, seed=0), new_tokens=4)
                 for count in counts:
@@ -96,7 +108,7 @@ async def _speed_of(  # noqa: PLR0917 - the loop's body
         work = prompts(count, PROMPT, seed=repeat)
         limit.append(count / await asyncio.to_thread(limits.step_s, count))
         await asyncio.sleep(PAUSE_S)
-        run = await native.batch(engine, work, new_tokens=NEW)
+        run = await native.batch(engine, work, new_tokens=NEW, now=CLOCKS[setting.clock])
         own.append(count * NEW / run.total_s)
         decode.append(run.decode_per_s)
         await asyncio.sleep(PAUSE_S)
@@ -112,7 +124,7 @@ async def _speed_of(  # noqa: PLR0917 - the loop's body
         ratio = median([mine / other for mine, other in zip(own, theirs, strict=True)])
         rows.append(
             Row(
-                what=f"tokens/s, {what}, prompts of {PROMPT}, {NEW} new tokens",
+                what=f"tokens/{setting.per}, {what}, prompts of {PROMPT}, {NEW} new tokens",
                 measured=f"{_spread(own)}; {ratio:.2f} of vLLM",
                 peer=f"vLLM {setting.peer_type} {_spread(theirs)}",
                 goal="" if goal is None else f">= {goal} of vLLM",
@@ -123,7 +135,7 @@ async def _speed_of(  # noqa: PLR0917 - the loop's body
     least = LIMIT_GOALS.get(count) if weights == "fp32" else None
     rows.append(
         Row(
-            what=f"decode tokens/s, {what}, mean context {PROMPT + NEW // 2}",
+            what=f"decode tokens/{setting.per}, {what}, mean context {PROMPT + NEW // 2}",
             measured=f"{_spread(decode)}; {share:.2f} of the limit",
             peer=f"this model's products alone {_spread(limit)}",
             goal="" if least is None else f">= {least:.2f} of the limit",
@@ -136,7 +148,8 @@ async def _speed_of(  # noqa: PLR0917 - the loop's body
 async def context(setting: Setting, count: int = 16, length: int = 1024) -> list[Row]:
     """Decoding at a mean context of ``length`` against products and contiguous attention; rate of long prompts."""
     peer, new_tokens = setting.peer(), 16
-    limits = Limits(model=setting.model, threads=setting.threads, weights="fp32")
+    now = CLOCKS[setting.clock]
+    limits = Limits(model=setting.model, threads=setting.threads, weights="fp32", clock=setting.clock)
     decode, limit, prefill, theirs = [], [], [], []
     async with setting.engine(step_tokens=512, kv_memory_mib=2048) as engine:
         await native.batch(engine, prompts(2, PROMPT, seed=0), new_tokens=4)
@@ -144,10 +157,10 @@ async def context(setting: Setting, count: int = 16, length: int = 1024) -> list
             work = prompts(count, length - new_tokens // 2, seed=repeat)
             limit.append(count / await asyncio.to_thread(limits.step_s, count, context=length))
             await asyncio.sleep(PAUSE_S)
-            run = await native.batch(engine, work, new_tokens=new_tokens)
+            run = await native.batch(engine, work, new_tokens=new_tokens, now=now)
             decode.append(run.decode_per_s)
             alone = prompts(1, length, seed=repeat + 100)
-            prefill.append(length / (await native.batch(engine, alone, new_tokens=1)).total_s)
+            prefill.append(length / (await native.batch(engine, alone, new_tokens=1, now=now)).total_s)
             await asyncio.sleep(PAUSE_S)
             if peer is not None:
                 theirs.append(length / await asyncio.to_thread(peer.batch, alone, new_tokens=1))
@@ -158,14 +171,14 @@ async def context(setting: Setting, count: int = 16, length: int = 1024) -> list
     share = median([mine / most for mine, most in zip(decode, limit, strict=True)])
     return [
         Row(
-            what=f"decode tokens/s, {count} sequences, fp32, mean context {length}",
+            what=f"decode tokens/{setting.per}, {count} sequences, fp32, mean context {length}",
             measured=f"{_spread(decode)}; {share:.2f} of the limit",
             peer=f"products and contiguous attention {_spread(limit)}",
             goal=">= 0.75 of the limit",
             verdict=verdict(met=share >= 0.75),
         ),
         Row(
-            what=f"prefill tokens/s, one prompt of {length} tokens, fp32",
+            what=f"prefill tokens/{setting.per}, one prompt of {length} tokens, fp32",
             measured=_spread(prefill),
             peer=f"vLLM {setting.peer_type} {_spread(theirs)}" if theirs else "",
         ),

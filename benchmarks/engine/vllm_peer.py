@@ -43,9 +43,9 @@ def install(cache: Path) -> Path:
 class VllmPeer(LineProcess):
     """vLLM with one model, eager, on ``threads`` threads; a context manager that ends its process."""
 
-    def __init__(self, *, python: Path, model: Path, threads: int, dtype: str = "float32") -> None:
+    def __init__(self, *, python: Path, model: Path, threads: int, dtype: str = "float32", clock: str = "wall") -> None:
         script = Path(__file__).with_name("vllm_process.py")
-        super().__init__([str(python), str(script), str(model), dtype], threads=threads)
+        super().__init__([str(python), str(script), str(model), dtype, clock], threads=threads)
 
     def batch(self, prompts: Sequence[Sequence[int]], *, new_tokens: int) -> float:
         """Return the seconds that ``new_tokens`` for each prompt take, all together."""

@@ -19,7 +19,8 @@ os.environ |= {
 
 
 def main() -> None:
-    answers, model, dtype = os.fdopen(os.dup(1), "w"), sys.argv[1], sys.argv[2]
+    answers, (model, dtype, clock) = os.fdopen(os.dup(1), "w"), sys.argv[1:4]
+    now = time.process_time if clock == "cpu" else time.perf_counter
     os.dup2(2, 1)  # what libraries print must not mix with answers
     import torch
     from vllm import LLM, SamplingParams  # type: ignore[import-not-found]  # in an environment of its own
@@ -41,9 +42,9 @@ def main() -> None:
         command = json.loads(line)
         if command["do"] == "batch":
             prompts = [{"prompt_token_ids": prompt} for prompt in command["prompts"]]
-            started = time.perf_counter()
+            started = now()
             llm.generate(prompts, params(command["new_tokens"]), use_tqdm=False)
-            answer(time.perf_counter() - started)
+            answer(now() - started)
         else:
             answer(replay(llm.llm_engine, command["requests"], params))
 
