@@ -7,13 +7,15 @@ On a CPU one product of a few rows costs what reading the weight costs, so the l
 - bf16: weights and activations rounded to bf16, packed by oneDNN; fast above some rows where the CPU has AVX512-BF16.
 - int8: weights rounded to 8 bits by row, activations to bf16; a quarter of the memory.
 
-The operators are private to torch: the probes at the end say whether this build has them and computes rightly with
-them, and ``F.linear`` is used where it does not. ``benchmarks/engine`` shows the layouts side by side.
+The operators are private to torch: :func:`works` says whether this build has them and computes rightly with them, and
+``F.linear`` is used where it does not. ``benchmarks/engine`` shows the layouts side by side.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import cache
+from types import MappingProxyType
 from typing import Any, Final, TypeAlias
 
 import torch
@@ -23,16 +25,13 @@ from bulkhead.errors import UnsupportedError
 from data_plane.engine.config import WeightFormat
 
 __all__ = [
-    "HALF",
-    "INT8",
-    "PACKED",
-    "PACKED_BF16",
     "HalfLinear",
     "Int8Linear",
     "Linear",
     "PackedLinear",
     "PlainLinear",
     "make_linear",
+    "works",
 ]
 
 HALF_EXPONENT: Final = 15  # the largest half is below 2^16; weights are scaled to stay below 2^15
@@ -168,8 +167,22 @@ def _held(rows: torch.Tensor, scale: float, largest: float) -> bool:
     return (wide.half().float() - wide).abs_().max().item() <= HALF_ERROR * largest * scale
 
 
-def _works(layout: Callable[[torch.Tensor, torch.Tensor | None], Linear], *, tolerance: float) -> bool:
-    """Whether a layout agrees with ``F.linear`` here: a private operator may vanish or change its meaning."""
+def _packed_fp32(weight: torch.Tensor, bias: torch.Tensor | None) -> PackedLinear:
+    return PackedLinear(weight.float(), bias)
+
+
+_TOLERANCES: Final[Mapping[Callable[[torch.Tensor, torch.Tensor | None], Linear], float]] = MappingProxyType(
+    {_packed_fp32: 1e-4, PackedLinear: 0.5, HalfLinear: 1e-4, Int8Linear: 1.0}
+)
+
+
+@cache
+def works(layout: Callable[[torch.Tensor, torch.Tensor | None], Linear]) -> bool:
+    """Whether a layout agrees with ``F.linear`` here: a private operator may vanish or change its meaning.
+
+    Asked when a model is loaded, not when this is imported: the importing thread would get an OpenMP team of its own,
+    and as soon as libgomp has more threads than cores, they no longer spin: every barrier would be a sleep.
+    """
     generator = torch.Generator().manual_seed(0)
     weight, x = torch.randn(48, 32, generator=generator).bfloat16(), torch.randn(3, 32, generator=generator)
     bias = torch.randn(48, generator=generator).bfloat16().float()
@@ -177,17 +190,7 @@ def _works(layout: Callable[[torch.Tensor, torch.Tensor | None], Linear], *, tol
         difference = (layout(weight, bias)(x) - functional.linear(x, weight.float(), bias)).abs().max().item()
     except (AttributeError, RuntimeError, TypeError, NotImplementedError):
         return False
-    return difference < tolerance
-
-
-def _packed_fp32(weight: torch.Tensor, bias: torch.Tensor | None) -> PackedLinear:
-    return PackedLinear(weight.float(), bias)
-
-
-PACKED: Final = _works(_packed_fp32, tolerance=1e-4)
-PACKED_BF16: Final = _works(PackedLinear, tolerance=0.5)
-HALF: Final = _works(HalfLinear, tolerance=1e-4)
-INT8: Final = _works(Int8Linear, tolerance=1.0)
+    return difference < _TOLERANCES[layout]
 
 
 def make_linear(weight: torch.Tensor, bias: torch.Tensor | None = None, *, weights: WeightFormat) -> Linear:
@@ -197,12 +200,12 @@ def make_linear(weight: torch.Tensor, bias: torch.Tensor | None = None, *, weigh
         UnsupportedError: int8 products are not in this build of torch.
     """
     if weights == "int8":
-        if not INT8:
+        if not works(Int8Linear):
             raise UnsupportedError("this build of torch has no product with int8 weights")
         return Int8Linear(weight, bias)
     if weights == "bf16":
-        return (PackedLinear if PACKED_BF16 else PlainLinear)(weight.to(torch.bfloat16), bias)
-    if HALF:
+        return (PackedLinear if works(PackedLinear) else PlainLinear)(weight.to(torch.bfloat16), bias)
+    if works(HalfLinear):
         with suppress(ValueError):
             return HalfLinear(weight, bias)
-    return (PackedLinear if PACKED else PlainLinear)(weight.float(), bias)
+    return (PackedLinear if works(_packed_fp32) else PlainLinear)(weight.float(), bias)

@@ -1,4 +1,7 @@
 import math
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from typing import Any
 
@@ -128,10 +131,8 @@ def test_slots_name_each_tokens_place_in_the_pool() -> None:
 
 def test_the_packed_operators_of_this_torch_are_there() -> None:
     """The private oneDNN operators that the fast path names exist in the pinned torch with these arguments."""
-    assert linear.PACKED
-    assert linear.PACKED_BF16
-    assert linear.HALF
-    assert linear.INT8
+    for layout in (linear._packed_fp32, linear.PackedLinear, linear.HalfLinear, linear.Int8Linear):
+        assert linear.works(layout)
     schemas = {
         name: str(getattr(torch.ops.mkldnn, name).default._schema).split(" -> ")[0]
         for name in ("_reorder_linear_weight", "_linear_pointwise")
@@ -184,11 +185,31 @@ def test_weights_with_more_bits_than_halves_hold_stay_fp32() -> None:
     assert torch.equal(made(x), weight.T)
 
 
+def test_importing_the_engine_starts_no_openmp_team() -> None:
+    """Importing computes nothing in parallel: a second team of OpenMP threads would slow every barrier of a step."""
+    program = (
+        "import os, torch\n"
+        "threads = lambda: set(os.listdir('/proc/self/task'))\n"
+        "before = threads()\n"
+        "import data_plane.engine.native\n"
+        "print(len(threads() - before))\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", program],
+        env=os.environ | {"OMP_NUM_THREADS": "2"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    assert run.stdout.strip() == "0"
+
+
 def test_without_the_private_operators_the_plain_product_serves(monkeypatch: pytest.MonkeyPatch) -> None:
     """A torch without the operators is noticed, and the fallback computes the same."""
+    works = linear.works
     weight, x = torch.randn(8, 4), torch.randn(2, 4)
-    monkeypatch.setattr(linear, "PACKED", False)
-    monkeypatch.setattr(linear, "HALF", False)
+    monkeypatch.setattr(linear, "works", lambda _: False)
     made = linear.make_linear(weight, weights="fp32")
     assert isinstance(made, linear.PlainLinear)
     assert torch.equal(made(x), functional.linear(x, weight))
@@ -196,7 +217,7 @@ def test_without_the_private_operators_the_plain_product_serves(monkeypatch: pyt
     def gone(*_: object) -> None:
         raise AttributeError("_reorder_linear_weight")
 
-    assert not linear._works(gone, tolerance=1.0)  # type: ignore[arg-type]
+    assert not works(gone)
 
 
 @pytest.mark.parametrize(("weights", "most"), [("bf16", 0.3), ("int8", 0.6)])
