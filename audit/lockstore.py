@@ -16,6 +16,7 @@ from typing import Final
 from audit.chain import GENESIS, LockState
 from audit.model import Failpoint, no_failpoint
 from bulkhead.errors import AuditUnavailableError, LogForkError
+from bulkhead.files import sync_directory
 
 __all__ = ["FileLockStore"]
 
@@ -116,11 +117,7 @@ class FileLockStore:
         with contextlib.suppress(FileExistsError):  # another process was first: its file holds
             os.link(temporary, self._path)
         temporary.unlink()
-        directory = os.open(self._path.parent, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        sync_directory(self._path.parent)
 
 
 def _encode(state: LockState) -> bytes:

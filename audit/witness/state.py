@@ -9,6 +9,7 @@ from typing import Final, Self
 
 from bulkhead.encoding import b64decode, b64encode, canonical_json, parse_canonical
 from bulkhead.errors import AuditUnavailableError, MalformedRequestError
+from bulkhead.files import replace_file
 from bulkhead.transparency.merkle import HASH_BYTES
 from bulkhead.transparency.note import MAX_NOTE_BYTES
 
@@ -90,18 +91,8 @@ class WitnessState:
         data = canonical_json(
             {"v": _VERSION, "origin": seen.origin, "size": seen.size, "root": b64encode(seen.root), "note": seen.note}
         )
-        temporary = path.with_suffix(".new")
         try:
-            with temporary.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-            directory = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                os.fsync(directory)
-            finally:
-                os.close(directory)
+            replace_file(path, data, partial=path.with_suffix(".new"), mode=0o666)
         except OSError as error:
             raise AuditUnavailableError(f"the witness's state {path} cannot be written: {error.strerror}") from error
 

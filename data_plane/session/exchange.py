@@ -23,6 +23,7 @@ from bulkhead.errors import (
     MalformedRequestError,
     TicketExpiredError,
 )
+from bulkhead.idle import IdleWatch
 from bulkhead.protocol.context import Method
 from bulkhead.protocol.generate import MAX_TOKENS
 from bulkhead.protocol.payloads import EmbedResult, End, parse_embed_request, parse_generate_request
@@ -90,7 +91,11 @@ class Exchange:
         """End the response with ``error`` as soon as its reader takes that; cut the call if it never does."""
         self._response.abort(error)
         if self._call is not None:
-            asyncio.get_running_loop().call_later(STALL_S, self._call.cancel)
+            asyncio.get_running_loop().call_later(STALL_S, self._cut)
+
+    def _cut(self) -> None:
+        if self._call is not None:
+            self._call.cancel()
 
     async def run(self, chunks: Sequence[bytes], *, method: Method) -> AsyncGenerator[SealedPart, None]:
         """Open ``chunks`` (untrusted), answer, and yield what is to be sent, in order.
@@ -122,7 +127,7 @@ class Exchange:
         expiry = asyncio.get_running_loop().call_later(
             max(0.0, rest_s), self.abort, TicketExpiredError("the ticket expired: renew the session in time")
         )
-        watch = _StallWatch(self._call)
+        watch = IdleWatch(self._cut, idle_s=STALL_S)
         try:
             async with contextlib.aclosing(self._response.parts()) as parts:
                 async for part in parts:
@@ -198,33 +203,3 @@ class Exchange:
         for index, vector in enumerate(result.vectors):
             await self._response.buffer.put(EmbedResult(index=index, vector=vector))
         return End(finish_reason="stop", usage=self._response.usage)
-
-
-class _StallWatch:
-    """Cancels a call whose reader has taken nothing for :data:`STALL_S` while a part waits for it.
-
-    One timer looks at the time since a part waits, and is set anew only when it has run out: parts are many.
-    """
-
-    def __init__(self, call: "asyncio.Task[Any] | None") -> None:
-        self._call = call
-        self._loop = asyncio.get_running_loop()
-        self._since_s: float | None = None
-        self._timer = self._loop.call_later(STALL_S, self._look)
-
-    def __enter__(self) -> None:
-        self._since_s = self._loop.time()
-
-    def __exit__(self, *_: object) -> None:
-        self._since_s = None
-
-    def stop(self) -> None:
-        self._timer.cancel()
-
-    def _look(self) -> None:
-        now_s = self._loop.time()
-        due_s = (now_s if self._since_s is None else self._since_s) + STALL_S
-        if due_s > now_s:
-            self._timer = self._loop.call_at(due_s, self._look)
-        elif self._call is not None:
-            self._call.cancel()

@@ -33,6 +33,7 @@ from typing import Final
 import structlog
 
 from bulkhead.errors import AuditLeaseError, ExhaustedError, MalformedRequestError, StateUnavailableError
+from bulkhead.files import sync_directory
 from data_plane.session.events import MAX_EVENT_BYTES, Event, EventKind, decode_event, encode_event, kind_of
 
 __all__ = ["MAX_UNACKNOWLEDGED_RECEIPTS", "Spool", "SpooledEvent"]
@@ -281,11 +282,7 @@ class Spool:
             _write_all(descriptor, data, 0)
             os.fsync(descriptor)
             temporary.replace(self._path)
-            directory = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                os.fsync(directory)
-            finally:
-                os.close(directory)
+            sync_directory(self._path.parent)
         except OSError:
             os.close(descriptor)
             with contextlib.suppress(OSError):

@@ -1,7 +1,6 @@
 """The lowest version of each model whose key is still released, in a file: it only ever rises."""
 
 import json
-import os
 import threading
 from pathlib import Path
 from typing import Final
@@ -9,6 +8,7 @@ from typing import Final
 from bulkhead.encoding import canonical_json
 from bulkhead.errors import KeyBrokerError, ModelRolledBackError
 from bulkhead.fields import Fields
+from bulkhead.files import replace_file
 
 __all__ = ["FileFloors"]
 
@@ -72,18 +72,7 @@ def _read(path: Path) -> dict[str, int]:
 
 
 def _write(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.new")
     try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        with os.fdopen(descriptor, "wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-        directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        replace_file(path, data, partial=path.with_name(f".{path.name}.new"))
     except OSError as error:
         raise KeyBrokerError(f"{path}: the released version cannot be noted: {error.strerror}") from error

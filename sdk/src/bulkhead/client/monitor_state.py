@@ -1,11 +1,11 @@
 """The file in which a monitor remembers what it has followed; replaced as a whole, never half."""
 
-import os
 from pathlib import Path
 from typing import Any, Final
 
 from bulkhead.encoding import Json, b64decode, b64encode, canonical_json, parse_canonical
 from bulkhead.errors import BulkheadError, ConfigError
+from bulkhead.files import replace_file
 from bulkhead.transparency.merkle import Frontier
 from bulkhead.transparency.monitor import Alarm, Followed
 
@@ -63,14 +63,9 @@ def write_state(path: Path, origin: str, state: MonitorState) -> None:
     Raises:
         ConfigError: it cannot be written.
     """
-    temporary = path.with_name(f"{path.name}.new")
+    data = canonical_json(_encode(origin, state))
     try:
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        with os.fdopen(fd, "wb") as file:
-            file.write(canonical_json(_encode(origin, state)))
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        replace_file(path, data, partial=path.with_name(f"{path.name}.new"))
     except OSError as error:
         raise ConfigError(f"the monitor's state {path} cannot be written: {error.strerror}") from error
 

@@ -39,6 +39,7 @@ from bulkhead.errors import (
     MessageTooLargeError,
     SessionClosedError,
 )
+from bulkhead.idle import IdleWatch
 from bulkhead.ids import REQUEST, REQUEST_ID_METADATA, new_id
 
 __all__ = [
@@ -301,7 +302,7 @@ class Channel:
         idle_s: float,
     ) -> AsyncGenerator[Response, None]:
         call = method(request, timeout=self._left(until), metadata=metadata)
-        watch = _IdleWatch(call, idle_s=idle_s)
+        watch = IdleWatch(call.cancel, idle_s=idle_s)
         try:
             while True:
                 with watch:
@@ -355,40 +356,6 @@ class Channel:
             raise SessionClosedError("the session has been closed")
         if self._closed:
             raise ConnectionFailedError(f"{self._peer.value}: this client has been closed")
-
-
-class _IdleWatch:
-    """Cancels a call whose peer is silent for ``idle_s`` while a message is awaited.
-
-    One timer looks at the time since one is awaited, and is set anew only when it has run out: messages are many.
-    """
-
-    def __init__(self, call: "grpc.aio.UnaryStreamCall[Request, Response]", *, idle_s: float) -> None:
-        self._call = call
-        self._idle_s = idle_s
-        self._loop = asyncio.get_running_loop()
-        self._since_s: float | None = None
-        self._timer = self._loop.call_later(idle_s, self._look)
-        self.expired = False
-
-    def __enter__(self) -> None:
-        self._since_s = self._loop.time()
-
-    def __exit__(self, *_: object) -> None:
-        self._since_s = None
-
-    def stop(self) -> None:
-        """Look no more."""
-        self._timer.cancel()
-
-    def _look(self) -> None:
-        now_s = self._loop.time()
-        due_s = (now_s if self._since_s is None else self._since_s) + self._idle_s
-        if due_s > now_s:
-            self._timer = self._loop.call_at(due_s, self._look)
-        else:
-            self.expired = True
-            self._call.cancel()
 
 
 def _may_repeat(error: BulkheadError) -> bool:

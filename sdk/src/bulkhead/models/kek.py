@@ -18,6 +18,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from bulkhead.errors import AlreadyExistsError, ConfigError, ModelKeyError
+from bulkhead.files import create_file
 from bulkhead.models.manifest import SealedManifest
 
 __all__ = ["FileKek", "KeyEncryptionKey", "create_kek", "open_kek", "unwrap_key"]
@@ -87,11 +88,7 @@ class FileKek:
             ConfigError: it cannot be written.
         """
         try:
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            with os.fdopen(descriptor, "wb") as stream:
-                stream.write(secrets.token_bytes(KEK_BYTES))
-                stream.flush()
-                os.fsync(stream.fileno())
+            create_file(path, secrets.token_bytes(KEK_BYTES))
         except FileExistsError as error:
             raise AlreadyExistsError(f"{path}: exists already; a key is never overwritten") from error
         except OSError as error:

@@ -1,6 +1,5 @@
 """Wrapping a sealed model's data key anew, when a key encryption key is replaced: the files stay as they are."""
 
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from bulkhead.errors import ConfigError, InvalidRequestError
+from bulkhead.files import replace_file
 from bulkhead.models.chunks import DataKey
 from bulkhead.models.kek import KeyEncryptionKey, unwrap_key
 from bulkhead.models.manifest import MAX_WRAPPED, SealedManifest, WrappedKey
@@ -74,15 +74,6 @@ def _put(directory: Path, document: bytes) -> None:
     directory = directory.resolve()
     partial = directory.with_name(f".{directory.name}.{MANIFEST_NAME}.partial")
     try:
-        with partial.open("wb") as stream:
-            stream.write(document)
-            stream.flush()
-            os.fsync(stream.fileno())
-        partial.replace(directory / MANIFEST_NAME)
-        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        replace_file(directory / MANIFEST_NAME, document, partial=partial, mode=0o666)
     except OSError as error:
         raise ConfigError(f"{directory}: the manifest cannot be written: {error.strerror}") from error

@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from bulkhead.attestation.model_digest import ModelFile, ModelManifest
 from bulkhead.errors import AlreadyExistsError, ConfigError
+from bulkhead.files import sync_directory
 from bulkhead.ids import check_name
 from bulkhead.models.chunks import DATA_KEY_BYTES, TAG_BYTES, DataKey, FileCipher, chunk_count
 from bulkhead.models.kek import KeyEncryptionKey
@@ -85,7 +86,7 @@ def seal_model(
         with (partial / MANIFEST_NAME).open("wb") as stream:
             _write_durably(stream, manifest.sign(signer))
         partial.rename(out)
-        _sync_directory(out.parent)
+        sync_directory(out.parent)
     except OSError as error:
         raise ConfigError(f"{out}: the sealed model cannot be written: {error.strerror}") from error
     finally:
@@ -152,11 +153,3 @@ def _write_durably(stream: BinaryIO, data: bytes) -> None:
     stream.write(data)
     stream.flush()
     os.fsync(stream.fileno())
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
