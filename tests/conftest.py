@@ -6,12 +6,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from audit.sql import open_store
 from scripts.local_platform import LocalPlatform
 from tests.simulator.postgres import PostgresServer, postgres_server
 from tests.simulator.relay import RecordingRelay
 from tests.simulator.tiny_model import make_tiny_model
+
+# How fast the machine is says nothing about an example: a slow one must not fail a test by chance.
+settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("suite")
 
 
 @pytest.fixture(scope="session")

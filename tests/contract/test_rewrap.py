@@ -165,7 +165,7 @@ def test_a_manifest_that_cannot_be_written_leaves_the_old_one(sealed: Sealed, mo
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("bulkhead.models.rewrap.os.fsync", full)
+        patch.setattr("bulkhead.files.os.fsync", full)
         with pytest.raises(ConfigError):
             rewrapped(sealed, "old", "file")
     assert sealed.opens_with(sealed.keks["old"])
