@@ -133,7 +133,6 @@ class Intake:
             stream=stream,
             end_tokens=self._end_tokens,
             index=index,
-            timeout_s=request.timeout_s,
             profile=request.profile and index == 0,
         )
 

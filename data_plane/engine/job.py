@@ -31,11 +31,7 @@ class Job:
         stream: where deltas go.
         end_tokens: the model's end-of-turn tokens.
         index: which of a request's answers this is.
-        timeout_s: most seconds from the queue to the end; None for no bound.
         profile: whether the step of the second token is to be traced; its trace is then put into ``trace``.
-
-    ``queued``, ``started`` and ``first`` are moments of the monotonic clock that the engine's thread sets: when the
-    answer was queued, when its first step began, when its first token was there.
     """
 
     def __init__(
@@ -47,7 +43,6 @@ class Job:
         stream: DeltaStream,
         end_tokens: frozenset[int],
         index: int = 0,
-        timeout_s: float | None = None,
         profile: bool = False,
     ) -> None:
         params = sampler.params
@@ -55,26 +50,13 @@ class Job:
         self.sampler = sampler
         self.stream = stream
         self.index = index
-        self.timeout_s = timeout_s
         self.profile = profile
         self.trace = b""
-        self.queued = self.started = self.first = 0.0
+        self.timing = Timing()
         self._decode = decode
         self._eos = _NONE if params.ignore_eos else end_tokens
         self._stop_tokens = frozenset(params.stop_token_ids)
         self._text = TextStream(decode=decode, stops=params.stop, keep_stop=params.include_stop_str_in_output)
-
-    def timing(self, *, ended: float, stopped: bool) -> Timing:
-        """Return how long what took, for metrics."""
-        return Timing(
-            queued=self.queued,
-            started=self.started,
-            first=self.first,
-            ended=ended,
-            prompt_tokens=self.sequence.prompt_tokens,
-            completion_tokens=self.sequence.completion_tokens,
-            stopped=stopped,
-        )
 
     def prompt_text(self) -> str:
         """Return the prompt as text; before the first token was taken."""

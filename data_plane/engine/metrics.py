@@ -6,12 +6,10 @@ https://docs.vllm.ai/en/latest/usage/metrics.html
 """
 
 import bisect
-import math
-import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
-__all__ = ["FIRST_TOKEN_S", "TOKEN_S", "WHOLE_S", "EngineCounters", "EngineMetrics", "Histogram", "Meter", "Timing"]
+__all__ = ["FIRST_TOKEN_S", "TOKEN_S", "WHOLE_S", "EngineCounters", "EngineMetrics", "Histogram", "Timing"]
 
 # vLLM's buckets, in seconds.
 FIRST_TOKEN_S: Final = (
@@ -27,7 +25,7 @@ class EngineCounters:
     """Totals since start, and what is going on now. Reveals nothing of any prompt.
 
     Attributes:
-        steps: steps computed.
+        steps: steps computed; one that stands still while ``running`` > 0 is a hang.
         computed_tokens: tokens that went through the model, prompts included.
         produced_tokens: tokens of answers.
         finished: requests that ended by themselves.
@@ -39,7 +37,6 @@ class EngineCounters:
         busy_s: time spent in steps, in seconds.
         running: requests in the batch now.
         waiting: requests queued now.
-        kv_blocks_used: blocks of attention state in use now.
     """
 
     steps: int = 0
@@ -56,7 +53,6 @@ class EngineCounters:
     busy_s: float = 0.0
     running: int = 0
     waiting: int = 0
-    kv_blocks_used: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +62,28 @@ class Histogram:
     counts: tuple[int, ...]
     total_s: float = 0.0
 
-    def fits(self, bounds: tuple[float, ...]) -> bool:
-        """Whether it can be one over ``bounds``."""
-        return len(self.counts) == len(bounds) + 1 and min(self.counts) >= 0 and math.isfinite(self.total_s)
+    def adding(self, seconds: float, bounds: tuple[float, ...]) -> "Histogram":
+        """Return this one, which is over ``bounds``, with an observation more."""
+        counts = list(self.counts)
+        counts[bisect.bisect_left(bounds, seconds)] += 1
+        return Histogram(tuple(counts), self.total_s + seconds)
+
+
+@dataclass(slots=True, kw_only=True)
+class Timing:
+    """Moments of one answer on one monotonic clock, in seconds, filled in as they come; 0 until then.
+
+    Attributes:
+        queued: it was queued.
+        started: its first step began.
+        first: its first token was there.
+        ended: its last token was there.
+    """
+
+    queued: float = 0.0
+    started: float = 0.0
+    first: float = 0.0
+    ended: float = 0.0
 
 
 _NO_FIRST, _NO_TOKEN, _NO_WHOLE = (Histogram((0,) * (len(bounds) + 1)) for bounds in (FIRST_TOKEN_S, TOKEN_S, WHOLE_S))
@@ -99,75 +114,18 @@ class EngineMetrics:
     queue: Histogram = _NO_WHOLE
     whole: Histogram = _NO_WHOLE
 
-    @property
-    def sound(self) -> bool:
-        """Whether it can be an engine's: for who got it from a process that it does not trust."""
-        shares = math.isfinite(self.counters.busy_s) and 0.0 <= self.kv_use <= 1.0
-        histograms = (self.first_token, FIRST_TOKEN_S), (self.per_token, TOKEN_S), (self.queue, WHOLE_S)
-        return shares and all(item.fits(bounds) for item, bounds in (*histograms, (self.whole, WHOLE_S)))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Timing:
-    """One answer that ended by itself: seconds on one monotonic clock, and tokens."""
-
-    queued: float
-    started: float
-    first: float
-    ended: float
-    prompt_tokens: int
-    completion_tokens: int
-    stopped: bool
-
-
-class _Series:
-    """A histogram that grows."""
-
-    def __init__(self, bounds: tuple[float, ...]) -> None:
-        self._bounds = bounds
-        self._counts = [0] * (len(bounds) + 1)
-        self._total_s = 0.0
-
-    def add(self, seconds: float) -> None:
-        self._counts[bisect.bisect_left(self._bounds, seconds)] += 1
-        self._total_s += seconds
-
-    def taken(self) -> Histogram:
-        return Histogram(tuple(self._counts), self._total_s)
-
-
-class Meter:
-    """Counts answers on the engine's thread and is read on the event loop."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._first, self._token = _Series(FIRST_TOKEN_S), _Series(TOKEN_S)
-        self._queue, self._whole = _Series(WHOLE_S), _Series(WHOLE_S)
-        self._prompt_tokens = self._stopped = self._cut = 0
-
-    def observe(self, timing: Timing) -> None:
-        """Count one answer that ended by itself."""
-        with self._lock:
-            self._first.add(timing.first - timing.queued)
-            self._queue.add(timing.started - timing.queued)
-            self._whole.add(timing.ended - timing.queued)
-            if timing.completion_tokens > 1:
-                self._token.add((timing.ended - timing.first) / (timing.completion_tokens - 1))
-            self._prompt_tokens += timing.prompt_tokens
-            self._stopped += timing.stopped
-            self._cut += not timing.stopped
-
-    def snapshot(self, counters: EngineCounters, *, kv_blocks: int) -> EngineMetrics:
-        """Return what was counted, beside the engine's totals of the same moment."""
-        with self._lock:
-            return EngineMetrics(
-                counters=counters,
-                kv_use=counters.kv_blocks_used / kv_blocks,
-                prompt_tokens=self._prompt_tokens,
-                stopped=self._stopped,
-                cut=self._cut,
-                first_token=self._first.taken(),
-                per_token=self._token.taken(),
-                queue=self._queue.taken(),
-                whole=self._whole.taken(),
-            )
+    def answered(self, timing: Timing, *, prompt_tokens: int, completion_tokens: int, stopped: bool) -> "EngineMetrics":
+        """Return the snapshot with one more answer, which ended by itself: ``stopped``, or at its most tokens."""
+        per_token = self.per_token
+        if completion_tokens > 1:
+            per_token = per_token.adding((timing.ended - timing.first) / (completion_tokens - 1), TOKEN_S)
+        return replace(
+            self,
+            prompt_tokens=self.prompt_tokens + prompt_tokens,
+            stopped=self.stopped + stopped,
+            cut=self.cut + (not stopped),
+            first_token=self.first_token.adding(timing.first - timing.queued, FIRST_TOKEN_S),
+            per_token=per_token,
+            queue=self.queue.adding(timing.started - timing.queued, WHOLE_S),
+            whole=self.whole.adding(timing.ended - timing.queued, WHOLE_S),
+        )

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Self
 
 from bulkhead.errors import (
+    DeadlineError,
     InternalError,
     InvalidRequestError,
     QueueFullError,
@@ -19,8 +20,6 @@ from data_plane.engine.job import Job
 from data_plane.engine.port import (
     Embedding,
     EmbedRequest,
-    EngineCounters,
-    EngineHealth,
     EngineMetrics,
     EngineRequest,
     EngineState,
@@ -45,7 +44,6 @@ class NativeEngine:
         self._weight_bytes = runner.weight_bytes
         self._limit = config.max_running + config.max_waiting
         self._answers = 0  # in flight, which is what memory and places are for
-        self._kv_blocks = runner.pool.total
         self._state = EngineState.SERVING
         self._streams: dict[str, DeltaStream] = {}  # by request id
         self._ended = asyncio.Event()
@@ -74,11 +72,14 @@ class NativeEngine:
         answers = request.sampling.n
         stream = self._admit(request.request_id, answers)
         jobs: list[Job] = []
+        timer: asyncio.TimerHandle | None = None
         try:
             jobs = await self._intake.jobs(request, stream)
             self._check_serving()
             for job in jobs:
                 self._stepper.submit(job)
+            if request.timeout_s is not None:
+                timer = asyncio.get_running_loop().call_later(request.timeout_s, self._expire, request, stream, jobs)
             if request.sampling.echo:
                 for job in jobs:
                     yield TokenDelta(text=job.prompt_text(), token_ids=(), index=job.index)
@@ -92,6 +93,8 @@ class NativeEngine:
                     delta = replace(delta, usage=None if open_answers else whole)
                 yield delta
         finally:
+            if timer is not None:
+                timer.cancel()
             for job in jobs:
                 self._stepper.cancel(job)
             del self._streams[request.request_id]
@@ -118,27 +121,15 @@ class NativeEngine:
 
     def metrics(self) -> EngineMetrics:
         """See :meth:`data_plane.engine.port.Engine.metrics`."""
-        return self._stepper.meter.snapshot(self._stepper.counters, kv_blocks=self._kv_blocks)
+        return self._stepper.metrics
 
     def weight_bytes(self) -> int:
         """Return the bytes of the weights that steps compute with, and of the token table."""
         return self._weight_bytes
 
-    def health(self) -> EngineHealth:
+    def health(self) -> EngineState:
         """See :meth:`data_plane.engine.port.Engine.health`."""
-        counters = self._stepper.counters
-        return EngineHealth(
-            state=self._state,
-            running=counters.running,
-            waiting=counters.waiting,
-            kv_blocks_used=counters.kv_blocks_used,
-            kv_blocks_total=self._kv_blocks,
-            steps=counters.steps,
-        )
-
-    def counters(self) -> EngineCounters:
-        """See :meth:`data_plane.engine.port.Engine.counters`."""
-        return self._stepper.counters
+        return self._state
 
     async def drain(self, *, timeout_s: float) -> bool:
         """See :meth:`data_plane.engine.port.Engine.drain`."""
@@ -160,6 +151,11 @@ class NativeEngine:
             stream.put(ShuttingDownError("the engine is closing"))
         await asyncio.to_thread(self._stepper.stop)
         self._intake.close()
+
+    def _expire(self, request: EngineRequest, stream: DeltaStream, jobs: list[Job]) -> None:
+        for job in jobs:
+            self._stepper.cancel(job, expired=True)
+        stream.put(DeadlineError(f"the request was not done within {request.timeout_s:g} s"))
 
     def _failed(self) -> None:
         if self._state is not EngineState.CLOSED:

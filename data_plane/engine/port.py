@@ -17,7 +17,7 @@ from typing import Final, Protocol
 from bulkhead.errors import InvalidRequestError
 from bulkhead.protocol.generate import MAX_MESSAGES, MAX_PRIORITY
 from bulkhead.protocol.payloads import TokenLogprob
-from data_plane.engine.metrics import EngineCounters, EngineMetrics
+from data_plane.engine.metrics import EngineMetrics
 from data_plane.engine.params import SamplingDefaults, SamplingParams
 
 __all__ = [
@@ -25,8 +25,6 @@ __all__ = [
     "EmbedRequest",
     "Embedding",
     "Engine",
-    "EngineCounters",
-    "EngineHealth",
     "EngineMetrics",
     "EngineRequest",
     "EngineState",
@@ -207,26 +205,6 @@ class ModelDescription:
     defaults: SamplingDefaults = field(default_factory=SamplingDefaults)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineHealth:
-    """A snapshot for health checks and placement; reveals nothing of any prompt.
-
-    Attributes:
-        state: what is accepted at present.
-        running: requests in the batch.
-        waiting: requests queued for memory or for a place in the batch.
-        kv_blocks_used: blocks of attention state in use, of ``kv_blocks_total``.
-        steps: steps since start; one that stands still while ``running`` > 0 is a hang.
-    """
-
-    state: EngineState
-    running: int
-    waiting: int
-    kv_blocks_used: int
-    kv_blocks_total: int
-    steps: int
-
-
 class Engine(Protocol):
     """Runs one model for one tenant. All methods are called on the event loop that opened the engine."""
 
@@ -270,16 +248,12 @@ class Engine(Protocol):
         """Return what is served."""
         ...
 
-    def health(self) -> EngineHealth:
-        """Return a snapshot of state and load."""
-        ...
-
-    def counters(self) -> EngineCounters:
-        """Return totals."""
+    def health(self) -> EngineState:
+        """Return what is accepted at present."""
         ...
 
     def metrics(self) -> EngineMetrics:
-        """Return everything that is counted; how much of it may leave the worker is the caller's to decide."""
+        """Return what is counted and going on; how much of it may leave the worker is the caller's to decide."""
         ...
 
     async def drain(self, *, timeout_s: float) -> bool:

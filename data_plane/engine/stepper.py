@@ -13,16 +13,15 @@ import time
 from collections.abc import Callable
 from collections.abc import Sequence as Sequences
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
-from typing import Final, TypeAlias
+from dataclasses import replace
+from typing import Final, Literal, TypeAlias
 
 import torch
 
-from bulkhead.errors import BulkheadError, DeadlineError, InternalError
-from data_plane.engine.deadlines import Deadlines
+from bulkhead.errors import BulkheadError, InternalError
 from data_plane.engine.job import Job
-from data_plane.engine.metrics import Meter
-from data_plane.engine.port import EngineCounters, FinishReason, TokenDelta
+from data_plane.engine.metrics import EngineMetrics
+from data_plane.engine.port import FinishReason, TokenDelta
 from data_plane.engine.profile import traced
 from data_plane.engine.runner import ModelRunner
 from data_plane.engine.sampling import Choice
@@ -37,21 +36,7 @@ JOIN_TIMEOUT_S: Final = 60.0  # far above one step, on the slowest machine
 TRACE_PAUSE_S: Final = 1.0  # between two traced steps, which take longer than others for whoever is in them
 
 Emission: TypeAlias = tuple[DeltaStream, "TokenDelta | BulkheadError"]
-
-
-@dataclass(frozen=True, slots=True)
-class _Submit:
-    job: Job
-
-
-@dataclass(frozen=True, slots=True)
-class _Cancel:
-    job: Job
-
-
-@dataclass(frozen=True, slots=True)
-class _Stop:
-    pass
+Event: TypeAlias = Literal["submitted", "cancelled", "expired"]
 
 
 class Stepper:
@@ -80,11 +65,9 @@ class Stepper:
         self._threads = threads
         self._loop = loop
         self.on_failure: Callable[[], None] = lambda: None
-        self._inbox: queue.SimpleQueue[_Submit | _Cancel | _Stop] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[tuple[Event, Job] | None] = queue.SimpleQueue()  # None: stop
         self._jobs: dict[int, Job] = {}  # by id of the sequence
-        self._deadlines = Deadlines()
-        self.counters = EngineCounters()
-        self.meter = Meter()
+        self.metrics = EngineMetrics()  # replaced as a whole, so that the loop may read it at any time
         self._trace_from = 0.0
         self._thread = threading.Thread(target=self._main, name="engine", daemon=True)
 
@@ -96,12 +79,12 @@ class Stepper:
 
     def submit(self, job: Job) -> None:
         """Queue a request."""
-        job.queued = time.monotonic()
-        self._inbox.put(_Submit(job))
+        job.timing.queued = time.monotonic()
+        self._inbox.put(("submitted", job))
 
-    def cancel(self, job: Job) -> None:
+    def cancel(self, job: Job, *, expired: bool = False) -> None:
         """Take a request out before the next step; nothing happens if it has ended."""
-        self._inbox.put(_Cancel(job))
+        self._inbox.put(("expired" if expired else "cancelled", job))
 
     def stop(self) -> None:
         """Stop after the current step and wait for the thread, which overwrites the model. Blocks.
@@ -109,7 +92,7 @@ class Stepper:
         Raises:
             InternalError: the thread hangs in a step.
         """
-        self._inbox.put(_Stop())
+        self._inbox.put(None)
         self._thread.join(JOIN_TIMEOUT_S)
         if self._thread.is_alive():
             raise InternalError(f"the engine's thread did not stop within {JOIN_TIMEOUT_S:g} s")
@@ -125,7 +108,6 @@ class Stepper:
         with torch.inference_mode():
             try:
                 while self._take_in():
-                    self._expire()
                     if self._jobs:
                         self._step()
             except Exception:  # noqa: BLE001 - a thread's end is a boundary: whatever is raised, requests must not hang
@@ -145,30 +127,20 @@ class Stepper:
                 message = self._inbox.get(block=idle)
             except queue.Empty:
                 return True
-            match message:
-                case _Submit(job):
-                    self._jobs[id(job.sequence)] = job
-                    scheduler.add(job.sequence)
-                    self._deadlines.add(job, live=self._jobs.values())
-                case _Cancel(job):
-                    if self._drop(job):
-                        self._count(cancelled=1)
-                case _Stop():
-                    return False
+            if message is None:
+                return False
+            event, job = message
+            if event == "submitted":
+                self._jobs[id(job.sequence)] = job
+                scheduler.add(job.sequence)
+            elif self._drop(job):
+                self._count(**{event: 1})
 
     def _drop(self, job: Job) -> bool:
         if self._jobs.pop(id(job.sequence), None) is None:
             return False
         self._runner.scheduler.end(job.sequence)
         return True
-
-    def _expire(self) -> None:
-        """End the requests whose time is over."""
-        over = [job for job in self._deadlines.passed(time.monotonic()) if self._drop(job)]
-        if over:
-            self._count(expired=len(over))
-            late = [(job.stream, DeadlineError(f"the request was not done within {job.timeout_s:g} s")) for job in over]
-            self._post(lambda: _deliver(late))
 
     def _step(self) -> None:
         scheduler, started = self._runner.scheduler, time.monotonic()
@@ -177,10 +149,10 @@ class Stepper:
         emissions: list[Emission] = []
         ended = time.monotonic()
         for chunk, of_chunk in zip(chunks, choices, strict=True):
-            job = self._jobs[id(chunk.sequence)]
-            job.started = job.started or started
+            timing = self._jobs[id(chunk.sequence)].timing
+            timing.started = timing.started or started
             if of_chunk:
-                job.first = job.first or ended
+                timing.first = timing.first or ended
             self._record(chunk, of_chunk, emissions)
         self._count(
             steps=1,
@@ -197,7 +169,7 @@ class Stepper:
         """Return what a step chooses for each chunk; traced if an answer that has begun asks for that."""
         jobs = [self._jobs[id(chunk.sequence)] for chunk in chunks]
         samplers = [job.sampler for job in jobs]
-        curious = [job for job in jobs if job.profile and job.first]
+        curious = [job for job in jobs if job.profile and job.timing.first]
         if not curious or time.monotonic() < self._trace_from:
             return self._runner.step(chunks, samplers)
         choices, trace = traced(lambda: self._runner.step(chunks, samplers))
@@ -223,14 +195,19 @@ class Stepper:
         if isinstance(item, BulkheadError) or item.finish_reason is not None:
             self._drop(job)
             if isinstance(item, TokenDelta):
-                stopped = item.finish_reason is FinishReason.STOP
-                self.meter.observe(job.timing(ended=time.monotonic(), stopped=stopped))
+                job.timing.ended = time.monotonic()
+                self.metrics = self.metrics.answered(
+                    job.timing,
+                    prompt_tokens=sequence.prompt_tokens,
+                    completion_tokens=sequence.completion_tokens,
+                    stopped=item.finish_reason is FinishReason.STOP,
+                )
         return job.stream, item
 
     def _count(self, *, busy_s: float = 0.0, **more: int) -> None:
         """Add to the totals, and take down how things stand."""
-        old, scheduler = self.counters, self._runner.scheduler
-        self.counters = replace(
+        old, scheduler, pool = self.metrics.counters, self._runner.scheduler, self._runner.pool
+        counters = replace(
             old,
             **{name: getattr(old, name) + count for name, count in more.items()},
             busy_s=old.busy_s + busy_s,
@@ -239,14 +216,14 @@ class Stepper:
             cached_tokens=scheduler.cached_tokens,
             running=scheduler.running,
             waiting=scheduler.waiting,
-            kv_blocks_used=self._runner.pool.used,
         )
+        self.metrics = replace(self.metrics, counters=counters, kv_use=pool.used / pool.total)
 
     def _post(self, call: Callable[[], None]) -> None:
         try:
             self._loop.call_soon_threadsafe(call)
         except RuntimeError:  # the loop is closed: nobody listens any more, and the process is on its way out
-            self._inbox.put(_Stop())
+            self._inbox.put(None)
 
 
 def _deliver(emissions: Sequences[Emission]) -> None:

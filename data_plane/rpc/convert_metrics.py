@@ -10,7 +10,7 @@ __all__ = ["metrics_from", "metrics_message"]
 
 _HISTOGRAMS: Final = ("first_token", "per_token", "queue", "whole")
 _OWN: Final = ("kv_use", "prompt_tokens", "stopped", "cut")
-_OF_A_MOMENT: Final = frozenset({"running", "waiting", "kv_blocks_used"})  # never sent
+_OF_A_MOMENT: Final = frozenset({"running", "waiting"})  # never sent
 _COUNTERS: Final = tuple(item.name for item in fields(EngineCounters) if item.name not in _OF_A_MOMENT)
 
 

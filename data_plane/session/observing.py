@@ -13,12 +13,13 @@ twentieths. Both numbers are constants of the measured worker, no configuration:
 against the operator too. docs/threat-model.md says what is left.
 """
 
+import math
 from dataclasses import replace
 from typing import Final
 
-from data_plane.engine.metrics import EngineMetrics
+from data_plane.engine.metrics import FIRST_TOKEN_S, TOKEN_S, WHOLE_S, EngineMetrics
 
-__all__ = ["MIN_ANSWERED", "PERIOD_S", "Observation"]
+__all__ = ["MIN_ANSWERED", "PERIOD_S", "Observation", "coarse", "sound"]
 
 PERIOD_S: Final = 30.0  # two to Prometheus' usual evaluation interval
 MIN_ANSWERED: Final = 16
@@ -51,5 +52,20 @@ class Observation:
 
 def coarse(metrics: EngineMetrics) -> EngineMetrics:
     """Return a snapshot without what is of one moment and finer than it may be."""
-    counters = replace(metrics.counters, running=0, waiting=0, kv_blocks_used=0)
+    counters = replace(metrics.counters, running=0, waiting=0)
     return replace(metrics, counters=counters, kv_use=round(metrics.kv_use * KV_STEPS) / KV_STEPS)
+
+
+def sound(metrics: EngineMetrics) -> bool:
+    """Whether a snapshot can be an engine's: for the agent, which got it from a process that it does not trust."""
+    bounds_of = (
+        (metrics.first_token, FIRST_TOKEN_S),
+        (metrics.per_token, TOKEN_S),
+        (metrics.queue, WHOLE_S),
+        (metrics.whole, WHOLE_S),
+    )
+    histograms = all(
+        len(item.counts) == len(bounds) + 1 and min(item.counts) >= 0 and math.isfinite(item.total_s)
+        for item, bounds in bounds_of
+    )
+    return histograms and math.isfinite(metrics.counters.busy_s) and 0.0 <= metrics.kv_use <= 1.0

@@ -46,6 +46,7 @@ from data_plane.session.messages import (
     WorkerReady,
     WorkerRefused,
 )
+from data_plane.session.observing import sound
 from data_plane.session.process import WorkerProcess
 from data_plane.session.spool import Spool
 
@@ -308,7 +309,7 @@ class Partition:
             case WorkerLoad():
                 self.load = message
             case WorkerMetrics():
-                _require(message.metrics.sound)
+                _require(sound(message.metrics))
                 self.metrics, self.metrics_us = message.metrics, self._ports.now_us()
             case WorkerBooted() | WorkerReady():
                 self._take_keys(message)

@@ -146,8 +146,8 @@ class RequestServer:
 
     def load(self) -> WorkerLoad:
         """Return how busy the worker is."""
-        health = self._engine.health()
-        return WorkerLoad(running_requests=len(self._exchanges), queued_requests=health.waiting)
+        waiting = self._engine.metrics().counters.waiting
+        return WorkerLoad(running_requests=len(self._exchanges), queued_requests=waiting)
 
     def end_revoked(self) -> None:
         """End the running requests of sessions that the lease revokes."""
@@ -212,7 +212,7 @@ class RequestServer:
             del self._by_session[session]
         if not self._exchanges:
             self._quiet.set()
-        if self._engine.health().state is EngineState.FAILED:
+        if self._engine.health() is EngineState.FAILED:
             self.engine_failed.set()
 
     def _run_in_background(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:

@@ -212,7 +212,7 @@ async def test_sixty_four_prompts_equal_transformers_whatever_is_done_to_them(
             for _ in range(2):  # the second time from cached prefixes
                 for prompt, result in zip(prompts, await ask_scoped(engine, prompts, 48), strict=True):
                     judge.check(prompt, result, error=error)
-            counters = engine.counters()
+            counters = engine.metrics().counters
         assert counters.cached_tokens > 0
         assert (counters.guessed_right > 0) is ("guess_tokens" in variant)
         assert (counters.preemptions > 0) is (variant.get("kv_memory_mib", 512) < 512)
@@ -232,7 +232,7 @@ async def test_chunks_prefixes_and_guesses_leave_tokens_as_they_are(
             chosen = [prompts[i] for i in (0, 4, 6, 10, 15)]
             for prompt, result in zip(chosen, await ask_scoped(engine, chosen, 36), strict=True):
                 judge.check(prompt, result, error=LOGIT_ERROR_MEASURED)
-        counters = engine.counters()
+        counters = engine.metrics().counters
     assert counters.cached_tokens > 0
     assert counters.guessed > 0
     assert counters.preemptions > 0

@@ -4,11 +4,10 @@ import asyncio
 from collections.abc import AsyncGenerator
 
 from bulkhead.errors import UnsupportedError
+from data_plane.engine.metrics import EngineCounters
 from data_plane.engine.port import (
     Embedding,
     EmbedRequest,
-    EngineCounters,
-    EngineHealth,
     EngineMetrics,
     EngineRequest,
     EngineState,
@@ -81,19 +80,13 @@ class ScriptedEngine:
             weights="fp32",
         )
 
-    def health(self) -> EngineHealth:
+    def health(self) -> EngineState:
         """Return the state that the test set."""
-        return EngineHealth(
-            state=self.state, running=0, waiting=0, kv_blocks_used=0, kv_blocks_total=1, steps=len(self.requests)
-        )
-
-    def counters(self) -> EngineCounters:
-        """Count the requests only."""
-        return EngineCounters(steps=len(self.requests), finished=len(self.requests))
+        return self.state
 
     def metrics(self) -> EngineMetrics:
-        """Show the counters only."""
-        return EngineMetrics(counters=self.counters())
+        """Count the requests only."""
+        return EngineMetrics(counters=EngineCounters(steps=len(self.requests), finished=len(self.requests)))
 
     async def drain(self, *, timeout_s: float) -> bool:
         """Have nothing to finish."""

@@ -15,43 +15,32 @@ from data_plane.engine.metrics import (
     EngineCounters,
     EngineMetrics,
     Histogram,
-    Meter,
     Timing,
 )
 from data_plane.rpc.metrics_server import fetch_metrics
 from data_plane.session.exposition import Exposition, Observed
 from data_plane.session.messages import WorkerLoad
-from data_plane.session.observing import coarse
+from data_plane.session.observing import coarse, sound
 
 
 def test_what_is_of_a_moment_is_coarse() -> None:
     """Of the use of memory twentieths are told, of the batch and the queue nothing."""
-    counters = EngineCounters(running=1, waiting=2, kv_blocks_used=17, produced_tokens=5)
+    counters = EngineCounters(running=1, waiting=2, produced_tokens=5)
     told = coarse(EngineMetrics(counters=counters, kv_use=0.1337))
     assert told.counters == EngineCounters(produced_tokens=5)
     assert told.kv_use == 0.15
 
 
-def test_a_meter_files_each_time_in_its_bucket() -> None:
+def test_each_time_is_filed_in_its_bucket() -> None:
     """A time on a bound lies below it, one above all bounds in the last place; a single token has no time per token."""
-    meter = Meter()
+    metrics = EngineMetrics()
     for first_s, tokens in ((0.01, 1), (1_000.0, 3)):
-        meter.observe(
-            Timing(
-                queued=50.0,
-                started=50.0,
-                first=50.0 + first_s,
-                ended=50.0 + first_s + 1.0,
-                prompt_tokens=4,
-                completion_tokens=tokens,
-                stopped=tokens == 1,
-            )
-        )
-    metrics = meter.snapshot(EngineCounters(kv_blocks_used=1), kv_blocks=4)
+        timing = Timing(queued=50.0, started=50.0, first=50.0 + first_s, ended=50.0 + first_s + 1.0)
+        metrics = metrics.answered(timing, prompt_tokens=4, completion_tokens=tokens, stopped=tokens == 1)
     assert metrics.first_token.counts[-1] == 1
     assert sum(metrics.first_token.counts[: FIRST_TOKEN_S.index(0.02) + 1]) == 1
     assert metrics.per_token.counts[TOKEN_S.index(0.5)] == 1
-    assert (metrics.stopped, metrics.cut, metrics.prompt_tokens, metrics.kv_use) == (1, 1, 8, 0.25)
+    assert (metrics.stopped, metrics.cut, metrics.prompt_tokens) == (1, 1, 8)
 
 
 @pytest.mark.parametrize(
@@ -67,8 +56,8 @@ def test_a_meter_files_each_time_in_its_bucket() -> None:
 )
 def test_a_snapshot_that_no_engine_makes_is_noticed(metrics: EngineMetrics) -> None:
     """The agent does not trust its worker: other bounds, and numbers that are none, are not passed on."""
-    assert EngineMetrics().sound
-    assert not metrics.sound
+    assert sound(EngineMetrics())
+    assert not sound(metrics)
 
 
 def observed(partition_id: str = "part_1", *, metrics: EngineMetrics | None) -> Observed:

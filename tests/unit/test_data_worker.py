@@ -31,7 +31,7 @@ from data_plane.session.messages import (
     WorkerMetrics,
     WorkerReady,
 )
-from data_plane.session.observing import MIN_ANSWERED
+from data_plane.session.observing import MIN_ANSWERED, sound
 from data_plane.session.serving import RequestServer
 from data_plane.session.worker import WorkerProgram
 from service.tls import Identity
@@ -283,7 +283,7 @@ async def test_metrics_leave_when_enough_was_answered(model: Path, monkeypatch: 
         assert transport.requests is not None
         transport.requests.answered += MIN_ANSWERED
         (sent,) = await link.until(WorkerMetrics)
-        assert sent.metrics.sound
+        assert sound(sent.metrics)
         said = len(await link.until(WorkerLoad))
         await link.until(WorkerLoad, said + 20)
         assert len(await link.until(WorkerMetrics)) == 1

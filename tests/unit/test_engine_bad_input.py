@@ -62,7 +62,7 @@ async def begin(engine: Engine) -> "asyncio.Task[Any]":
     """Return a long answer that has begun."""
     task = asyncio.create_task(answer(engine, token_request("good", PROMPT, max_tokens=150, ignore_eos=True)))
     async with asyncio.timeout(60):
-        while engine.counters().produced_tokens == 0:  # noqa: ASYNC110 - the engine's thread has no event to wait for
+        while engine.metrics().counters.produced_tokens == 0:  # noqa: ASYNC110 - the engine's thread has no event to wait for
             await asyncio.sleep(0.001)
     return task
 
@@ -78,8 +78,8 @@ async def test_bad_requests_end_alone(model: Path) -> None:
             assert isinstance(caught.value, ContextLengthError) is ("context" in name), name
             assert "\n" not in caught.value.message
             assert (await running).tokens == expected.tokens, name
-        assert engine.health().kv_blocks_used == 0
-        assert (engine.health().running, engine.health().waiting) == (0, 0)
+        assert engine.metrics().kv_use == 0
+        assert (engine.metrics().counters.running, engine.metrics().counters.waiting) == (0, 0)
 
 
 async def test_bad_requests_all_at_once_leave_the_engine_as_it_was(model: Path) -> None:

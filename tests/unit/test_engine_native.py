@@ -70,8 +70,8 @@ async def test_greedy_answers_equal_transformers_whatever_the_batch(
             assert END not in item.tokens[:-1]
             assert len(item.tokens) == 40 or item.tokens[-1] == END
         if "kv_memory_mib" in settings:
-            assert engine.counters().preemptions > 0
-        assert engine.health().kv_blocks_used == 0
+            assert engine.metrics().counters.preemptions > 0
+        assert engine.metrics().kv_use == 0
 
 
 async def test_a_prompt_alone_and_among_others_gives_the_same_answer(model: Path) -> None:
@@ -160,19 +160,19 @@ async def test_closing_the_stream_frees_memory_and_leaves_others_alone(model: Pa
             async for _ in stream:
                 break
         assert (await neighbour).tokens == expected.tokens
-        await until(lambda: engine.counters().cancelled == 1 and engine.health().kv_blocks_used == 0)
-        assert engine.counters().produced_tokens < 300
+        await until(lambda: engine.metrics().counters.cancelled == 1 and engine.metrics().kv_use == 0)
+        assert engine.metrics().counters.produced_tokens < 300
 
 
 async def test_cancelling_the_awaiting_task_cancels_the_request(model: Path) -> None:
     """Cancellation of the task that consumes a stream takes the request out of the engine."""
     async with running_engine(model) as engine:
         task = asyncio.create_task(answer(engine, token_request("a", (5, 6), max_tokens=500, ignore_eos=True)))
-        await until(lambda: engine.counters().produced_tokens > 2)
+        await until(lambda: engine.metrics().counters.produced_tokens > 2)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        await until(lambda: engine.counters().cancelled == 1 and engine.health().running == 0)
+        await until(lambda: engine.metrics().counters.cancelled == 1 and engine.metrics().counters.running == 0)
 
 
 async def test_prompts_that_do_not_fit_are_refused_with_both_numbers(model: Path) -> None:
@@ -219,10 +219,10 @@ async def test_the_loop_goes_on_while_a_step_computes(model: Path, monkeypatch: 
             await asyncio.sleep(0.05)
             second = asyncio.create_task(answer(engine, token_request("second", (7, 8), max_tokens=3, ignore_eos=True)))
             assert await engine.tokenize("x")
-            assert engine.health().state is EngineState.SERVING
+            assert engine.health() is EngineState.SERVING
             with pytest.raises(InvalidRequestError):
                 await answer(engine, token_request("bad", (10_000,)))
-            assert engine.counters().steps == 0
+            assert engine.metrics().counters.steps == 0
             assert not first.done()
         finally:
             over.set()
@@ -246,9 +246,9 @@ async def test_draining_finishes_what_runs_and_takes_nothing_new(model: Path) ->
     """Drain reports false when time runs out and true when the last answer is whole; new requests are refused."""
     async with running_engine(model) as engine:
         running = asyncio.create_task(answer(engine, token_request("r", (5,), max_tokens=400, ignore_eos=True)))
-        await until(lambda: engine.health().running == 1)
+        await until(lambda: engine.metrics().counters.running == 1)
         assert not await engine.drain(timeout_s=0.0)
-        assert engine.health().state is EngineState.DRAINING
+        assert engine.health() is EngineState.DRAINING
         with pytest.raises(ShuttingDownError):
             await answer(engine, token_request("new", (5,)))
         assert await engine.drain(timeout_s=WAIT_S)
@@ -261,7 +261,7 @@ async def test_closing_ends_streams_with_an_error_and_erases_the_model(model: Pa
         runner = engine._stepper._runner  # type: ignore[attr-defined]
         decoder, cache = runner._decoder, runner._cache
         task = asyncio.create_task(answer(engine, token_request("r", (5,), max_tokens=400, ignore_eos=True)))
-        await until(lambda: engine.health().running == 1)
+        await until(lambda: engine.metrics().counters.running == 1)
         await engine.aclose()
         with pytest.raises(ShuttingDownError):
             await task
@@ -269,7 +269,7 @@ async def test_closing_ends_streams_with_an_error_and_erases_the_model(model: Pa
             await answer(engine, token_request("new", (5,)))
         with pytest.raises(ShuttingDownError):
             await engine.tokenize("x")
-        assert engine.health().state is EngineState.CLOSED
+        assert engine.health() is EngineState.CLOSED
         assert not decoder._embedding.any()
         assert all(not layer.attention_norm.any() for layer in decoder._layers)
         assert cache.is_clear(range(cache.blocks))
@@ -291,12 +291,12 @@ async def test_a_failing_step_ends_every_request_and_the_engine_says_so(
             asyncio.create_task(answer(engine, token_request(str(i), (5,), max_tokens=400, ignore_eos=True)))
             for i in range(3)
         ]
-        await until(lambda: engine.health().running == 3)
+        await until(lambda: engine.metrics().counters.running == 3)
         monkeypatch.setattr(runner, "step", broken)
         for result in await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), WAIT_S):
             assert isinstance(result, InternalError)
             assert "boom" not in result.message
-        assert engine.health().state is EngineState.FAILED
+        assert engine.health() is EngineState.FAILED
         await until(lambda: not hasattr(runner, "_decoder"))
         with pytest.raises(InternalError):
             await answer(engine, token_request("later", (5,)))
@@ -309,8 +309,9 @@ async def test_a_finished_request_leaves_zeroed_blocks(model: Path) -> None:
         stream = engine.generate(token_request("r", tuple(range(5, 60)), max_tokens=300, ignore_eos=True))
         await anext(stream)
         assert not cache.is_clear(range(6))
+        assert 0.0 < engine.metrics().kv_use <= 1.0
         await stream.aclose()
-        await until(lambda: engine.health().kv_blocks_used == 0)
+        await until(lambda: engine.metrics().kv_use == 0)
         assert cache.is_clear(range(cache.blocks))
 
 

@@ -96,7 +96,7 @@ async def test_a_form_that_nothing_can_have_is_refused_and_says_why(
         with pytest.raises(InvalidRequestError, match=why):
             await answer(engine, formed("bad", kind, pattern))
         assert (await answer(engine, token_request("good", PROMPT, max_tokens=2))).usage.completion_tokens == 2
-        assert engine.health().kv_blocks_used == 0
+        assert engine.metrics().kv_use == 0
 
 
 @pytest.mark.parametrize(
