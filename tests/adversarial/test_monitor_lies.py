@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import os
 from collections.abc import AsyncGenerator, AsyncIterator
 from pathlib import Path
 
@@ -17,7 +18,12 @@ from bulkhead.transparency.note import NoteSigner
 from bulkhead.transparency.tlog_proof import write_record_proof
 from tests.simulator.audit_world import decision, opened
 from tests.simulator.monitored import FAST, Server, World, kinds, monitored, rounds, split
+from tests.simulator.saved_receipts import saved_answer
+from tests.simulator.sealed_world import NOW_S
+from tests.simulator.sealed_world import World as SealedWorld
 from tests.simulator.witnesses import our_witness, pinned
+
+YEAR_US = 365 * 86_400 * 1_000_000
 
 
 @pytest.fixture
@@ -175,6 +181,7 @@ async def test_rounds_that_stop(world):
         async def round_path(self):
             raise UnavailableError("no round yet")
 
+    await world.request()
     pins = PublicPins(platform_vkey=world.log.vkey(1))
     check = await world.check(Silent(world.log, world.log_id), pins=pins)
     assert (check.alarms, len(check.notes)) == ((), 1)
@@ -235,6 +242,7 @@ async def test_two_monitors_gossip(world, tmp_path):
     found = await world.check(theirs, state=tmp_path / "theirs", **shared)
     again = await world.check(state=tmp_path / "mine", **shared)
     assert (kinds(mine), kinds(found), kinds(again)) == ([], ["fork"], ["fork"])
+    assert len(list((tmp_path / "shared").iterdir())) == 2  # one each, however often they began anew
     await forked.close()
 
 
@@ -288,3 +296,40 @@ async def test_two_monitors_share_a_witness(world, tmp_path):
     assert kinds(away) == []
     assert any("own witness cannot be reached" in note for note in away.notes)
     await forked.close()
+
+
+async def test_the_platforms_clock_prolongs_no_wait(world):
+    """A platform whose clock is a year ahead delays neither the alarm about a stranger nor that about old rounds."""
+    world.now_us -= YEAR_US
+    pins = PublicPins(platform_vkey=world.log.vkey(1))
+    assert (await rounds(world)).alarms == ()
+    held = await world.server.round_path()
+    await world.request()
+    await world.request(sent=False)
+
+    class Holding(Server):
+        async def round_path(self):
+            return held
+
+    holding = Holding(world.log, world.log_id)
+    assert kinds(await world.check(holding, pins=pins)) == []
+    world.now_us += 61_000_000
+    assert kinds(await world.check(holding, pins=pins)) == ["stranger"]
+    world.now_us += 900_000_000
+    assert kinds(await world.check(holding, pins=pins)) == ["gap", "stranger"]
+
+
+async def test_a_receipt_from_the_future(world, tmp_path):
+    """A kept receipt that the log does not hold is a gap once its file is old enough, whatever time it names itself."""
+    path = tmp_path / "kept.json"
+    sealed = SealedWorld()
+    path.write_bytes(saved_answer(sealed).encode())
+    kept_s = NOW_S - 1_000_000
+    os.utime(path, (kept_s, kept_s))
+    world.now_us = (kept_s + 59) * 1_000_000
+    monitor = world.monitor(kept=(path,), vkey=sealed.log.vkey)
+    await monitor._check_kept()
+    assert monitor.state.followed.alarms == {}
+    world.now_us += 2_000_000
+    await monitor._check_kept()
+    assert [alarm.kind for alarm in monitor.state.followed.alarms.values()] == ["gap"]

@@ -136,5 +136,47 @@ def test_a_journal_that_cannot_be_written(tmp_path):
 async def test_what_is_not_looked_at_is_said(world):
     """Without a journal or a platform key the check says what it leaves out; with both it says nothing."""
     assert len((await world.check(journals=())).notes) == 2
+    await world.request()
+    await world.check()
     assert len((await world.check()).notes) == 1
     assert (await rounds(world)).notes == ()
+
+
+async def test_a_journal_that_is_not_there_is_said(world):
+    """A journal whose file is not there holds no request, and the check says so: its name may be wrong."""
+    missing = world.directory / "ap.journal"
+    check = await world.check(journals=(missing,))
+    assert any(str(missing) in note for note in check.notes)
+
+
+async def test_a_journal_that_is_given_later(world):
+    """Records that were followed without a journal make no gaps of its older requests, and later ones are held."""
+    await world.request()
+    await world.check(journals=())
+    first = await world.check()
+    assert (first.alarms, any("new to this state" in note for note in first.notes)) == ((), True)
+    await world.request(recorded=False)
+    assert kinds(await world.check()) == ["gap"]
+
+
+async def test_a_journal_that_arrives_too_late(world):
+    """A journal that comes after its requests were called strangers does not make gaps of them, too."""
+    away = world.directory / "away.journal"
+    await world.request(sent=False)
+    (record,) = await stranger(world)
+    late = RequestJournal(away)
+    late.sent(record, "OpenSession")
+    late.answered(record, "")
+    assert kinds(await world.check(journals=(world.directory / "app.journal", away))) == ["stranger"]
+
+
+async def stranger(world: World) -> list[str]:
+    """Check until the one stranger is told; return the ids of the requests that were called so."""
+    away = world.directory / "away.journal"
+    journals = (world.directory / "app.journal", away)
+    world.journal.sent("req_other", "GetCheckpoint")
+    assert kinds(await world.check(journals=journals)) == []
+    world.now_us += 61_000_000
+    check = await world.check(journals=journals)
+    assert kinds(check) == ["stranger"]
+    return [alarm.message.split("the request ")[1].split(",")[0] for alarm in check.alarms]

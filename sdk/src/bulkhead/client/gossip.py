@@ -17,7 +17,7 @@ from bulkhead.transparency.note import MAX_NOTE_BYTES, NoteVerifier
 __all__ = ["Gossip"]
 
 _SUFFIX: Final = ".checkpoint"
-_MAX_NOTES: Final = 1_000  # looked at, newest first: each monitor keeps one, or one more per restart
+_MAX_NOTES: Final = 1_000  # looked at, newest first: each monitor keeps one
 
 
 class Gossip:
@@ -26,13 +26,15 @@ class Gossip:
     Args:
         directory: shared; made at need.
         vkey: the log's pinned key.
+        left: name of the file that this monitor left last, or empty.
     """
 
-    def __init__(self, directory: Path, *, vkey: str) -> None:
+    def __init__(self, directory: Path, *, vkey: str, left: str = "") -> None:
+        self.left = Path(left).name
+        """Name of the file that was left last."""
         self._directory = directory
         self._vkey = vkey
         self._origin = NoteVerifier.from_vkey(vkey).name
-        self._left: Path | None = None
         self._prefix = hashlib.sha256(self._origin.encode()).hexdigest()[:16]
 
     def others(self, own: str) -> list[tuple[str, Checkpoint]]:
@@ -71,9 +73,9 @@ class Gossip:
         try:
             temporary.write_text(note, encoding="utf-8")
             temporary.replace(path)
-            if self._left not in (None, path):
-                self._left.unlink(missing_ok=True)
-            self._left = path
+            if self.left not in ("", path.name):
+                (self._directory / self.left).unlink(missing_ok=True)
+            self.left = path.name
         except OSError as error:
             raise ConfigError(f"the gossip directory {self._directory} cannot be written: {error.strerror}") from error
 

@@ -83,10 +83,17 @@ class JournalReader:
     Args:
         paths: files; one that is not there yet is empty.
         offsets: bytes of each file, by path, whose answers were asked for in the log before.
+        begun: whether records were followed before. What stands already in a file without an offset was recorded among
+            them, unheeded, so it is not asked for.
+
+    Attributes:
+        unasked: files of which that is so.
     """
 
-    def __init__(self, paths: Iterable[Path], offsets: Mapping[str, int]) -> None:
+    def __init__(self, paths: Iterable[Path], offsets: Mapping[str, int], *, begun: bool = False) -> None:
         self.entries = JournalEntries()
+        self.unasked: list[str] = []
+        self._begun = begun
         self.offsets = {str(path): 0 for path in paths}
         self._settled = dict(offsets)
         self._calls: dict[str, str] = {}
@@ -105,6 +112,9 @@ class JournalReader:
         try:
             with path.open("rb") as file:
                 size = os.fstat(file.fileno()).st_size
+                if size and self._begun and str(path) not in self._settled:
+                    self.unasked.append(str(path))
+                    self._settled[str(path)] = size
                 if size < max(offset, self._settled.get(str(path), 0)):
                     raise ConfigError(f"the request journal {path} has become shorter: entries are missing")
                 file.seek(offset)

@@ -22,6 +22,7 @@ class MonitorState:
         followed: the log as far as it was followed.
         offsets: how far each request journal was asked for, by path.
         settled: digests of receipt and proof files that the log was found to hold.
+        left: name of the checkpoint file that was left for other monitors last, or empty.
     """
 
     def __init__(
@@ -29,10 +30,12 @@ class MonitorState:
         followed: Followed | None = None,
         offsets: dict[str, int] | None = None,
         settled: set[str] | None = None,
+        left: str = "",
     ) -> None:
         self.followed = Followed() if followed is None else followed
         self.offsets = {} if offsets is None else offsets
         self.settled = set() if settled is None else settled
+        self.left = left
 
 
 def read_state(path: Path, origin: str) -> MonitorState:
@@ -92,6 +95,7 @@ def _encode(origin: str, state: MonitorState) -> dict[str, Json]:
         },
         "journals": dict(state.offsets),
         "settled": sorted(state.settled),
+        "left": state.left,
     }
 
 
@@ -115,4 +119,4 @@ def _decode(value: dict[str, Any]) -> MonitorState:
         },
     )
     offsets = {str(name): int(offset) for name, offset in value["journals"].items()}
-    return MonitorState(followed, offsets, set(map(str, value["settled"])))
+    return MonitorState(followed, offsets, set(map(str, value["settled"])), str(value.get("left", "")))

@@ -136,8 +136,10 @@ class Monitor:
         self._now_us = now_us
         self._origin = NoteVerifier.from_vkey(options.vkey).name
         self._state = read_state(options.state, self._origin)
-        self._journals = JournalReader(options.journals, self._state.offsets)
-        self._gossip = None if options.gossip is None else Gossip(options.gossip, vkey=options.vkey)
+        self._journals = JournalReader(options.journals, self._state.offsets, begun=self._state.followed.size > 0)
+        self._gossip = (
+            None if options.gossip is None else Gossip(options.gossip, vkey=options.vkey, left=self._state.left)
+        )
         self._notes: list[str] = []
         self._witnesses: tuple[str, ...] = ()
 
@@ -163,6 +165,11 @@ class Monitor:
         before = followed.size
         followed.since_us = followed.since_us or self._now_us()
         entries = self._journals.read()  # first: what is answered by now has its record in any later checkpoint
+        self._notes += [
+            f"the request journal {path} is new to this state: only later requests are looked for in the log"
+            for path in self._journals.unasked
+        ]
+        self._journals.unasked.clear()
         try:
             await self._follow(entries)
         except (ConsistencyError, ProofError) as error:
@@ -191,6 +198,11 @@ class Monitor:
         left = []
         if not self._options.journals:
             left.append("no request journal is given: records are not held against requests")
+        left += [
+            f"the request journal {path} is not there: it counts as empty"
+            for path in self._options.journals
+            if not path.exists()
+        ]
         if self._options.pins.platform_vkey is None:
             left.append("no platform key is pinned: the platform's rounds are not looked at")
         return left
@@ -209,7 +221,7 @@ class Monitor:
             log = self._verified(cast("BinaryIO", file), note, records)
         followed.extend(log, records)
         if self._options.journals:
-            followed.take(records, entries)
+            followed.take(records, entries, now_us=self._now_us())
 
     def _verified(self, file: BinaryIO, note: str, records: Records) -> VerifiedLog:
         logs = verify_export(file, vkeys=[self._options.vkey], seen=[note], on_record=records.add).logs
@@ -276,24 +288,24 @@ class Monitor:
             quorum=pins.quorum,
         )
         await self._agree(verified.checkpoint, f"the tree that round {verified.round} commits to")
-        followed.check_round(verified, cosigned.checkpoint)
+        followed.check_round(verified, cosigned.checkpoint, now_us=self._now_us())
         self._witnesses = tuple(name for name, _ in cosigned.witnesses)
 
     async def _check_kept(self) -> None:
         """Hold the log against receipts and proofs that somebody kept."""
-        for path, data in _read_all(self._options.kept):
+        for path, data, kept_us in _read_all(self._options.kept):
             digest = hashlib.sha256(data).hexdigest()[:32]
             if digest in self._state.settled:
                 continue
             try:
-                settled = await self._check_one(path, data)
+                settled = await self._check_one(path, data, kept_us)
             except (ConsistencyError, ProofError, ReceiptError) as error:
                 self._state.followed.alarm(alarm_of(error, path.name))
                 settled = False
             if settled:
                 self._state.settled.add(digest)
 
-    async def _check_one(self, path: Path, data: bytes) -> bool:
+    async def _check_one(self, path: Path, data: bytes, kept_us: int) -> bool:
         """Check a kept file; return whether it need not be looked at again."""
         vkey = self._options.vkey
         if data.startswith(b"c2sp.org/tlog-proof"):
@@ -306,7 +318,9 @@ class Monitor:
         try:
             logged = saved.logged or await self._source.receipt_proof(receipt, saved.signed.digest)
         except NotFoundError:
-            age_us = self._now_us() - receipt.ts_us
+            age_us = self._now_us() - min(
+                receipt.ts_us, kept_us
+            )  # a receipt from the future is no younger than its file
             if age_us > self._options.grace_s * _US_PER_S:
                 message = f"{path.name}: the log does not hold the receipt {receipt.number} of {receipt.session}"
                 self._state.followed.alarm(Alarm("gap", message, path.name))
@@ -332,6 +346,7 @@ class Monitor:
             except ConsistencyError as error:
                 self._state.followed.alarm(alarm_of(error, f"{name} {other.size} {other.root.hex()}"))
         gossip.leave(self._state.followed.note)
+        self._state.left = gossip.left
 
     async def _ask_witness(self) -> None:
         """Have the own witness cosign what was followed: it refuses another history than the one it has seen."""
@@ -355,8 +370,8 @@ class Monitor:
             followed.alarm(alarm_of(error, "the own witness"))
 
 
-def _read_all(paths: Iterable[Path]) -> Iterator[tuple[Path, bytes]]:
-    """Yield files, those of directories included, with their bytes.
+def _read_all(paths: Iterable[Path]) -> Iterator[tuple[Path, bytes, int]]:
+    """Yield files, those of directories included, with their bytes and when they were last written (µs).
 
     Raises:
         ConfigError: one cannot be read.
@@ -364,6 +379,6 @@ def _read_all(paths: Iterable[Path]) -> Iterator[tuple[Path, bytes]]:
     for path in paths:
         try:
             for file in sorted(item for item in path.iterdir() if item.is_file()) if path.is_dir() else [path]:
-                yield file, file.read_bytes()
+                yield file, file.read_bytes(), file.stat().st_mtime_ns // 1_000
         except OSError as error:
             raise ConfigError(f"{path} cannot be read: {error.strerror}") from error

@@ -9,7 +9,8 @@ against what the tenant knows of itself, and raises an :class:`Alarm` for
 - ``stranger``: a record whose cause names a request that no journal of the tenant holds;
 - ``invalid``: a signature, a record or a proof that does not hold.
 
-A fork is never taken over: what is remembered stays what it was before it.
+A fork is never taken over: what is remembered stays what it was before it. What waits for a time to pass waits from
+when it was first seen, at the latest: the platform's clock, which may be wrong or lie, shortens a wait or does nothing.
 """
 
 from dataclasses import dataclass, field
@@ -96,12 +97,13 @@ class Followed:
         note: the checkpoint over them, as signed.
         since_us: when the first check was, microseconds.
         slot: the log's place in the platform's rounds, from its leaf 0.
-        round: the newest round that was verified, and when the platform made it (µs); 0 before the first.
-        round_ts_us: see ``round``.
+        round: the newest round that was verified; 0 before the first.
+        round_ts_us: when the platform made it, or when it was first seen if that is earlier (µs).
         platform_size: size of the platform's log with it.
         platform_root: its root, hexadecimal.
-        found: requests that have their record and, as far as the journals say, no answer yet.
-        strangers: records whose request no journal held when they were seen, by request id: place, id, time (µs).
+        found: requests that have their record and, as far as the journals say, no answer yet; strangers among them.
+        strangers: records whose request no journal held when they were seen, by request id: place, id, and when the
+            platform wrote them, or when they were first seen if that is earlier (µs).
         alarms: what was raised and not acknowledged, by subject.
     """
 
@@ -152,13 +154,13 @@ class Followed:
         self.frontier, self.note = log.after, log.note
         self.slot = records.slot if self.slot is None else self.slot
 
-    def take(self, records: Records, journals: JournalEntries) -> None:
+    def take(self, records: Records, journals: JournalEntries, *, now_us: int) -> None:
         """Hold new records against the journals; strangers are kept until :meth:`overdue` decides."""
         for request_id, index, record_id, ts_us in records.requests:
             if request_id in journals.sent:
                 self.found.add(request_id)
             else:
-                self.strangers.setdefault(request_id, (index, record_id, ts_us))
+                self.strangers.setdefault(request_id, (index, record_id, min(ts_us, now_us)))
 
     def overdue(self, journals: JournalEntries, *, now_us: int, grace_us: int) -> None:
         """Raise what has no excuse any more, and forget what is settled.
@@ -174,6 +176,7 @@ class Followed:
                 self.found.add(request_id)
             elif now_us - ts_us >= grace_us:
                 del self.strangers[request_id]
+                self.found.add(request_id)  # its journal may still come: then the record is there
                 what = f"names the request {request_id or '(none)'}, which no journal holds"
                 self.alarm(Alarm("stranger", f"record {index} ({record_id}) {what}", record_id))
         for request_id in journals.due - self.found - self.strangers.keys():
@@ -181,7 +184,7 @@ class Followed:
         journals.due.clear()
         self.found -= journals.answered
 
-    def check_round(self, verified: VerifiedRound, platform: Checkpoint) -> None:
+    def check_round(self, verified: VerifiedRound, platform: Checkpoint, *, now_us: int) -> None:
         """Hold a verified round, and the platform's checkpoint over it, against the newest before.
 
         That its tree is this log's was checked by the caller.
@@ -198,5 +201,6 @@ class Followed:
         root = platform.root.hex()
         if platform.size == self.platform_size and root != self.platform_root:
             raise ConsistencyError(f"a fork of the platform's log: two roots for size {platform.size}")
-        self.round, self.round_ts_us = verified.round, verified.ts_us
+        seen_us = self.round_ts_us if verified.round == self.round else now_us
+        self.round, self.round_ts_us = verified.round, min(verified.ts_us, seen_us)
         self.platform_size, self.platform_root = platform.size, root
