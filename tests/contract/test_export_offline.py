@@ -58,7 +58,6 @@ def test_an_export_verifies_in_bounded_memory(tmp_path):
 
 
 @pytest.mark.long
-@pytest.mark.timeout(600)
 def test_a_million_records(tmp_path):
     """A million records verify offline in the same memory; a changed one is named."""
     check(tmp_path, 1_000_000, peak_mib=64, timeout_s=240)

@@ -211,7 +211,6 @@ TestScheduler.settings = settings(max_examples=60, stateful_step_count=40, deadl
 
 
 @pytest.mark.long
-@pytest.mark.timeout(1200)
 def test_two_thousand_histories_hold_the_same() -> None:
     """The full count: longer histories of arrivals, cancellations and steps, none of which breaks a property."""
     run_state_machine_as_test(

@@ -217,7 +217,6 @@ def test_sampled_flips(name: str, part: str) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.timeout(3600)
 @pytest.mark.parametrize(("name", "part"), _PARTS)
 def test_every_flip(name: str, part: str) -> None:
     """No byte of recorded evidence can change, but those that are listed as unchecked."""

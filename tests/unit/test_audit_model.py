@@ -35,12 +35,8 @@ def check(directory: Path, *options: str) -> tuple[int, str]:
     [
         pytest.param(["-DCRASHES=2", "-DRESTORES=2"], id="two of each"),
         pytest.param(["-DCRASHES=0", "-DRESTORES=3", "-DCOMMITS=3"], id="three restores"),
-        pytest.param(
-            ["-DCOMMITS=4", "-DCRASHES=2", "-DRESTORES=2"],
-            id="four commits",
-            marks=[pytest.mark.long, pytest.mark.timeout(1_300)],
-        ),
-        pytest.param(["-DWRITERS=3"], id="three writers", marks=[pytest.mark.long, pytest.mark.timeout(1_300)]),
+        pytest.param(["-DCOMMITS=4", "-DCRASHES=2", "-DRESTORES=2"], id="four commits", marks=pytest.mark.long),
+        pytest.param(["-DWRITERS=3"], id="three writers", marks=pytest.mark.long),
     ],
 )
 def test_crashes_and_fail_over_together(tmp_path, bounds):
