@@ -1,17 +1,20 @@
-"""Fixtures for tests that need the whole platform: real processes, a tiny random model, a simulated rack."""
+"""What many tests share: a platform of real processes, a control plane in this process, databases."""
 
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 from audit.sql import open_store
+from control_plane.domain.roles import Caller
 from scripts.local_platform import LocalPlatform
+from tests.simulator.fake_agent import FakeAgent
 from tests.simulator.postgres import PostgresServer, postgres_server
 from tests.simulator.relay import RecordingRelay
+from tests.simulator.session_world import SessionWorld, session_world
 from tests.simulator.tiny_model import make_tiny_model
 
 # How fast the machine is says nothing about an example: a slow one must not fail a test by chance.
@@ -90,6 +93,25 @@ def own_platform(tiny_model: Path) -> Iterator[LocalPlatform]:
     started = start_platform(tiny_model)
     yield started
     stop_platform(started)
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[SessionWorld]:
+    """Sessions and fleet of a control plane in the test's own process; others have their own."""
+    async with session_world(tmp_path) as opened:
+        yield opened
+
+
+@pytest.fixture
+async def acme(world: SessionWorld) -> Caller:
+    """A tenant of that world."""
+    return await world.tenant("acme")
+
+
+@pytest.fixture
+async def agent(world: SessionWorld) -> FakeAgent:
+    """A tray of that world."""
+    return await world.agent()
 
 
 @pytest.fixture(scope="session")

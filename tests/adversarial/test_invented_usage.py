@@ -1,9 +1,7 @@
 """An operator that tries to state usage for which no worker signed a receipt, against a tenant that keeps its own."""
 
 import io
-from collections.abc import AsyncIterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -18,15 +16,9 @@ from control_plane.domain.roles import Caller
 from tests.simulator.fake_agent import FakeAgent
 from tests.simulator.saved_receipts import saved_answer
 from tests.simulator.sealed_world import NOW_S, World
-from tests.simulator.session_world import SessionWorld, request, session_world
+from tests.simulator.session_world import SessionWorld, request
 
 KEPT = [bytes([number]) * 32 for number in (1, 2)]
-
-
-@pytest.fixture
-async def world(tmp_path: Path) -> AsyncIterator[SessionWorld]:
-    async with session_world(tmp_path) as opened:
-        yield opened
 
 
 class Tenant:

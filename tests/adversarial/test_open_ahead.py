@@ -1,7 +1,5 @@
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator
-from pathlib import Path
 
 import grpc
 import jwt
@@ -14,25 +12,9 @@ from control_plane.domain.partitions import PartitionState
 from control_plane.domain.roles import Caller
 from control_plane.rpc import session as session_rpc
 from tests.simulator.fake_agent import FakeAgent
-from tests.simulator.session_world import SessionWorld, code_of, request, session_world
+from tests.simulator.session_world import SessionWorld, code_of, request
 
 PHASES = session_pb2.OpenPhase
-
-
-@pytest.fixture
-async def world(tmp_path: Path) -> AsyncIterator[SessionWorld]:
-    async with session_world(tmp_path) as opened:
-        yield opened
-
-
-@pytest.fixture
-async def acme(world: SessionWorld) -> Caller:
-    return await world.tenant("acme")
-
-
-@pytest.fixture
-async def agent(world: SessionWorld) -> FakeAgent:
-    return await world.agent()
 
 
 @pytest.fixture

@@ -3,8 +3,6 @@
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator
-from pathlib import Path
 
 import grpc
 import pytest
@@ -13,7 +11,7 @@ from control_plane.authz.client import ExternalOpa, PolicyClient
 from control_plane.authz.connection import BUNDLE_NAME
 from tests.simulator.policies import REVISION as SERVED
 from tests.simulator.policies import Answer, fake_opa, replying
-from tests.simulator.session_world import SessionWorld, code_of, request, session_world
+from tests.simulator.session_world import SessionWorld, code_of, request
 
 pytestmark = pytest.mark.alone
 
@@ -75,12 +73,11 @@ ERRORS: dict[str, Answer] = {
 
 
 @pytest.fixture
-async def world(tmp_path: Path) -> AsyncIterator[SessionWorld]:
-    """Sessions and fleet of a control plane with a tenant and a tray."""
-    async with session_world(tmp_path) as opened:
-        await opened.tenant("acme")
-        await opened.agent()
-        yield opened
+async def world(world: SessionWorld) -> SessionWorld:
+    """The same with a tenant and a tray."""
+    await world.tenant("acme")
+    await world.agent()
+    return world
 
 
 async def refused(world: SessionWorld, monkeypatch: pytest.MonkeyPatch, answer: Answer) -> tuple[grpc.StatusCode, str]:

@@ -1,8 +1,6 @@
 """Tenant against tenant at the control plane: what is somebody else's does not exist, and asking for it is recorded."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from pathlib import Path
 
 import grpc
 import pytest
@@ -11,26 +9,9 @@ from bulkhead import ids
 from bulkhead.v1 import audit_pb2, audit_pb2_grpc, session_pb2, session_pb2_grpc
 from control_plane.domain.roles import Caller
 from service.bulkhead_fleet.v1 import fleet_pb2
-from tests.simulator.fake_agent import FakeAgent
-from tests.simulator.session_world import SessionWorld, as_caller, code_of, request, session_world
+from tests.simulator.session_world import SessionWorld, as_caller, code_of, request
 
 SESSION_METHODS = ("get", "renew", "close")
-
-
-@pytest.fixture
-async def world(tmp_path: Path) -> AsyncIterator[SessionWorld]:
-    async with session_world(tmp_path) as opened:
-        yield opened
-
-
-@pytest.fixture
-async def agent(world: SessionWorld) -> FakeAgent:
-    return await world.agent()
-
-
-@pytest.fixture
-async def acme(world: SessionWorld) -> Caller:
-    return await world.tenant("acme")
 
 
 @pytest.fixture

@@ -1,8 +1,6 @@
 import asyncio
 import time
-from collections.abc import AsyncIterator
 from dataclasses import replace
-from pathlib import Path
 
 import grpc
 import pytest
@@ -14,24 +12,13 @@ from bulkhead.errors import AgentUnavailableError, AuditUnavailableError, Config
 from bulkhead.transparency import receipts_root
 from bulkhead.v1 import fleet_pb2, fleet_pb2_grpc
 from control_plane.domain.partitions import TRANSITIONS, Partition, PartitionState
-from control_plane.domain.roles import Caller, Role
+from control_plane.domain.roles import Role
 from control_plane.domain.tiers import Tier
 from control_plane.placement import Placement
 from control_plane.services.settings import FleetSettings, SessionSettings
 from service.bulkhead_fleet.v1 import fleet_pb2 as agents_pb2
 from tests.simulator.fake_agent import FakeAgent, inventory
 from tests.simulator.session_world import FAST, SessionWorld, as_caller, code_of, request, session_world
-
-
-@pytest.fixture
-async def world(tmp_path: Path) -> AsyncIterator[SessionWorld]:
-    async with session_world(tmp_path) as opened:
-        yield opened
-
-
-@pytest.fixture
-async def acme(world: SessionWorld) -> Caller:
-    return await world.tenant("acme")
 
 
 def states(world: SessionWorld) -> list[str]:

@@ -1,6 +1,5 @@
 """Ticket issuers: a change of keys with overlap, what is recorded of it, and what a restart finds."""
 
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +16,9 @@ from tests.unit.test_control_sessions_audit import code
 
 
 @pytest.fixture
-async def world(tmp_path: Path) -> AsyncIterator[SessionWorld]:
-    async with session_world(tmp_path) as opened:
-        await opened.person("admin", Role.ADMIN)
-        yield opened
+async def world(world: SessionWorld) -> SessionWorld:
+    await world.person("admin", Role.ADMIN)
+    return world
 
 
 async def do(world: SessionWorld, method: str, **fields: Any) -> pb.TicketIssuer:

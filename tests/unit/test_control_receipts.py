@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import grpc
@@ -16,17 +15,11 @@ from control_plane.domain.roles import Caller
 from control_plane.storage.engine import Database
 from control_plane.storage.receipts import ReceiptBatches
 from tests.simulator.receipts_crash import event, record, records
-from tests.simulator.session_world import SessionWorld, as_caller, code_of, now_us, request, session_world
+from tests.simulator.session_world import SessionWorld, as_caller, code_of, now_us, request
 from tests.unit.test_control_sessions_audit import code
 
 ROOT = Path(__file__).parents[2]
 DAY_US = 86_400 * 1_000_000
-
-
-@pytest.fixture
-async def world(tmp_path: Path) -> AsyncIterator[SessionWorld]:
-    async with session_world(tmp_path) as opened:
-        yield opened
 
 
 def run(directory: Path, step: str, count: int) -> int:

@@ -1,7 +1,5 @@
 import io
 import json
-from collections.abc import AsyncIterator
-from pathlib import Path
 
 import grpc
 import pytest
@@ -11,13 +9,7 @@ from bulkhead.errors import AuditUnavailableError, PolicyEngineError
 from bulkhead.transparency import AuditReceipt, open_checkpoint, verify_consistency, verify_receipt
 from bulkhead.v1 import audit_pb2, audit_pb2_grpc, common_pb2
 from control_plane.domain.roles import Caller, Role
-from tests.simulator.session_world import SessionWorld, as_caller, code_of, request, session_world
-
-
-@pytest.fixture
-async def world(tmp_path: Path) -> AsyncIterator[SessionWorld]:
-    async with session_world(tmp_path) as opened:
-        yield opened
+from tests.simulator.session_world import SessionWorld, as_caller, code_of, request
 
 
 @pytest.fixture

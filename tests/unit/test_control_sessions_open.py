@@ -1,9 +1,7 @@
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import grpc
 import pytest
@@ -23,7 +21,6 @@ from control_plane.domain.tiers import Tier
 from control_plane.storage.schema import policy_bundles
 from control_plane.storage.tenancy import Tenants
 from service.bulkhead_fleet.v1 import fleet_pb2
-from tests.simulator.fake_agent import FakeAgent
 from tests.simulator.session_world import (
     BUNDLE,
     FAST,
@@ -37,22 +34,6 @@ from tests.simulator.session_world import (
 )
 
 PHASES = session_pb2.OpenPhase
-
-
-@pytest.fixture
-async def world(tmp_path: Path) -> AsyncIterator[SessionWorld]:
-    async with session_world(tmp_path) as opened:
-        yield opened
-
-
-@pytest.fixture
-async def acme(world: SessionWorld) -> Caller:
-    return await world.tenant("acme")
-
-
-@pytest.fixture
-async def agent(world: SessionWorld) -> FakeAgent:
-    return await world.agent()
 
 
 async def refused(world: SessionWorld, name: str, message: session_pb2.OpenSessionRequest) -> grpc.aio.AioRpcError:
