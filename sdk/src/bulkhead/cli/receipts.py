@@ -256,7 +256,7 @@ def _proven_text(proven: "ProvenReceipt") -> str:
         f"status     {stated.status}{f' {stated.code}' if stated.code else ''}",
         f"time       {time_text(stated.ts_us // _US_PER_S)}, within the life of ticket, keys and evidence",
         f"model      {stated.model} {stated.model_digest.hex()}",
-        f"tier       {stated.tier}{' (SIMULATED: proves nothing)' if stated.simulated else ''}",
+        f"tier       {stated.tier.value}{' (SIMULATED: proves nothing)' if stated.simulated else ''}",
         f"partition  {stated.partition}",
         f"root       {_root_text(proven)}",
         f"tokens     {stated.usage.prompt_tokens} + {stated.usage.completion_tokens}, {count}",
