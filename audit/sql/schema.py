@@ -9,7 +9,7 @@ from bulkhead.errors import AuditUnavailableError
 
 __all__ = ["SCHEMA_REVISION", "check_schema", "migrate"]
 
-SCHEMA_REVISION: Final = "0003"
+SCHEMA_REVISION: Final = "0004"
 _MIGRATIONS: Final = Path(__file__).parent / "migrations"
 
 

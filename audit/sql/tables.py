@@ -117,7 +117,7 @@ audit_index = Table(
     Column("session", _TEXT, nullable=False),
     Column("pair_id", _TEXT, nullable=False),
     Index("ix_audit_index_place", "log_id", "idx", unique=True),
-    Index("ix_audit_index_time", "log_id", "ts_us"),
+    Index("ix_audit_index_time", "log_id", "ts_us", "idx"),
     Index("ix_audit_index_action", "log_id", "action", "idx"),
     Index("ix_audit_index_session", "log_id", "session", "idx"),
     Index("ix_audit_index_subject", "log_id", "subject", "idx"),

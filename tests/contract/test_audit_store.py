@@ -246,6 +246,8 @@ def test_paging_is_stable(store, logs, commit, order, log_id):
         RecordFilter(subject="subj_01h455vb4pex5vsknk084sn02q"),
         RecordFilter(subject="subj_nobody"),
         RecordFilter(since_us=1_700_000_003_000_000, until_us=1_700_000_006_000_000),
+        RecordFilter(since_us=1_700_000_003_000_000, until_us=1_700_000_006_000_000, log_id=2),
+        RecordFilter(since_us=1_700_000_002_000_000, log_id=3, action="decision", decision="allow"),
     ],
 )
 def test_filters(store, logs, commit, query):

@@ -3,10 +3,12 @@ import sqlite3
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import create_engine, text
+from sqlalchemy import create_engine, event, text
 
 from audit.chain import GENESIS
+from audit.model import Page, RecordFilter
 from audit.sql import open_sqlite, open_store
+from audit.sql.queries import run_query
 from audit.sql.schema import SCHEMA_REVISION, migrate
 from audit.sql.sqlite import open_for_reading
 from audit.sql.tables import METADATA
@@ -60,6 +62,19 @@ def test_migrations_keep_the_records(database):
     assert (report.records, report.indexed) == (302, 302)
     assert len(store.commit([new_leaf(2, decision())], last).places) == 1
     store.close()
+
+
+def test_a_page_of_a_span_of_time_is_found_in_the_index_alone(tmp_path):
+    """The database sorts a span's places without a look into the table for each; only the page's rows are fetched."""
+    store = open_sqlite(tmp_path / "a.db", busy_timeout_s=0.2)
+    asked = []
+    with store.reading() as connection:
+        event.listen(connection, "before_cursor_execute", lambda *call: asked.append(call[2:4]))
+        run_query(connection, RecordFilter(log_id=2, since_us=1, until_us=2), Page())
+        statement, parameters = asked[0]
+        plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters).all()
+    store.close()
+    assert any("USING COVERING INDEX ix_audit_index_time" in row.detail for row in plan), plan
 
 
 def test_opening_again_keeps_the_records(tmp_path):
