@@ -22,7 +22,7 @@ from typing import Final, TypeAlias
 from audit.config import AuditConfig
 from audit.log import AuditLog
 from audit.model import Page, RecordFilter
-from audit.records import PlatformReason, Record, platform_cause, tenant_facts
+from audit.records import Action, PlatformReason, Record, build_record, platform_cause
 from audit.sql import open_reader
 from audit.sql.verify import verify_database
 from benchmarks.report import Row, median, percentile
@@ -155,7 +155,9 @@ def _records(log: AuditLog, tenants: Sequence[str], count: int) -> list[Record]:
     cause = platform_cause(PlatformReason.STARTUP)
     padding = ""
     for _ in range(2):  # the first shows how much is missing
-        first = tenant_facts(log.stamp(), tenant=tenants[0], cause=cause, revision=1, facts={"p": padding})
+        first = build_record(
+            log.stamp(), action=Action.TENANT_UPDATED, tenant=tenants[0], cause=cause, data={"name": padding}
+        )
         padding += "x" * (LEAF_BYTES - len(first.leaf))
     made = []
     for number in range(count):

@@ -24,10 +24,8 @@ from audit.records.operations import (
     log_round,
     partition_step,
     platform_event,
-    tenant_facts,
 )
 from audit.records.sessions import (
-    FactsReference,
     decision,
     outcome,
     receipts,
@@ -38,7 +36,6 @@ from audit.records.sessions import (
 __all__ = [
     "Action",
     "Decision",
-    "FactsReference",
     "PlatformReason",
     "Reason",
     "Record",
@@ -63,5 +60,4 @@ __all__ = [
     "session_closed",
     "session_renewed",
     "tenant_cause",
-    "tenant_facts",
 ]

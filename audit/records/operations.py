@@ -25,31 +25,7 @@ __all__ = [
     "log_round",
     "partition_step",
     "platform_event",
-    "tenant_facts",
 ]
-
-
-def tenant_facts(stamp: Stamp, *, tenant: str, cause: Cause, revision: int, facts: JsonObject) -> Record:
-    """Record the facts about a tenant that decisions are made from; decisions cite it by index and leaf hash.
-
-    Args:
-        stamp: fresh identity and time.
-        tenant: tenant id.
-        cause: why they changed.
-        revision: the facts' revision in the state database.
-        facts: derived facts only: entitlements, limits, regions, packs; nothing about a person.
-
-    Raises:
-        InvalidRequestError: see :func:`~audit.records.build_record`.
-    """
-    return build_record(
-        stamp,
-        action=Action.TENANT_FACTS,
-        tenant=tenant,
-        cause=cause,
-        resource=("tenant", tenant),
-        data={"revision": revision, "facts": facts},
-    )
 
 
 def partition_step(

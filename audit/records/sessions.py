@@ -4,21 +4,12 @@
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from audit.records.envelope import Action, Decision, Reason, Record, Stamp, Subject, build_record
 from bulkhead.encoding import Json, JsonObject
 from bulkhead.transparency.leaf import Cause
 
-__all__ = ["FactsReference", "decision", "outcome", "receipts", "session_closed", "session_renewed"]
-
-
-@dataclass(frozen=True, slots=True)
-class FactsReference:
-    """The ``tenant.facts`` record, in the same log, that a decision's input was made from."""
-
-    index: int
-    leaf_hash: bytes
+__all__ = ["decision", "outcome", "receipts", "session_closed", "session_renewed"]
 
 
 def decision(
@@ -36,7 +27,6 @@ def decision(
     bundle: str,
     policy_input: JsonObject,
     obligations: Sequence[JsonObject] = (),
-    facts: FactsReference | None = None,
     on: str = "session.open",
 ) -> Record:
     """Record a policy decision, before anything is done about it.
@@ -53,17 +43,14 @@ def decision(
         decision: allow, deny or error.
         reasons: codes with sentences.
         bundle: hex SHA-256 of the bundle that decided (of the reply, not of the configuration); empty for ``error``.
-        policy_input: the engine's input in full, so that the decision can be replayed.
+        policy_input: the engine's input in full, the tenant's facts included, so that the decision can be replayed.
         obligations: as decided.
-        facts: the ``tenant.facts`` record that the input cites, if it does not hold the facts itself.
         on: the policy's action.
 
     Raises:
         InvalidRequestError: see :func:`~audit.records.build_record`.
     """
     data: dict[str, Json] = {"input": policy_input, "obligations": list(obligations), "on": on}
-    if facts is not None:
-        data["facts"] = {"index": facts.index, "leaf_hash": facts.leaf_hash.hex()}
     return build_record(
         stamp,
         action=Action.DECISION,

@@ -40,7 +40,6 @@ def every_kind() -> list[records.Record]:
             STAMPS.stamp(), tenant=TENANT, subject=None, cause=CAUSE, partition="part_1",
             code="TICKET_EXPIRED", **session,
         ),
-        records.tenant_facts(STAMPS.stamp(), tenant=TENANT, cause=ADMIN, revision=4, facts={"regions": ["eu"]}),
         records.partition_step(
             STAMPS.stamp(), action=records.Action.PARTITION_READY, tenant=TENANT, cause=CAUSE, partition="part_1",
             tier="gpu", details={"simulated": True}, **session,
@@ -70,6 +69,13 @@ def every_kind() -> list[records.Record]:
     ]  # fmt: skip
 
 
+def tenant_updated(stamp: records.Stamp, details: dict) -> records.Record:
+    return records.administered(
+        stamp, action=records.Action.TENANT_UPDATED, tenant=TENANT, subject=SUBJECT, cause=ADMIN,
+        resource=("tenant", TENANT), details=details,
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize("record", every_kind(), ids=lambda record: record.fields.action)
 def test_every_record_is_its_own_canonical_leaf(record):
     """What a builder writes is RFC 8785, parses strictly, and says what the builder says."""
@@ -90,12 +96,12 @@ def test_content_secrets_and_names_are_refused(name, wrap):
     """A member that would carry content, a secret or a person's name is refused at any depth."""
     stamp = STAMPS.stamp()
     with pytest.raises(InvalidRequestError) as caught:
-        records.tenant_facts(stamp, tenant=TENANT, cause=ADMIN, revision=1, facts=wrap({name: "x"}))
+        tenant_updated(stamp, wrap({name: "x"}))
     assert caught.value.details["record"] == stamp.record_id
 
 
 @pytest.mark.parametrize(
-    "facts",
+    "details",
     [
         {"x": "y" * MAX_LEAF_BYTES},
         {"x": 2**53},
@@ -106,21 +112,21 @@ def test_content_secrets_and_names_are_refused(name, wrap):
     ],
     ids=["16 KiB", "2^53", "nan", "surrogate", "object", "number as name"],
 )
-def test_what_cannot_be_recorded_names_the_record(facts):
+def test_what_cannot_be_recorded_names_the_record(details):
     """A record that is too large or not representable is a typed error with the record's id."""
     stamp = STAMPS.stamp()
     with pytest.raises(InvalidRequestError) as caught:
-        records.tenant_facts(stamp, tenant=TENANT, cause=ADMIN, revision=1, facts=facts)
+        tenant_updated(stamp, details)
     assert caught.value.details["record"] == stamp.record_id
 
 
 def test_endless_nesting_is_refused():
     """Input that is nested without end is a typed error."""
-    facts: dict = {}
+    details: dict = {}
     for _ in range(5_000):
-        facts = {"x": facts}
+        details = {"x": details}
     with pytest.raises(InvalidRequestError):
-        records.tenant_facts(STAMPS.stamp(), tenant=TENANT, cause=ADMIN, revision=1, facts=facts)
+        tenant_updated(STAMPS.stamp(), details)
 
 
 def test_a_full_leaf_fits():
