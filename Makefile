@@ -21,7 +21,7 @@ endef
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | expand -t 14
 
-setup:
+setup: ## the Python environment and OPA; every other target does this first
 	@scripts/setup.sh
 
 setup-model:

@@ -230,11 +230,12 @@ async def test_policies_are_published_activated_and_rolled_back(tmp_path: Path) 
 async def test_fleet_is_listed_and_steered(tmp_path: Path) -> None:
     """Simulated trays and partitions are called simulated; release reports the partition's state."""
     async with _administered(tmp_path) as admin:
-        assert "4 GB300 (simulated)" in await admin.done("fleet", "agents")
+        heads, tray = (await admin.done("fleet", "agents")).splitlines()
         partitions = await admin.done("fleet", "partitions", "--all")
         asked = admin.state.said[-1]
         assert "draining" in await admin.done("fleet", "release", "part_1")
         assert "uncordoned" in await admin.done("fleet", "uncordon", "rack1-tray01")
+    assert tray[heads.index("SIMULATED") :].startswith("yes")
     assert "mig (simulated)" in partitions
     assert "2-3" in partitions
     assert isinstance(asked, fleet_pb2.ListPartitionsRequest)
