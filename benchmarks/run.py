@@ -1,9 +1,9 @@
 """Run the benchmarks and print their table; what is committed under benchmarks/results/ comes from here.
 
     make bench                                   or: python -m benchmarks.run
-    python -m benchmarks.run --only audit        # audit, offline, attestation, loading, opening or serving; repeatable
-    python -m benchmarks.run --only audit --quick # that part in seconds: whether it runs, not what it measures
-    python -m benchmarks.run --save benchmarks/results/2026-11.md
+    python -m benchmarks.run --only audit           # one part of those that --help names; repeatable
+    python -m benchmarks.run --only audit --quick   # that part in seconds: whether it runs, not what it measures
+    python -m benchmarks.run --save table.md
 
 Absolute times depend on the machine and its neighbours; goals are ratios to a peer in the same run where there is one.
 """
@@ -76,9 +76,7 @@ def main() -> int:
     rows: list[Row] = []
     if "audit" in parts:
         _say("audit appends")
-        rows += asyncio.run(
-            audit_appends.measure(quick=arguments.quick, tell=lambda row: _say(table([row]).splitlines()[-1]))
-        )
+        rows += asyncio.run(audit_appends.measure(quick=arguments.quick, tell=_say_row))
     if "offline" in parts:
         _say("offline verification of a million records (about two minutes)")
         rows += audit_offline.measure()

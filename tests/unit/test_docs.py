@@ -11,7 +11,8 @@ from bulkhead.attestation.snp import SNP_OBLIGATIONS
 from bulkhead.attestation.tdx import TDX_OBLIGATIONS
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "README.md", ROOT / "sdk" / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+RESULTS = ROOT / "benchmarks" / "results" / "README.md"
+PAGES = [ROOT / "README.md", ROOT / "sdk" / "README.md", RESULTS, *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def test_every_test_that_the_threat_model_names_exists() -> None:
