@@ -6,7 +6,7 @@ Importing this package imports neither torch nor transformers; :func:`open_engin
 import asyncio
 
 from data_plane.engine.config import EngineConfig
-from data_plane.engine.params import Structure, StructureKind
+from data_plane.engine.params import SamplingParams, Structure, StructureKind
 from data_plane.engine.port import (
     ChatMessage,
     Embedding,
@@ -16,10 +16,7 @@ from data_plane.engine.port import (
     EngineState,
     FinishReason,
     ModelDescription,
-    SamplingDefaults,
-    SamplingParams,
     TokenDelta,
-    TokenLogprob,
     Usage,
 )
 
@@ -33,12 +30,10 @@ __all__ = [
     "EngineState",
     "FinishReason",
     "ModelDescription",
-    "SamplingDefaults",
     "SamplingParams",
     "Structure",
     "StructureKind",
     "TokenDelta",
-    "TokenLogprob",
     "Usage",
     "open_engine",
 ]

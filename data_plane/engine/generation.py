@@ -1,12 +1,13 @@
 """generation_config.json: what a model's makers sample with where a request does not say (untrusted, bounded)."""
 
 from collections.abc import Callable
-from typing import Final
+from dataclasses import replace
+from typing import Any, Final
 
 from bulkhead.encoding import Json
 from bulkhead.errors import InvalidRequestError
 from bulkhead.models import ModelSource
-from data_plane.engine.params import SamplingDefaults, SamplingParams
+from data_plane.engine.params import OPENAI_DEFAULTS, SamplingParams
 from data_plane.engine.spec import MAX_CONFIG_BYTES, read_json
 
 __all__ = ["read_defaults"]
@@ -22,27 +23,24 @@ _NAMES: Final[dict[str, tuple[str, type[float] | type[int]]]] = {  # vLLM reads 
 }
 
 
-def read_defaults(source: ModelSource) -> SamplingDefaults:
+def read_defaults(source: ModelSource) -> SamplingParams:
     """Return the defaults that a model brings; OpenAI's where it brings none.
 
     Raises:
         InvalidRequestError: a value that no request could ask for.
     """
-    if _FILE not in source.files:
-        return SamplingDefaults()
-    config = read_json(source, _FILE, max_bytes=MAX_CONFIG_BYTES)
-    given = {ours: _number(config[theirs], theirs, kind) for theirs, (ours, kind) in _NAMES.items() if theirs in config}
-    given = {name: value for name, value in given.items() if value is not None}
+    given: dict[str, Any] = {}
+    config = read_json(source, _FILE, max_bytes=MAX_CONFIG_BYTES) if _FILE in source.files else {}
+    for theirs, (ours, kind) in _NAMES.items():
+        if (value := config.get(theirs)) is not None:
+            given[ours] = _number(value, theirs, kind)
     try:
-        SamplingParams(**given)  # type: ignore[arg-type]  # checked by kind above; the bounds stand there
+        return replace(OPENAI_DEFAULTS, **given)
     except InvalidRequestError as error:
         raise InvalidRequestError(f"{_FILE}: {error.message}") from error
-    return SamplingDefaults(**given)  # type: ignore[arg-type]
 
 
-def _number(value: Json, name: str, kind: Callable[[float], float]) -> float | None:
-    if value is None:
-        return None
+def _number(value: Json, name: str, kind: Callable[[float], float]) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or kind(value) != value:
         raise InvalidRequestError(f"{_FILE}: {name} is not a number of its kind")
     return kind(value)

@@ -9,8 +9,9 @@ from dataclasses import replace
 from typing import Final
 
 from bulkhead.errors import BulkheadError
+from bulkhead.protocol.payloads import TokenLogprob
 from data_plane.engine.metrics import Timing
-from data_plane.engine.port import FinishReason, TokenDelta, TokenLogprob, Usage
+from data_plane.engine.port import FinishReason, TokenDelta, Usage
 from data_plane.engine.sampling import Choice, RawLogprobs, Sampler
 from data_plane.engine.sequence import Sequence as TokenSequence
 from data_plane.engine.stream import DeltaStream

@@ -17,10 +17,10 @@ from bulkhead.errors import (
 from data_plane.engine.config import EngineConfig
 from data_plane.engine.intake import Intake
 from data_plane.engine.job import Job
+from data_plane.engine.metrics import EngineMetrics
 from data_plane.engine.port import (
     Embedding,
     EmbedRequest,
-    EngineMetrics,
     EngineRequest,
     EngineState,
     ModelDescription,
@@ -107,13 +107,9 @@ class NativeEngine:
             f"{self._description.name} generates text: {request.request_id} needs an embedding model"
         )
 
-    async def tokenize(self, text: str) -> tuple[int, ...]:
+    async def tokenize(self, request: EngineRequest) -> tuple[int, ...]:
         """See :meth:`data_plane.engine.port.Engine.tokenize`."""
-        return tuple(await self._intake.encode(text))
-
-    async def count_tokens(self, request: EngineRequest) -> int:
-        """See :meth:`data_plane.engine.port.Engine.count_tokens`."""
-        return await self._intake.count(request)
+        return tuple(await self._intake.tokenize(request))
 
     def describe(self) -> ModelDescription:
         """See :meth:`data_plane.engine.port.Engine.describe`."""

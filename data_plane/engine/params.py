@@ -5,33 +5,19 @@ fixed: penalties (repetition, then frequency and presence), bias (with bad words
 tokens), grammar, temperature, min-p, top-k, top-p. Log probabilities are those of the model itself, before any of it.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from math import inf
+from types import MappingProxyType
 from typing import Final
 
 from bulkhead.errors import InvalidRequestError
-from bulkhead.protocol.generate import (
-    MAX_ANSWERS,
-    MAX_BAD_WORDS,
-    MAX_BIAS,
-    MAX_BIASED_TOKENS,
-    MAX_CHOICE_CHARS,
-    MAX_CHOICES,
-    MAX_LOGPROBS,
-    MAX_PENALTY,
-    MAX_REGEX_CHARS,
-    MAX_REPETITION,
-    MAX_SCHEMA_CHARS,
-    MAX_STOP_CHARS,
-    MAX_STOP_TOKENS,
-    MAX_STOPS,
-    MAX_TEMPERATURE,
-)
+from bulkhead.protocol import generate as sealed
 
-__all__ = ["SamplingDefaults", "SamplingParams", "Structure", "StructureKind"]
+__all__ = ["OPENAI_DEFAULTS", "SamplingParams", "Structure", "StructureKind"]
 
 MAX_SEED: Final = 2**63 - 1  # what is said inside the seal stays below 2^53
-MAX_SCHEMA_BYTES: Final = MAX_SCHEMA_CHARS
 MAX_SCHEMA_DEPTH: Final = 32  # nesting of objects and arrays; deeper ones take the compiler exponential time
 
 
@@ -41,6 +27,47 @@ class StructureKind(StrEnum):
     JSON_SCHEMA = "json_schema"
     REGEX = "regex"
     CHOICE = "choice"
+
+
+# How many patterns a form has at most, and how long each is: a schema in bytes, the others in characters.
+_PATTERNS: Final[Mapping[StructureKind, tuple[int, int]]] = MappingProxyType(
+    {
+        StructureKind.JSON_SCHEMA: (1, sealed.MAX_SCHEMA_CHARS),
+        StructureKind.REGEX: (1, sealed.MAX_REGEX_CHARS),
+        StructureKind.CHOICE: (sealed.MAX_CHOICES, sealed.MAX_CHOICE_CHARS),
+    }
+)
+
+# Lowest and highest value; None, where a field allows it, is not looked at.
+_RANGES: Final[Mapping[str, tuple[float, float]]] = MappingProxyType(
+    {
+        "max_tokens": (1, inf),
+        "min_tokens": (0, inf),
+        "temperature": (0, sealed.MAX_TEMPERATURE),
+        "top_p": (0, 1),
+        "top_k": (0, inf),
+        "min_p": (0, 1),
+        "repetition_penalty": (0, sealed.MAX_REPETITION),
+        "presence_penalty": (-sealed.MAX_PENALTY, sealed.MAX_PENALTY),
+        "frequency_penalty": (-sealed.MAX_PENALTY, sealed.MAX_PENALTY),
+        "seed": (0, MAX_SEED),
+        "n": (1, sealed.MAX_ANSWERS),
+        "logprobs": (0, sealed.MAX_LOGPROBS),
+        "prompt_logprobs": (0, sealed.MAX_LOGPROBS),
+        "truncate_prompt_tokens": (-1, inf),
+    }
+)
+_NOT_ZERO: Final = ("top_p", "repetition_penalty", "truncate_prompt_tokens")
+
+# Most items.
+_COUNTS: Final[Mapping[str, int]] = MappingProxyType(
+    {
+        "stop": sealed.MAX_STOPS,
+        "stop_token_ids": sealed.MAX_STOP_TOKENS,
+        "bad_words": sealed.MAX_BAD_WORDS,
+        "logit_bias": sealed.MAX_BIASED_TOKENS,
+    }
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,16 +86,12 @@ class Structure:
     patterns: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        if self.kind is StructureKind.CHOICE:
-            _counted("choices", self.patterns, low=1, high=MAX_CHOICES)
-            _sized("a choice", self.patterns, MAX_CHOICE_CHARS)
-            return
-        if len(self.patterns) != 1:
-            raise InvalidRequestError(f"{self.kind} takes exactly one pattern")
-        if self.kind is StructureKind.REGEX:
-            _sized("a regular expression", self.patterns, MAX_REGEX_CHARS)
-        elif not 0 < len(self.patterns[0].encode(errors="replace")) <= MAX_SCHEMA_BYTES:
-            raise InvalidRequestError(f"a JSON schema has 1 to {MAX_SCHEMA_BYTES} bytes")
+        count, size = _PATTERNS[self.kind]
+        in_bytes = self.kind is StructureKind.JSON_SCHEMA
+        _between(f"the number of patterns of a {self.kind}", len(self.patterns), 1, count)
+        for pattern in self.patterns:
+            length = len(pattern.encode(errors="replace")) if in_bytes else len(pattern)
+            _between(f"the length of a {self.kind}", length, 1, size)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,64 +153,27 @@ class SamplingParams:
     structure: Structure | None = None
 
     def __post_init__(self) -> None:
-        if self.max_tokens is not None and self.max_tokens < 1:
-            raise InvalidRequestError(f"max_tokens is at least 1, not {self.max_tokens}")
-        if self.min_tokens < 0 or self.min_tokens > (self.max_tokens or self.min_tokens):
-            raise InvalidRequestError("min_tokens is between 0 and max_tokens")
-        _between("temperature", self.temperature, 0.0, MAX_TEMPERATURE)
-        _between("min_p", self.min_p, 0.0, 1.0)
-        _between("presence_penalty", self.presence_penalty, -MAX_PENALTY, MAX_PENALTY)
-        _between("frequency_penalty", self.frequency_penalty, -MAX_PENALTY, MAX_PENALTY)
-        if not 0.0 < self.top_p <= 1.0:
-            raise InvalidRequestError("top_p is above 0 and at most 1")
-        if not 0.0 < self.repetition_penalty <= MAX_REPETITION:
-            raise InvalidRequestError(f"repetition_penalty is above 0 and at most {MAX_REPETITION:g}")
-        if self.top_k < 0:
-            raise InvalidRequestError("top_k is 0 (all tokens) or a positive count")
-        if self.seed is not None and not 0 <= self.seed <= MAX_SEED:
-            raise InvalidRequestError("seed is between 0 and 2^63 - 1")
-        _between("n", self.n, 1, MAX_ANSWERS)
-        if self.truncate_prompt_tokens is not None and self.truncate_prompt_tokens < 1 != -self.truncate_prompt_tokens:
-            raise InvalidRequestError("truncate_prompt_tokens is -1 (the context's length) or a positive count")
-        for name, count in (("logprobs", self.logprobs), ("prompt_logprobs", self.prompt_logprobs)):
-            _between(name, count or 0, 0, MAX_LOGPROBS)
+        for name, (low, high) in _RANGES.items():
+            _between(name, getattr(self, name), low, high)
+        for name in _NOT_ZERO:
+            if getattr(self, name) == 0:
+                raise InvalidRequestError(f"{name} is not 0")
+        for name, most in _COUNTS.items():
+            _between(f"the number of {name}", len(getattr(self, name)), 0, most)
+        for text in (*self.stop, *self.bad_words):
+            _between("the length of a stop string or bad word", len(text), 1, sealed.MAX_STOP_CHARS)
+        for _, bias in self.logit_bias:
+            _between("a logit bias", bias, -sealed.MAX_BIAS, sealed.MAX_BIAS)
+        if self.min_tokens > (self.max_tokens or self.min_tokens):
+            raise InvalidRequestError("min_tokens is at most max_tokens")
         if self.structure is not None and self.min_tokens:
             raise InvalidRequestError("min_tokens cannot be held where a form of the answer says its end")
-        self._check_lists()
-
-    def _check_lists(self) -> None:
-        _counted("stop strings", self.stop, high=MAX_STOPS)
-        _sized("a stop string", self.stop, MAX_STOP_CHARS)
-        _counted("stop tokens", self.stop_token_ids, high=MAX_STOP_TOKENS)
-        _counted("bad words", self.bad_words, high=MAX_BAD_WORDS)
-        _sized("a bad word", self.bad_words, MAX_STOP_CHARS)
-        _counted("biased tokens", self.logit_bias, high=MAX_BIASED_TOKENS)
-        for _, bias in self.logit_bias:
-            _between("a logit bias", bias, -MAX_BIAS, MAX_BIAS)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SamplingDefaults:
-    """What holds for a request that does not say: generation_config.json's values, else those of OpenAI's interface."""
-
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    max_tokens: int | None = None
+def _between(what: str, value: float | None, low: float, high: float) -> None:
+    if value is not None and not low <= value <= high:  # also refuses what is not a number
+        raise InvalidRequestError(f"{what} is {f'between {low:g} and {high:g}' if high < inf else f'at least {low:g}'}")
 
 
-def _between(name: str, value: float, low: float, high: float) -> None:
-    if not low <= value <= high:  # also refuses what is not a number
-        raise InvalidRequestError(f"{name} is between {low:g} and {high:g}")
-
-
-def _counted(name: str, items: tuple[object, ...], *, low: int = 0, high: int) -> None:
-    if not low <= len(items) <= high:
-        raise InvalidRequestError(f"{f'{low} to' if low else 'at most'} {high} {name}, not {len(items)}")
-
-
-def _sized(name: str, texts: tuple[str, ...], most: int) -> None:
-    if any(not 0 < len(text) <= most for text in texts):
-        raise InvalidRequestError(f"{name} has 1 to {most} characters")
+OPENAI_DEFAULTS: Final = SamplingParams(temperature=1.0)
+"""What holds where neither request nor model say."""

@@ -18,22 +18,18 @@ from bulkhead.errors import InvalidRequestError
 from bulkhead.protocol.generate import MAX_MESSAGES, MAX_PRIORITY
 from bulkhead.protocol.payloads import TokenLogprob
 from data_plane.engine.metrics import EngineMetrics
-from data_plane.engine.params import SamplingDefaults, SamplingParams
+from data_plane.engine.params import OPENAI_DEFAULTS, SamplingParams
 
 __all__ = [
     "ChatMessage",
     "EmbedRequest",
     "Embedding",
     "Engine",
-    "EngineMetrics",
     "EngineRequest",
     "EngineState",
     "FinishReason",
     "ModelDescription",
-    "SamplingDefaults",
-    "SamplingParams",
     "TokenDelta",
-    "TokenLogprob",
     "Usage",
 ]
 
@@ -192,7 +188,8 @@ class ModelDescription:
         vocabulary: rows of the output head.
         compute: number format of the arithmetic, e.g. ``fp32``.
         weights: number format in which weights are held, e.g. ``fp32`` or ``bf16``.
-        defaults: what holds where a request does not say.
+        defaults: what holds where a request does not say: generation_config.json's values, else those of OpenAI's
+            interface.
     """
 
     name: str
@@ -202,7 +199,7 @@ class ModelDescription:
     vocabulary: int
     compute: str
     weights: str
-    defaults: SamplingDefaults = field(default_factory=SamplingDefaults)
+    defaults: SamplingParams = OPENAI_DEFAULTS
 
 
 class Engine(Protocol):
@@ -231,17 +228,11 @@ class Engine(Protocol):
         """
         ...
 
-    async def tokenize(self, text: str) -> tuple[int, ...]:
-        """Return the token ids of ``text`` as the model's tokenizer cuts it, without added special tokens.
+    async def tokenize(self, request: EngineRequest) -> tuple[int, ...]:
+        """Return what :meth:`generate` makes of the request's prompt, in tokens; raises as it does.
 
-        Raises:
-            InvalidRequestError: not Unicode text.
-            ContextLengthError: more bytes than any prompt that fits the context.
+        A request with these as its ``prompt_token_ids`` has the same answer and is not cut into tokens again.
         """
-        ...
-
-    async def count_tokens(self, request: EngineRequest) -> int:
-        """Return the length in tokens of what :meth:`generate` makes of the request's prompt; raises as it does."""
         ...
 
     def describe(self) -> ModelDescription:

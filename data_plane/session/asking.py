@@ -2,26 +2,28 @@
 
 import hmac
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Final
 
 from bulkhead.errors import InternalError
 from bulkhead.protocol.payloads import MAX_TRACE_BYTES, Content, Delta, End, GenerateRequest, Trace, Usage
-from data_plane.engine.params import Structure, StructureKind
-from data_plane.engine.port import ChatMessage, EngineRequest, SamplingDefaults, SamplingParams, TokenDelta
+from data_plane.engine.params import SamplingParams, Structure, StructureKind
+from data_plane.engine.port import ChatMessage, EngineRequest, TokenDelta
 
 __all__ = ["answer_deltas", "answer_end", "engine_request", "sharing_scope"]
 
+# What a request may leave to the model's own defaults.
+_LEFT_OPEN: Final = ("max_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 PROMPT_PIECE: Final = 16  # entries of 21 tokens each: far below a chunk, whatever the tokens' texts
 
 
-def engine_request(
-    asked: GenerateRequest, *, request_id: str, scope: bytes, defaults: SamplingDefaults
-) -> EngineRequest:
+def engine_request(asked: GenerateRequest, *, request_id: str, scope: bytes, defaults: SamplingParams) -> EngineRequest:
     """Return the engine's request for a sealed one; what it leaves open is the model's default.
 
     Raises:
         InvalidRequestError: a value that the engine refuses.
     """
+    stated = {name: value for name in _LEFT_OPEN if (value := getattr(asked, name)) is not None}
     return EngineRequest(
         request_id=request_id,
         messages=tuple(ChatMessage(role=item.role, content=item.content) for item in asked.messages),
@@ -30,16 +32,10 @@ def engine_request(
         priority=asked.priority,
         timeout_s=asked.timeout_s,
         profile=asked.profile,
-        sampling=SamplingParams(
-            max_tokens=defaults.max_tokens if asked.max_tokens is None else asked.max_tokens,
+        sampling=replace(
+            defaults,
+            **stated,
             min_tokens=asked.min_tokens,
-            temperature=defaults.temperature if asked.temperature is None else asked.temperature,
-            top_p=defaults.top_p if asked.top_p is None else asked.top_p,
-            top_k=defaults.top_k if asked.top_k is None else asked.top_k,
-            min_p=defaults.min_p if asked.min_p is None else asked.min_p,
-            repetition_penalty=(
-                defaults.repetition_penalty if asked.repetition_penalty is None else asked.repetition_penalty
-            ),
             presence_penalty=asked.presence_penalty,
             frequency_penalty=asked.frequency_penalty,
             logit_bias=tuple(asked.logit_bias.items()),

@@ -29,7 +29,8 @@ from bulkhead.protocol.generate import MAX_TOKENS
 from bulkhead.protocol.payloads import EmbedResult, End, parse_embed_request, parse_generate_request
 from bulkhead.protocol.server import ServerRequest
 from bulkhead.sealing import PaddingMode
-from data_plane.engine.port import EmbedRequest, Engine, SamplingParams, TokenDelta
+from data_plane.engine.params import SamplingParams
+from data_plane.engine.port import EmbedRequest, Engine, TokenDelta
 from data_plane.session.answer import Outcome
 from data_plane.session.asking import answer_deltas, answer_end, engine_request, sharing_scope
 from data_plane.session.receipts import ReceiptDesk
@@ -165,8 +166,10 @@ class Exchange:
             scope=sharing_scope(self._ports.scope, session=self._request.claims.session, cache_salt=asked.cache_salt),
             defaults=self._ports.engine.describe().defaults,
         )
-        self._response.prompt_tokens = await self._ports.engine.count_tokens(request)
-        request = replace(request, sampling=replace(request.sampling, max_tokens=self._max_tokens(request.sampling)))
+        prompt = await self._ports.engine.tokenize(request)
+        self._response.prompt_tokens = len(prompt)
+        sampling = replace(request.sampling, max_tokens=self._max_tokens(request.sampling))
+        request = replace(request, messages=(), prompt="", prompt_token_ids=prompt, sampling=sampling)
         ends: dict[int, TokenDelta] = {}
         async with contextlib.aclosing(self._ports.engine.generate(request)) as deltas:
             async for delta in deltas:

@@ -4,11 +4,10 @@ import asyncio
 from collections.abc import AsyncGenerator
 
 from bulkhead.errors import UnsupportedError
-from data_plane.engine.metrics import EngineCounters
+from data_plane.engine.metrics import EngineCounters, EngineMetrics
 from data_plane.engine.port import (
     Embedding,
     EmbedRequest,
-    EngineMetrics,
     EngineRequest,
     EngineState,
     FinishReason,
@@ -60,13 +59,9 @@ class ScriptedEngine:
         """Refuse: this is no encoder."""
         raise UnsupportedError(f"{request.request_id}: the model served is not an embedding model")
 
-    async def tokenize(self, text: str) -> tuple[int, ...]:
-        """Return one token per character."""
-        return tuple(map(ord, text))
-
-    async def count_tokens(self, request: EngineRequest) -> int:
-        """Return 5, always."""
-        return 5 if request.messages else 0
+    async def tokenize(self, request: EngineRequest) -> tuple[int, ...]:
+        """Return 5 tokens, always."""
+        return (1,) * 5 if request.messages else request.prompt_token_ids
 
     def describe(self) -> ModelDescription:
         """Describe nothing in particular."""

@@ -95,27 +95,24 @@ async def test_a_stream_ends_once_with_reason_and_usage(model: Path) -> None:
         assert all(delta.finish_reason is None and delta.usage is None for delta in result.deltas[:-1])
         assert result.finish_reason is FinishReason.LENGTH
         assert result.usage.completion_tokens == len(result.tokens) == 12
-        assert result.usage.prompt_tokens == await engine.count_tokens(chat_request("count", "hello"))
+        assert result.usage.prompt_tokens == len(await engine.tokenize(chat_request("count", "hello")))
 
 
-async def test_a_counted_prompt_is_not_cut_into_tokens_again(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Counting prepares the same request, with other limits too; another prompt under its id is cut for itself."""
+async def test_a_prompt_in_tokens_is_not_cut_into_tokens_again(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a conversation is in tokens has the same answer as the conversation, also under other limits."""
     async with running_engine(model) as engine:
-        tokenizer = engine._intake._tokenizer
+        said = chat_request("r", "hello", max_tokens=3, ignore_eos=True)
+        expected = await answer(engine, said)
         encoded: list[Any] = []
+        tokenizer = engine._intake._tokenizer
         encode = tokenizer.encode_chat
         monkeypatch.setattr(
             tokenizer, "encode_chat", lambda messages: (encoded.append(messages), encode(messages))[1], raising=True
         )
-        counted = chat_request("r", "hello", max_tokens=1, ignore_eos=True)
-        tokens = await engine.count_tokens(counted)
-        limited = replace(counted, sampling=replace(counted.sampling, max_tokens=3))
-        result = await answer(engine, limited)
-        assert (result.usage.prompt_tokens, len(result.tokens), len(encoded)) == (tokens, 3, 1)
-        await engine.count_tokens(counted)
-        other = chat_request("r", "something else, and longer", max_tokens=1)
-        assert (await answer(engine, other)).usage.prompt_tokens > tokens
-        assert len(encoded) == 3
+        tokens = await engine.tokenize(replace(said, sampling=replace(said.sampling, max_tokens=None)))
+        result = await answer(engine, replace(said, messages=(), prompt_token_ids=tokens))
+        assert (result.usage.prompt_tokens, result.tokens) == (len(tokens), expected.tokens)
+        assert len(encoded) == 1
 
 
 async def test_the_end_of_turn_token_stops_an_answer(model: Path) -> None:
@@ -218,7 +215,7 @@ async def test_the_loop_goes_on_while_a_step_computes(model: Path, monkeypatch: 
         try:
             await asyncio.sleep(0.05)
             second = asyncio.create_task(answer(engine, token_request("second", (7, 8), max_tokens=3, ignore_eos=True)))
-            assert await engine.tokenize("x")
+            assert await engine.tokenize(chat_request("x", "x"))
             assert engine.health() is EngineState.SERVING
             with pytest.raises(InvalidRequestError):
                 await answer(engine, token_request("bad", (10_000,)))
@@ -268,7 +265,7 @@ async def test_closing_ends_streams_with_an_error_and_erases_the_model(model: Pa
         with pytest.raises(ShuttingDownError):
             await answer(engine, token_request("new", (5,)))
         with pytest.raises(ShuttingDownError):
-            await engine.tokenize("x")
+            await engine.tokenize(chat_request("x", "x"))
         assert engine.health() is EngineState.CLOSED
         assert not decoder._embedding.any()
         assert all(not layer.attention_norm.any() for layer in decoder._layers)

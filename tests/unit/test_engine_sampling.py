@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from bulkhead.errors import InternalError, InvalidRequestError
-from data_plane.engine.port import ChatMessage, EngineRequest, SamplingParams
+from data_plane.engine.params import SamplingParams
+from data_plane.engine.port import ChatMessage, EngineRequest
 from data_plane.engine.sampling import Sampler, choose, likeliest
 
 
