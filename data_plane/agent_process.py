@@ -80,11 +80,6 @@ class AgentProcess:
         self._spool: Spool | None = None
         self._metrics: MetricsServer | None = None
 
-    @property
-    def ingress_port(self) -> int:
-        """The ingress's TCP port once the process has started."""
-        return self._ingress.port
-
     async def start(self) -> None:
         """Scrub what an earlier process left, then listen and dial.
 

@@ -10,7 +10,7 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Final
 
-from bulkhead.errors import InvalidRequestError, ScopeError
+from bulkhead.errors import InvalidRequestError
 
 __all__ = ["ROLE_SCOPES", "Caller", "CredentialKind", "Role", "Scope", "effective_scopes", "parse_scopes"]
 
@@ -88,15 +88,6 @@ class Caller:
     credential_id: str
     credential_kind: CredentialKind
     network: str
-
-    def require(self, scope: Scope) -> None:
-        """Refuse a caller without ``scope``.
-
-        Raises:
-            ScopeError: naming the missing scope.
-        """
-        if scope not in self.scopes:
-            raise ScopeError(f"the credential lacks the scope {scope}", details={"scope": str(scope)})
 
 
 def effective_scopes(role: Role, granted: Iterable[Scope]) -> frozenset[Scope]:

@@ -40,7 +40,7 @@ class Agent:
         self.row = row
         self.cordoned = row.cordoned
         self.inventory = Inventory.from_json(row.inventory)
-        self.commands = Commands(agent_id=row.agent_id, now_us=now_us)
+        self.commands = Commands(now_us=now_us)
         self.spool: Spool | None = None
         self.last_seen_us = row.last_seen_us
         self.connected_us = 0

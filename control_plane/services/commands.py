@@ -62,12 +62,10 @@ class Commands:
     """The commands that one agent has not answered yet.
 
     Args:
-        agent_id: names the agent in errors' details.
         now_us: wall clock, microseconds since the epoch, for deadlines on the wire.
     """
 
-    def __init__(self, *, agent_id: str, now_us: Callable[[], int]) -> None:
-        self._agent_id = agent_id
+    def __init__(self, *, now_us: Callable[[], int]) -> None:
         self._now_us = now_us
         self._outbox: Outbox | None = None
         self._pending: dict[str, _Pending] = {}

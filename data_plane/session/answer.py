@@ -76,11 +76,6 @@ class AnswerBuffer:
             self._size = 0
             self.close(error)
 
-    @property
-    def is_closed(self) -> bool:
-        """Whether the response has its outcome."""
-        return self._outcome is not None
-
     async def take(self, *, not_before_s: float = 0.0) -> tuple[list[Content], Outcome | None]:
         """Return everything buffered as soon as there is something, and the outcome if it is known.
 

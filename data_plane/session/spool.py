@@ -126,11 +126,6 @@ class Spool:
         """Receipts that are durable or being written and not in the audit log yet."""
         return self._counts[EventKind.RECEIPT]
 
-    @property
-    def accepts_requests(self) -> bool:
-        """Whether workers may begin requests as far as the spool is concerned."""
-        return self._sound and self.unacknowledged_receipts < MAX_UNACKNOWLEDGED_RECEIPTS
-
     async def append(self, event: Event) -> int:
         """Make ``event`` durable and return its number.
 

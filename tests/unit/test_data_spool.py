@@ -204,12 +204,12 @@ async def test_a_full_disk_refuses_and_recovers_by_itself(tmp_path: Path, monkey
     monkeypatch.setattr(spool_module.os, "pwrite", full)
     with pytest.raises(StateUnavailableError):
         await spool.append(receipt(2))
-    assert not spool.accepts_requests
+    assert not spool.sound
     await spool.repair()
     assert not spool.sound
     monkeypatch.setattr(spool_module.os, "pwrite", real)
     await spool.repair()
-    assert spool.accepts_requests
+    assert spool.sound
     assert await spool.append(receipt(3)) == 2
     await spool.aclose()
     again = await opened(tmp_path / "s")
@@ -236,14 +236,16 @@ async def test_after_a_failed_fsync_the_file_is_written_anew(tmp_path: Path, mon
     await again.aclose()
 
 
-async def test_requests_stop_at_the_bound_and_running_ones_may_finish(tmp_path: Path) -> None:
-    """At 1,024 unacknowledged receipts nothing new may begin, yet receipts of running requests are taken."""
+async def test_receipts_are_counted_until_acknowledged_and_taken_beyond_the_bound_of_new_requests(
+    tmp_path: Path,
+) -> None:
+    """At 1,024 unacknowledged receipts leases let nothing new begin, yet receipts of running requests are taken."""
     spool = await opened(tmp_path / "s")
     await asyncio.gather(*(spool.append(receipt(number)) for number in range(MAX_UNACKNOWLEDGED_RECEIPTS)))
-    assert not spool.accepts_requests
+    assert spool.unacknowledged_receipts == MAX_UNACKNOWLEDGED_RECEIPTS
     assert await spool.append(receipt()) == MAX_UNACKNOWLEDGED_RECEIPTS + 1
     spool.acknowledge(2)
-    assert spool.accepts_requests
+    assert spool.unacknowledged_receipts == MAX_UNACKNOWLEDGED_RECEIPTS - 1
     await spool.aclose()
 
 
