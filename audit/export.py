@@ -5,13 +5,14 @@ from typing import Final
 from audit.model import LogInfo, Progress, StoredLeaf
 from audit.store import AuditReader
 from bulkhead.errors import RecordError
+from bulkhead.transparency import merkle
 from bulkhead.transparency.checkpoint import Checkpoint
 from bulkhead.transparency.export import ExportWriter
 from bulkhead.transparency.leaf import LeafFields, parse_leaf
-from bulkhead.transparency.merkle import Frontier, leaf_hash
+from bulkhead.transparency.merkle import Frontier
 from bulkhead.transparency.rounds import RoundPath
 
-__all__ = ["check_leaf", "export_log"]
+__all__ = ["check_leaf", "check_place", "damaged", "export_log", "read_leaf"]
 
 _CHUNK: Final = 1_000  # leaves in one read of the database
 
@@ -80,23 +81,42 @@ def check_leaf(origin: str, index: int, stored: StoredLeaf) -> LeafFields:
     Raises:
         RecordError: it is not; names the record.
     """
+    check_place(origin, index, stored)
+    try:
+        return read_leaf(stored.leaf, leaf_hash=stored.leaf_hash, record_id=stored.record_id)
+    except RecordError as error:
+        raise damaged(origin, stored, error.message) from error
+
+
+def check_place(origin: str, index: int, stored: StoredLeaf) -> None:
+    """Check that a stored leaf stands at ``index``.
+
+    Raises:
+        RecordError: it does not; names the record.
+    """
     if stored.index != index:
         raise RecordError(
             f"{origin}: record {index} is missing; record {stored.index} ({stored.record_id}) stands in its place",
             details={"origin": origin, "index": str(index)},
         )
-    if leaf_hash(stored.leaf) != stored.leaf_hash:
-        raise _damaged(origin, stored, "its bytes do not have the stored hash")
-    try:
-        fields = parse_leaf(stored.leaf)
-    except RecordError as error:
-        raise _damaged(origin, stored, error.message) from error
-    if fields.record_id != stored.record_id:
-        raise _damaged(origin, stored, f"its own id is {fields.record_id}")
+
+
+def read_leaf(leaf: bytes, *, leaf_hash: bytes, record_id: str) -> LeafFields:
+    """Return what a leaf says, which has this hash and this record's id.
+
+    Raises:
+        RecordError: it has not, or is no well-formed record; the caller names the record (:func:`damaged`).
+    """
+    if merkle.leaf_hash(leaf) != leaf_hash:
+        raise RecordError("its bytes do not have the stored hash")
+    fields = parse_leaf(leaf)
+    if fields.record_id != record_id:
+        raise RecordError(f"its own id is {fields.record_id}")
     return fields
 
 
-def _damaged(origin: str, stored: StoredLeaf, problem: str) -> RecordError:
+def damaged(origin: str, stored: StoredLeaf, problem: str) -> RecordError:
+    """Return the error that names a stored record and what is wrong with it."""
     return RecordError(
         f"{origin}: record {stored.index} ({stored.record_id}): {problem}",
         details={"origin": origin, "index": str(stored.index), "record": stored.record_id},

@@ -1,5 +1,6 @@
 """`verify` and `reindex`."""
 
+import os
 from pathlib import Path
 from typing import Final
 
@@ -21,12 +22,15 @@ __all__ = ["reindex", "verify"]
 _SQLITE: Final = b"SQLite format 3\x00"
 _BUSY_S: Final = 2.0
 _INDEX_CHUNK: Final = 2_000
+_MAX_PROCESSES: Final = 8  # more would wait for the one that puts their answers together
+_LARGE: Final = 100_000  # records: some seconds; starting processes takes one
 
 
 @click.command(
     "verify",
     epilog=example(
         "bulkhead-audit verify audit.db --keys var/keys --lock var/audit.lock",
+        "bulkhead-audit verify audit.db --keys var/keys --processes 1",
         "bulkhead-audit verify acme.jsonl --log-key vkeys.txt --json",
     ),
 )
@@ -42,6 +46,10 @@ _INDEX_CHUNK: Final = 2_000
 )  # fmt: skip
 @click.option("--witness", "witnesses", multiple=True, help="Public key of a witness that must cosign (exports only).")
 @click.option("--quorum", type=click.IntRange(0), help="How many of the witnesses are enough; default: all.")
+@click.option(
+    "--processes", type=click.IntRange(1, _MAX_PROCESSES),
+    help="How many processes read records (databases only); default: one for each core, of a large database.",
+)  # fmt: skip
 @json_option
 def verify(
     path: Path | str,
@@ -52,12 +60,13 @@ def verify(
     seen: tuple[Path, ...],
     witnesses: tuple[str, ...],
     quorum: int | None,
+    processes: int | None,
     as_json: bool,
 ) -> None:
     """Verify an audit database, a copy of one, or an export. Exit code 1 names the first record that does not hold."""
     pinned = pinned_keys(log_keys)
     if isinstance(path, str) or _is_sqlite(path):
-        _verify_database(path, pinned, keys_dir, lock_path, as_json=as_json)
+        _verify_database(path, pinned, keys_dir, lock_path, processes, as_json=as_json)
     else:
         _verify_export(path, Pins.of(list(pinned.values()), witnesses, quorum), seen, as_json=as_json)
 
@@ -83,12 +92,21 @@ def reindex(database: Path | str, *, as_json: bool) -> None:
 
 
 def _verify_database(
-    path: Path | str, pinned: dict[str, str], keys_dir: Path | None, lock_path: Path | str | None, *, as_json: bool
+    path: Path | str,
+    pinned: dict[str, str],
+    keys_dir: Path | None,
+    lock_path: Path | str | None,
+    processes: int | None,
+    *,
+    as_json: bool,
 ) -> None:
     with reading(path) as reader:
         vkeys = with_directory(pinned, keys_dir, reader.logs())
         locked = None if lock_path is None else _read_lock(lock_path, reader)
-        report = verify_database(reader, vkeys=vkeys, locked=locked, progress=Ticker("verified"))
+        if processes is None:
+            large = sum(head.size for head in reader.heads()) >= _LARGE
+            processes = min(len(os.sched_getaffinity(0)), _MAX_PROCESSES) if large else 1
+        report = verify_database(reader, vkeys=vkeys, locked=locked, progress=Ticker("verified"), processes=processes)
     lines = [f"Verified {report.records:,} records in {report.logs:,} logs and {report.commits:,} commits."]
     lines.append(f"Checkpoints: {report.checkpoints:,}, signatures: {report.signatures:,}, index: {report.indexed:,}.")
     if report.signatures < report.checkpoints:

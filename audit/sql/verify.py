@@ -17,14 +17,16 @@ that others hold (receipts, exports, rounds) show that. The database may be in u
 looked at.
 """
 
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from sqlalchemy import Row, func, select
 
 from audit.chain import GENESIS, LockState, across_break, broken_from, next_chain
-from audit.export import check_leaf
+from audit.export import check_place, damaged
+from audit.leaves import LeafFacts, LeafReader
 from audit.model import IndexRow, LogInfo, Progress, StoredLeaf
 from audit.sql.queries import as_int, as_text, index_row, stored_leaf
 from audit.sql.store import SqlAuditReader
@@ -38,9 +40,8 @@ from audit.sql.tables import (
     audit_tile,
 )
 from audit.tiles import TILE_BYTES, TILE_WIDTH, join_tile
-from bulkhead.errors import CheckpointError, ConsistencyError, ProofError, RecordError
+from bulkhead.errors import AuditUnavailableError, CheckpointError, ConsistencyError, ProofError, RecordError
 from bulkhead.transparency.checkpoint import Checkpoint, open_checkpoint
-from bulkhead.transparency.leaf import LeafFields
 from bulkhead.transparency.merkle import HASH_BYTES, Frontier, tree_root
 
 __all__ = ["DatabaseReport", "verify_database"]
@@ -71,6 +72,19 @@ class DatabaseReport:
     lock_checked: bool
 
 
+@dataclass(frozen=True, slots=True)
+class _Chunk:
+    """The leaves with ``done < pos <= stop``, what was read of each, and the rows that belong to them."""
+
+    done: int
+    stop: int
+    leaves: Sequence[StoredLeaf]
+    facts: Callable[[], Sequence[LeafFacts]]
+    commits: Sequence[Any]
+    notes: Sequence[Any]
+    index: Sequence[Any]
+
+
 @dataclass(slots=True)
 class _Log:
     """A log as far as it has been read."""
@@ -87,6 +101,7 @@ def verify_database(
     vkeys: Mapping[str, str],
     locked: LockState | None = None,
     progress: Progress | None = None,
+    processes: int = 1,
 ) -> DatabaseReport:
     """Verify a database; see the module for what is checked.
 
@@ -95,6 +110,8 @@ def verify_database(
         vkeys: log keys by origin; a log without one has its checkpoints' roots checked, not their signatures.
         locked: the lock store's state, if it is at hand.
         progress: told how far it is.
+        processes: how many read leaves; if more than one, they are started for it, and this one puts their answers
+            together. What is checked, and which record is named, is the same.
 
     Raises:
         RecordError: a record, or its row in index or tile, does not hold; names it.
@@ -102,7 +119,8 @@ def verify_database(
         CheckpointError: a kept checkpoint is malformed or not signed by its log's key.
         AuditUnavailableError: the database cannot be read at all.
     """
-    return _Verifier(reader, vkeys, locked, progress).run()
+    with LeafReader(processes) as leaf_reader:
+        return _Verifier(reader, vkeys, locked, progress, leaf_reader).run()
 
 
 class _Verifier:
@@ -112,11 +130,13 @@ class _Verifier:
         vkeys: Mapping[str, str],
         locked: LockState | None,
         progress: Progress | None,
+        leaf_reader: LeafReader,
     ) -> None:
         self._reader = reader
         self._vkeys = vkeys
         self._locked = locked
         self._progress = progress
+        self._leaf_reader = leaf_reader
         self._logs: dict[int, _Log] = {}
         self._grown: dict[int, _Log] = {}  # since the last commit
         self._commit = GENESIS
@@ -134,11 +154,10 @@ class _Verifier:
             indexed_to = as_int(connection.execute(select(func.max(audit_index.c.pos))).scalar() or 0)
         self._logs = {info.log_id: _Log(info) for info in self._reader.logs()}
         last_seq, last_pos = as_int(last[0] or 0), as_int(last[1] or 0)
-        pos = 0
-        while pos < last_pos:
-            pos = self._chunk(pos, min(pos + _CHUNK, last_pos), indexed_to)
+        for chunk in self._chunks(last_pos):
+            self._check_chunk(chunk, indexed_to)
             if self._progress is not None:
-                self._progress(pos, last_pos)
+                self._progress(chunk.stop, last_pos)
         if self._commit.seq != last_seq:
             raise ConsistencyError(f"commit {last_seq} does not end with the last record of its position")
         self._check_heads(heads)
@@ -152,8 +171,21 @@ class _Verifier:
             self._lock_checked,
         )  # fmt: skip
 
-    def _chunk(self, done: int, stop: int, indexed_to: int) -> int:
-        """Verify the leaves with ``done < pos <= stop``."""
+    def _chunks(self, last_pos: int) -> Iterator["_Chunk"]:
+        """Yield all leaves in order, read from the database as far ahead as their readers can use."""
+        ahead: deque[_Chunk] = deque()
+        for done in range(0, last_pos, _CHUNK):
+            try:
+                ahead.append(self._read(done, min(done + _CHUNK, last_pos)))
+            except AuditUnavailableError:
+                yield from ahead  # a record before the place that cannot be read is named first
+                raise
+            if len(ahead) >= self._leaf_reader.ahead:
+                yield ahead.popleft()
+        yield from ahead
+
+    def _read(self, done: int, stop: int) -> "_Chunk":
+        """Read the leaves with ``done < pos <= stop``, and what belongs to them."""
         leaf, note = audit_leaf.c, audit_checkpoint.c
         here = (leaf.pos > done, leaf.pos <= stop)
         with self._reader.reading() as connection:
@@ -171,48 +203,51 @@ class _Verifier:
             index = connection.execute(
                 select(audit_index).where(audit_index.c.pos > done, audit_index.c.pos <= stop)
             ).all()
-        rows = {row.pos: index_row(row) for row in index}
-        by_size = {(row.log_id, row.size): as_text(row.note) for row in notes}
-        at = {row.pos: row for row in commits}
-        for expected, row in enumerate(leaves, start=done + 1):
-            stored = stored_leaf(row)
-            fields = self._leaf(expected, stored)
+        stored = [stored_leaf(row) for row in leaves]
+        return _Chunk(done, stop, stored, self._leaf_reader.read(stored), commits, notes, index)
+
+    def _check_chunk(self, chunk: "_Chunk", indexed_to: int) -> None:
+        rows = {row.pos: index_row(row) for row in chunk.index}
+        by_size = {(row.log_id, row.size): as_text(row.note) for row in chunk.notes}
+        at = {row.pos: row for row in chunk.commits}
+        for expected, (stored, facts) in enumerate(zip(chunk.leaves, chunk.facts(), strict=True), start=chunk.done + 1):
+            self._leaf(expected, stored, facts)
             row_of = rows.pop(stored.pos, None)
             if row_of is not None or stored.pos <= indexed_to:
-                self._index(stored, fields, row_of)
+                self._index(stored, facts, row_of)
             if (text := by_size.get((stored.log_id, stored.index + 1))) is not None:
                 self._checkpoint(self._logs[stored.log_id], text)
             if (commit := at.get(stored.pos)) is not None:
                 self._chain(commit)
-        if len(leaves) != stop - done:
-            raise RecordError(f"the record at position {done + len(leaves) + 1} is missing")
+        if len(chunk.leaves) != chunk.stop - chunk.done:
+            raise RecordError(f"the record at position {chunk.done + len(chunk.leaves) + 1} is missing")
         if rows:
             raise RecordError(f"the index holds a record at position {min(rows)} that is not there")
-        return stop
 
-    def _leaf(self, expected: int, stored: StoredLeaf) -> LeafFields:
+    def _leaf(self, expected: int, stored: StoredLeaf, facts: LeafFacts) -> None:
         log = self._logs.get(stored.log_id)
         if log is None:
             raise RecordError(f"record {stored.record_id} is in a log {stored.log_id} that is not registered")
-        fields = check_leaf(log.info.origin, log.frontier.size, stored)
+        check_place(log.info.origin, log.frontier.size, stored)
+        if facts.problem:
+            raise damaged(log.info.origin, stored, facts.problem)
         if stored.pos != expected:
             raise RecordError(f"the record at position {expected} is missing, before {stored.record_id}")
         info = log.info
-        if fields.tenant != info.tenant:
-            raise _bad(log, stored, "it is of another tenant")
-        opened = (fields.data.get("origin"), fields.data.get("epoch"), fields.data.get("slot"))
-        if stored.index == 0 and (fields.action != "log.opened" or opened != (info.origin, info.epoch, info.slot)):
-            raise _bad(log, stored, "it does not open this log")
-        if stored.index == 0 and "break" in fields.data:
-            self._declared = fields.data["break"]
-        if info.tenant is None and fields.action == "log.round":
+        if facts.tenant != info.tenant:
+            raise damaged(log.info.origin, stored, "it is of another tenant")
+        opened = (facts.data.get("origin"), facts.data.get("epoch"), facts.data.get("slot"))
+        if stored.index == 0 and (facts.action != "log.opened" or opened != (info.origin, info.epoch, info.slot)):
+            raise damaged(log.info.origin, stored, "it does not open this log")
+        if stored.index == 0 and "break" in facts.data:
+            self._declared = facts.data["break"]
+        if info.tenant is None and facts.action == "log.round":
             self._rounds += 1
-            if fields.data.get("round") != self._rounds:
-                raise _bad(log, stored, f"it is not round {self._rounds}")
+            if facts.data.get("round") != self._rounds:
+                raise damaged(log.info.origin, stored, f"it is not round {self._rounds}")
         log.frontier = log.frontier.append(stored.leaf_hash)
         self._grown[stored.log_id] = log
         self._fill(log, stored)
-        return fields
 
     def _fill(self, log: _Log, stored: StoredLeaf) -> None:
         """Add a leaf hash to the tiles being filled; compare each that becomes full."""
@@ -245,12 +280,12 @@ class _Verifier:
             details={"origin": log.info.origin, "index": str(first), "last": str(last)},
         )
 
-    def _index(self, stored: StoredLeaf, fields: LeafFields, row: IndexRow | None) -> None:
+    def _index(self, stored: StoredLeaf, facts: LeafFacts, row: IndexRow | None) -> None:
         log = self._logs[stored.log_id]
         if row is None:
-            raise _bad(log, stored, "the index leaves it out")
-        if row != IndexRow.of(stored.pos, stored.log_id, stored.index, fields):
-            raise _bad(log, stored, "the index says something else than the record")
+            raise damaged(log.info.origin, stored, "the index leaves it out")
+        if row != IndexRow(stored.pos, stored.log_id, stored.index, *facts.indexed):
+            raise damaged(log.info.origin, stored, "the index says something else than the record")
         self._indexed += 1
 
     def _chain(self, commit: Row[Any]) -> None:
@@ -354,10 +389,3 @@ class _Verifier:
         for row in sizes:
             if row.log_id not in self._logs or as_int(row.size) > self._logs[row.log_id].frontier.size:
                 raise ConsistencyError(f"audit_round has log {row.log_id} at {row.size} records, more than there are")
-
-
-def _bad(log: _Log, stored: StoredLeaf, problem: str) -> RecordError:
-    return RecordError(
-        f"{log.info.origin}: record {stored.index} ({stored.record_id}): {problem}",
-        details={"origin": log.info.origin, "index": str(stored.index), "record": stored.record_id},
-    )
