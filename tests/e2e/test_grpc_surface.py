@@ -9,23 +9,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from scripts.local_platform import LocalPlatform
+from tests.e2e.test_control_plane_process import COMMON, PUBLIC
 
 pytestmark = pytest.mark.e2e
-
-PUBLIC = {
-    "bulkhead.v1.AuditService",
-    "bulkhead.v1.FleetAdminService",
-    "bulkhead.v1.FleetQueryService",
-    "bulkhead.v1.PolicyAdminService",
-    "bulkhead.v1.PolicyQueryService",
-    "bulkhead.v1.SessionQueryService",
-    "bulkhead.v1.SessionService",
-    "bulkhead.v1.TenancyAdminService",
-    "bulkhead.v1.TenancyQueryService",
-    "grpc.health.v1.Health",
-    "grpc.reflection.v1alpha.ServerReflection",
-}
-OPEN = {"grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"}
 
 
 def _roots(platform: LocalPlatform) -> bytes:
@@ -59,7 +45,7 @@ def _methods(channel: grpc.Channel, service: str) -> list[tuple[str, bool]]:
 def test_the_public_port_lists_exactly_its_services(public: grpc.Channel) -> None:
     """Reflection names the public services, health and itself; the fleet's protocol is not there."""
     listed = {service.name for service in _reflect(public, list_services="").list_services_response.service}
-    assert listed == PUBLIC
+    assert listed == {*PUBLIC, *COMMON}
     missing = _reflect(public, file_containing_symbol="bulkhead_fleet.v1.FleetService")
     assert missing.HasField("error_response")
 
@@ -74,7 +60,7 @@ def test_health_is_serving_without_a_credential(public: grpc.Channel) -> None:
 def test_every_other_method_needs_a_credential(public: grpc.Channel) -> None:
     """Each method that reflection describes is UNAUTHENTICATED without one."""
     tried = 0
-    for service in sorted(PUBLIC - OPEN):
+    for service in PUBLIC:
         for method, streams in _methods(public, service):
             assert not streams
             call = public.unary_stream(method)(b"", timeout=10)

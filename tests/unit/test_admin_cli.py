@@ -7,7 +7,6 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import click
 import pytest
 from click.testing import CliRunner, Result
 
@@ -41,23 +40,6 @@ async def _administered(directory: Path) -> AsyncIterator[_Admin]:
     state = FakeAdmin()
     async with running_platform(also=[state.add]) as platform:
         yield _Admin(platform.write_config(directory, extra='role = "admin"'), state)
-
-
-def _commands(group: click.Group, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
-    found: list[tuple[str, ...]] = []
-    for name, command in group.commands.items():
-        inner = (*path, name)
-        found += _commands(command, inner) if isinstance(command, click.Group) else [inner]
-    return found
-
-
-@pytest.mark.parametrize("command", _commands(program), ids=" ".join)
-def test_every_command_has_help_with_an_example_and_json(command: tuple[str, ...]) -> None:
-    """Each command explains itself, shows an example that begins with its own name, and offers --json."""
-    result = CliRunner().invoke(program, [*command, "--help"])
-    assert result.exit_code == 0
-    assert f"bulkhead-admin {' '.join(command)}" in result.output.partition("Example:")[2]
-    assert "--json" in result.output
 
 
 async def test_tenant_is_created_changed_and_suspended(tmp_path: Path) -> None:

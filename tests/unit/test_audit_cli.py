@@ -220,16 +220,6 @@ def test_a_damaged_tile_is_named(directory, tmp_path):
     assert not (tmp_path / "tiles" / "checkpoint").exists()
 
 
-@pytest.mark.parametrize(
-    "command", ["tiles", "serve-tiles", "list", "tail", "show", "verify", "export", "vkeys", "reindex"]
-)
-def test_help_shows_an_example(command):
-    """Every command's help ends with a command line to copy."""
-    shown = run(command, "--help").stdout
-    assert "Example:" in shown
-    assert f"bulkhead-audit {command}" in shown
-
-
 def test_unknown_logs_are_not_found(directory):
     """A tenant or log that the database does not have is named as missing."""
     for option in ("--tenant", "--log"):

@@ -6,7 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import click
 import pytest
 from click.testing import CliRunner, Result
 
@@ -26,23 +25,6 @@ async def _invoke(config: Path, *arguments: str, stdin: str | None = None) -> Re
     return await asyncio.to_thread(
         CliRunner().invoke, program, ["--config", str(config), "--profile", "test", *arguments], input=stdin
     )
-
-
-def _commands(group: click.Group, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
-    found: list[tuple[str, ...]] = []
-    for name, command in group.commands.items():
-        inner = (*path, name)
-        found += _commands(command, inner) if isinstance(command, click.Group) else [inner]
-    return found
-
-
-@pytest.mark.parametrize("command", _commands(program), ids=" ".join)
-def test_every_command_has_help_with_an_example_and_json(command: tuple[str, ...]) -> None:
-    """Each command explains itself, shows an example of itself, and offers --json."""
-    result = CliRunner().invoke(program, [*command, "--help"])
-    assert result.exit_code == 0
-    assert " ".join(command) in result.output.partition("Example:")[2]
-    assert "--json" in result.output
 
 
 def test_help_loads_neither_grpc_nor_cryptography() -> None:
