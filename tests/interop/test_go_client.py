@@ -89,7 +89,9 @@ def test_every_vector_holds(go_client: Path) -> None:
     assert told["failures"] is None
     assert status == 0
     recorded = json.loads((VECTORS / "refusals.json").read_text())
-    assert told["checked"] > sum(map(len, recorded.values())) + 60
+    usage = json.loads((VECTORS / "totals.json").read_text())
+    cases = sum(map(len, recorded.values())) + 3 * len(usage["accepted"]) + len(usage["refused"])
+    assert told["checked"] > cases + 60
 
 
 @pytest.mark.parametrize(
@@ -101,6 +103,8 @@ def test_every_vector_holds(go_client: Path) -> None:
         ("statement", "statement"),
         ("exchange", "receipt_digest"),
         ("refusals", "code"),
+        ("totals", "digest"),
+        ("totals", "code"),
     ],
 )
 def test_a_changed_vector_is_noticed(go_client: Path, tmp_path: Path, name: str, key: str) -> None:

@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from bulkhead.attestation import EvidenceKind, Tier, TrustPolicy, appraise
 from bulkhead.attestation.statement import batch_leaf, batch_root, gpu_nonce, root_from_path, statement
 from bulkhead.encoding import lp, lp_join
-from bulkhead.errors import CertificateError, SealError, TicketError
+from bulkhead.errors import BulkheadError, CertificateError, SealError, TicketError
 from bulkhead.protocol.certificates import verify_certificate
 from bulkhead.protocol.context import session_context
 from bulkhead.protocol.envelope import Envelope
@@ -20,7 +20,10 @@ from bulkhead.protocol.tickets import TicketVerifier
 from bulkhead.sealing import ChunkOpener, ChunkSealer, Direction, KemPrivateKey, Keyset, PaddingMode
 from bulkhead.sealing.padding import pad, unpad
 from bulkhead.sealing.schedule import KeySchedule
+from bulkhead.transparency import ReceiptBatch, check_usage, parse_leaf
 from bulkhead.transparency.receipt import AuditReceipt, verify_receipt
+from bulkhead.transparency.totals import SessionTotal
+from tests.vectors.protocol.totals import entry_of
 
 HERE = Path(__file__).parent / "protocol"
 
@@ -260,4 +263,63 @@ def test_refused_certificates(case, refused):
             cnf=raw(case["cnf"]),
             now_s=refused["now_s"],
         )
+    assert caught.value.code == refused["code"]
+
+
+@pytest.fixture(scope="module")
+def usage():
+    return load("totals")
+
+
+def checked(usage, case):
+    """Return the report of our own check over a case of the vectors."""
+    batches = [ReceiptBatch.of(parse_leaf(leaf.encode())) for leaf in case["records"]]
+    return check_usage(batches, [entry_of(usage["receipts"][place]) for place in case["kept"]])
+
+
+def test_totals(usage):
+    """Receipts are the worker's, and a total's digest is over the label and what it says of those it sums up."""
+    key = Ed25519PublicKey.from_public_bytes(base64.urlsafe_b64decode(usage["receipt_key"] + "="))
+    strict = {}
+    for kept in usage["receipts"]:
+        said = verify_signed_receipt(SignedReceipt.parse(kept["receipt"].encode()), key=key)
+        assert (said.session, said.partition) == (usage["session"], usage["partition"])
+        if kept["padding"] == "strict":
+            strict[said.number] = said.usage
+    told = 0
+    for total in usage["totals"]:
+        said = json.loads(total["said"])
+        assert hashlib.sha256(b"bulkhead/v1 session usage" + total["said"].encode()).hexdigest() == total["digest"]
+        assert said.pop("version") == 1
+        assert SessionTotal(**said).digest == raw(total["digest"])
+        summed = [counts for number, counts in strict.items() if told < number < total["number"]]
+        told = total["number"]
+        assert said == {
+            "session": usage["session"],
+            "partition": usage["partition"],
+            "number": total["number"],
+            "receipts": len(summed),
+            "prompt_tokens": sum(counts.prompt_tokens for counts in summed),
+            "completion_tokens": sum(counts.completion_tokens for counts in summed),
+        }
+    assert told > max(strict)
+
+
+@pytest.mark.parametrize("accepted", load("totals")["accepted"], ids=lambda accepted: accepted["name"])
+def test_accepted_usage(usage, accepted):
+    """Records of the vectors state what the receipts show, and what they do not state yet is named."""
+    report = checked(usage, accepted)
+    assert (report.prompt_tokens, report.completion_tokens) == (
+        accepted["prompt_tokens"],
+        accepted["completion_tokens"],
+    )
+    assert [entry.number for entry in report.unrecorded] == accepted["unrecorded"]
+    assert [entry.number for entry in report.untold] == accepted["untold"]
+
+
+@pytest.mark.parametrize("refused", load("totals")["refused"], ids=lambda refused: refused["name"])
+def test_refused_usage(usage, refused):
+    """Records of the vectors that state other usage, or are malformed, are refused with their codes."""
+    with pytest.raises(BulkheadError) as caught:
+        checked(usage, refused)
     assert caught.value.code == refused["code"]

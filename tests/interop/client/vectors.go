@@ -75,6 +75,7 @@ func checkVectors(directory string) *checker {
 	c.load("exchange", &e)
 	c.exchange(e)
 	c.refusals(e)
+	c.totals()
 	return c
 }
 

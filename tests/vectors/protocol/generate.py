@@ -1,4 +1,4 @@
-"""Writes the protocol's test vectors beside this file: ``python tests/vectors/protocol/generate.py``.
+"""Writes the protocol's test vectors beside this file: ``python tests/vectors/protocol/generate.py [NAME...]``.
 
 Binary values are lower-case hexadecimal, texts are texts. HPKE seals with fresh randomness and a P-256 key is made by
 OpenSSL, so a new run writes other bytes in ``hpke.json`` and ``exchange.json``; both are for opening and verifying.
@@ -29,6 +29,7 @@ from bulkhead.sealing.padding import pad  # noqa: E402
 from bulkhead.sealing.schedule import KeySchedule  # noqa: E402
 from tests.simulator.sealed_world import MODEL, MODEL_DIGEST, NOW_S, POLICY_DIGEST, World  # noqa: E402
 from tests.vectors.protocol.refusals import refusals  # noqa: E402
+from tests.vectors.protocol.totals import totals  # noqa: E402
 
 
 def hpke():
@@ -231,21 +232,30 @@ def _known_keys(world):
     return keys, seeds[0]
 
 
-def main():
-    """Write every file."""
+def main(wanted):
+    """Write the files of those names, or all: ``refusals`` is about the session of ``exchange``, so both or neither.
+
+    Raises:
+        ValueError: a name is unknown, or one of the two comes alone.
+    """
     session = Session()
-    for name, made in (
-        ("hpke", hpke()),
-        ("chunks", chunks()),
-        ("schedule", schedule()),
-        ("statement", statements()),
-        ("exchange", exchange(session)),
-        ("refusals", refusals(session)),
-    ):
+    files = {
+        "hpke": hpke,
+        "chunks": chunks,
+        "schedule": schedule,
+        "statement": statements,
+        "exchange": lambda: exchange(session),
+        "refusals": lambda: refusals(session),
+        "totals": totals,
+    }
+    names = set(wanted) or set(files)
+    if names - files.keys() or len(names & {"exchange", "refusals"}) == 1:
+        raise ValueError(f"write some of {', '.join(files)}; exchange and refusals together")
+    for name in sorted(names):
         path = HERE / f"{name}.json"
-        path.write_text(json.dumps(made, indent=1, ensure_ascii=False) + "\n")
+        path.write_text(json.dumps(files[name](), indent=1, ensure_ascii=False) + "\n")
         sys.stdout.write(f"{path}\n")
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])
