@@ -16,6 +16,7 @@ from bulkhead.attestation import Tier
 from bulkhead.attestation.descriptor import key_fingerprint
 from bulkhead.cli.program import program
 from bulkhead.client import AsyncBulkhead, Bulkhead, RootPin
+from bulkhead.client.audit import AuditLog
 from bulkhead.client.config import load_profile
 from bulkhead.errors import (
     CertificateExpiredError,
@@ -28,8 +29,10 @@ from bulkhead.errors import (
     TenantRootRequiredError,
 )
 from bulkhead.protocol.certificates import SessionCertificate, issue_certificate, read_certificate
+from bulkhead.protocol.receipts import Receipt
+from bulkhead.protocol.saved import LoggedReceipt
 from tests.simulator.fake_platform import ANSWER, API_KEY, AUTHORITY, FakePlatform, running_platform
-from tests.simulator.saved_receipts import saved_answer
+from tests.simulator.saved_receipts import logged, saved_answer
 from tests.simulator.sealed_world import MODEL, World
 
 
@@ -279,10 +282,15 @@ class TestFiles:
 class TestReceipts:
     """`bulkhead receipt verify` under the roots that the profile and the command line name."""
 
-    @staticmethod
-    def verify(directory: Path, world: World, *options: str, root: str = "") -> Result:
+    @classmethod
+    def verify(cls, directory: Path, world: World, *options: str, root: str = "") -> Result:
         """Run the command on a saved receipt of a world."""
         (directory / "receipt.json").write_bytes(saved_answer(world).encode())
+        return cls.run(directory, world, "receipt", "verify", str(directory / "receipt.json"), *options, root=root)
+
+    @staticmethod
+    def run(directory: Path, world: World, *arguments: str, root: str = "") -> Result:
+        """Run a command with a profile of the world's tenant that pins ``root``."""
         (directory / "ca.pem").write_bytes(AUTHORITY.root_pem)
         (directory / "test.key").touch(mode=0o600)
         (directory / "test.key").write_text(API_KEY)
@@ -304,10 +312,8 @@ class TestReceipts:
             minimum_tier = "gpu"
             """
         )
-        arguments = ["receipt", "verify", str(directory / "receipt.json"), "--json", *options]
-        return CliRunner().invoke(
-            program, ["--config", str(directory / "config.toml"), "--profile", "test", *arguments]
-        )
+        profile = ("--config", str(directory / "config.toml"), "--profile", "test")
+        return CliRunner().invoke(program, [*profile, *arguments, "--json"])
 
     def test_a_receipt_names_the_root_that_it_rests_on(self, tmp_path: Path) -> None:
         """With the root pinned it verifies and is named; with another pinned, or none, it is refused for that."""
@@ -327,3 +333,31 @@ class TestReceipts:
         then = ("--tenant-root", (world.tenant_root or b"").hex())
         assert self.verify(tmp_path, world, *then, root=now).exit_code == 0
         assert self.verify(tmp_path, world, "--tenant-root", "short", root=now).exit_code == 2
+
+    def test_such_a_receipt_is_proven_to_be_in_the_log(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """`audit prove --receipt` takes the root of then too; without it the log is not asked, nothing is kept."""
+        world, file = World(rooted=True), tmp_path / "receipt.json"
+        saved = saved_answer(world)
+        file.write_bytes(saved.encode())
+        asked = []
+
+        async def receipt_proof(log: AuditLog, receipt: Receipt, digest: bytes) -> LoggedReceipt:
+            asked.append((receipt.number, digest))
+            return logged(world, saved)
+
+        monkeypatch.setattr(AuditLog, "receipt_proof", receipt_proof)
+        now, then = f'tenant_root_fingerprint = "{"00" * 32}"', (world.tenant_root or b"").hex()
+        prove = ("audit", "prove", "--receipt", str(file), "--save")
+        for root, code in ((now, "TENANT_ROOT_MISMATCH"), ("", "TENANT_ROOT_REQUIRED")):
+            refused = self.run(tmp_path, world, *prove, root=root)
+            assert (refused.exit_code, code in refused.stderr) == (1, True)
+        wrong = self.run(tmp_path, world, *prove, "--tenant-root", "11" * 32, root=now)
+        assert "TENANT_ROOT_MISMATCH" in wrong.stderr
+        assert (asked, file.read_bytes()) == ([], saved.encode())
+        told = self.run(tmp_path, world, *prove, "--tenant-root", then, root=now)
+        assert (told.exit_code, json.loads(told.stdout)["tenant_root"]) == (0, then)
+        assert json.loads(told.stdout)["log"]["record"].startswith("rec_")
+        assert asked == [(1, saved.signed.digest)]
+        again = self.run(tmp_path, world, "receipt", "verify", str(file), "--tenant-root", then, root=now)
+        assert json.loads(again.stdout)["log"] == json.loads(told.stdout)["log"]
+        assert self.run(tmp_path, world, "audit", "prove", "7", "--tenant-root", then, root=now).exit_code == 2

@@ -12,7 +12,7 @@ from bulkhead.cli.audit_tiles import serve_tiles
 from bulkhead.cli.audit_verify import verify
 from bulkhead.cli.console import emit, example, json_option
 from bulkhead.cli.monitor import monitor
-from bulkhead.cli.receipts import prove_receipt
+from bulkhead.cli.receipts import pins_of_then, prove_receipt
 from bulkhead.cli.record_text import proof_text, record_text
 from bulkhead.cli.settings import Settings, on_channel, settings_of
 from bulkhead.errors import ConfigError, InvalidRequestError
@@ -60,6 +60,7 @@ def show(ctx: click.Context, record: str, *, tenant: str, as_json: bool) -> None
         "bulkhead audit prove rec_01h…",
         "bulkhead audit prove rec_01h… --format tlog-proof --out rec.tlog-proof",
         "bulkhead audit prove --receipt answer.json --save",
+        "bulkhead audit prove --receipt answer.json --tenant-root 5f70bf18a086007016e9…",
     ),
 )
 @click.argument("record", required=False)
@@ -69,6 +70,7 @@ def show(ctx: click.Context, record: str, *, tenant: str, as_json: bool) -> None
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     help="A saved receipt, in place of RECORD: verifies it, and that the log holds it.",
 )
+@pins_of_then
 @click.option("--save", is_flag=True, help="With --receipt: keep the proof in the file.")
 @click.option(
     "--format",
@@ -97,6 +99,8 @@ def prove(
     *,
     record: str | None,
     receipt_file: Path | None,
+    issuers: tuple[str, ...],
+    roots: tuple[str, ...],
     save: bool,
     form: str,
     out: Path | None,
@@ -111,8 +115,10 @@ def prove(
     if (record is None) == (receipt_file is None):
         raise click.UsageError("give RECORD or --receipt FILE")
     if receipt_file is not None:
-        prove_receipt(ctx, receipt_file, save=save, as_json=as_json)
+        prove_receipt(ctx, receipt_file, issuers=issuers, roots=roots, save=save, as_json=as_json)
         return
+    if issuers or roots:
+        raise click.UsageError("--ticket-issuer and --tenant-root go with --receipt: a record rests on the log's key")
     key, vkey = _key(record or ""), log_key or _pinned(settings_of(ctx))
     if form == "tlog-proof":
         write_proof(ctx, key, vkey=vkey, tenant=tenant, out=out, wait_s=wait_s, as_json=as_json)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from bulkhead.cli.console import emit, example, json_option, time_text
+from bulkhead.cli.console import compose, emit, example, json_option, time_text
 from bulkhead.cli.settings import on_channel, settings_of
 from bulkhead.errors import InvalidRequestError
 
@@ -17,16 +17,29 @@ if TYPE_CHECKING:
     from bulkhead.transparency import LeafFields, ReceiptBatch, UsageReport
     from bulkhead.transparency.tlog_proof import ProvenRecord
 
-__all__ = ["prove_receipt", "receipt"]
+__all__ = ["pins_of_then", "prove_receipt", "receipt"]
 
 _US_PER_S: Final = 1_000_000
 _file = click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
-_roots = click.option(
-    "--tenant-root",
-    "roots",
-    multiple=True,
-    help="Fingerprint (SHA-256) of the tenant's root of then, beside the profile's; repeatable.",
+_pins_of_then = (
+    click.option(
+        "--ticket-issuer",
+        "issuers",
+        multiple=True,
+        help="Fingerprint (SHA-256) of a ticket issuer of then, beside the profile's; repeatable.",
+    ),
+    click.option(
+        "--tenant-root",
+        "roots",
+        multiple=True,
+        help="Fingerprint (SHA-256) of the tenant's root of then, beside the profile's; repeatable.",
+    ),
 )
+
+
+def pins_of_then(function: Any) -> Any:
+    """Add the options that name what receipts from before a change rest on, beside what the profile pins now."""
+    return compose(_pins_of_then, function)
 
 
 @click.group()
@@ -39,13 +52,7 @@ def receipt() -> None:
     epilog=example("bulkhead receipt verify answer.json", "bulkhead receipt verify answer.json --json"),
 )
 @_file
-@click.option(
-    "--ticket-issuer",
-    "issuers",
-    multiple=True,
-    help="Fingerprint (SHA-256) of a ticket issuer of then, beside the profile's; repeatable.",
-)
-@_roots
+@pins_of_then
 @click.option("--platform-key", help="Verifier key (vkey) of the platform's log: its round in FILE must hold.")
 @click.option("--witness-key", "witness_keys", multiple=True, help="Verifier key of a pinned witness; repeatable.")
 @click.option("--quorum", type=click.IntRange(0), default=0, help="How many of them must have cosigned that round.")
@@ -88,8 +95,7 @@ def verify(
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     help="An export of the tenant's log, made after the receipts.",
 )
-@click.option("--ticket-issuer", "issuers", multiple=True, help="As for verify; repeatable.")
-@_roots
+@pins_of_then
 @json_option
 @click.pass_context
 def usage(
@@ -121,15 +127,23 @@ def usage(
     emit({"verified": True, "sessions": sorted(sessions), "report": report}, as_json=as_json, text=text)
 
 
-def prove_receipt(ctx: click.Context, file: Path, *, save: bool, as_json: bool) -> None:
+def prove_receipt(
+    ctx: click.Context,
+    file: Path,
+    *,
+    issuers: tuple[str, ...],
+    roots: tuple[str, ...],
+    save: bool,
+    as_json: bool,
+) -> None:
     """Verify a saved receipt, fetch where the log holds it, verify that, and print both."""
     from bulkhead.client.audit import AuditLog
     from bulkhead.client.saved import read_receipt_file, write_receipt
 
-    before = _verified(ctx, file, ())
+    before = _verified(ctx, file, issuers, roots=roots)
     logged = on_channel(ctx, lambda channel: AuditLog(channel).receipt_proof(before.receipt, before.digest))
     whole = read_receipt_file(file).with_log(logged)
-    proven = _verify(ctx, whole, ())
+    proven = _verify(ctx, whole, issuers, roots=roots)
     if save:
         write_receipt(file, whole.encode())
     emit(_proven_json(proven), as_json=as_json, text=_proven_text(proven))
