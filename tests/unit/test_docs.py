@@ -44,7 +44,11 @@ def test_obligations_stand_in_the_page_as_in_the_code(table: Obligations) -> Non
     assert [row for row in rows if row[0].startswith(prefix)] == list(table.items())
 
 
-def test_adrs_are_numbered_without_gaps() -> None:
-    """Decision records are numbered 0001, 0002 and so on."""
-    numbers = [int(path.name[:4]) for path in sorted((ROOT / "docs" / "adr").glob("*.md"))]
-    assert numbers == list(range(1, len(numbers) + 1))
+def test_adrs_are_numbered_without_gaps_and_indexed() -> None:
+    """Decision records are numbered 0001, 0002 and so on, and the index has each under its title."""
+    folder = ROOT / "docs" / "adr"
+    records = sorted(folder.glob("[0-9]*.md"))
+    assert [int(path.name[:4]) for path in records] == list(range(1, len(records) + 1))
+    heads = [re.fullmatch(r"# (\d+)\. (.*)", path.read_text().partition("\n")[0]) for path in records]
+    rows = [f"| {head[1]} | [{head[2]}]({path.name}) |" for head, path in zip(heads, records, strict=True) if head]
+    assert re.findall(r"^\| \d.*$", (folder / "README.md").read_text(), re.MULTILINE) == rows
