@@ -1,4 +1,4 @@
-"""What the documents claim exists: the tests that the threat model names, and the files that pages link to."""
+"""What the documents claim exists: the tests and files that they name or link to, obligations, decision records."""
 
 import re
 from pathlib import Path
@@ -11,16 +11,33 @@ from bulkhead.attestation.snp import SNP_OBLIGATIONS
 from bulkhead.attestation.tdx import TDX_OBLIGATIONS
 
 ROOT = Path(__file__).resolve().parents[2]
-RESULTS = ROOT / "benchmarks" / "results" / "README.md"
-PAGES = [ROOT / "README.md", ROOT / "sdk" / "README.md", RESULTS, *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "sdk" / "README.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+    *sorted((ROOT / "benchmarks" / "results").glob("*.md")),
+]
 
 
-def test_every_test_that_the_threat_model_names_exists() -> None:
-    """A claim without its test, or with a renamed one, is found."""
-    named = set(re.findall(r"`(test_\w+)`", (ROOT / "docs" / "threat-model.md").read_text()))
+def test_every_test_that_a_page_names_exists() -> None:
+    """A claim without its test, or with a renamed one, is found; the threat model makes most of them."""
+    named = {page.name: set(re.findall(r"`(test_\w+)`", page.read_text())) for page in PAGES}
     sources = "\n".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
-    assert len(named) > 50
-    assert sorted(name for name in named if not re.search(rf"def {name}\(", sources)) == []
+    assert len(named["threat-model.md"]) > 50
+    missing = [name for names in named.values() for name in names if not re.search(rf"def {name}\(", sources)]
+    assert sorted(missing) == []
+
+
+def test_every_file_that_a_page_names_exists() -> None:
+    """A path of the repository in a page's text leads to a file or folder, with its wildcards to at least one."""
+    folders = "audit|benchmarks|control_plane|data_plane|deploy|docs|policies|proto|scripts|sdk|service|tests"
+    broken = [
+        f"{page.relative_to(ROOT)}: {path}"
+        for page in PAGES
+        for path in re.findall(rf"`((?:{folders})/[\w./*-]*)(?:::\w+)?`", page.read_text())
+        if not any(ROOT.glob(path.rstrip("/")))
+    ]
+    assert broken == []
 
 
 def test_links_between_pages_lead_somewhere() -> None:
