@@ -228,6 +228,8 @@ class KeyReleaser:
     def _policy(self, agent: Agent, partition: Partition) -> TrustPolicy:
         """Return what the platform's broker accepts: of hardware what ``fleet.hardware_policy`` names, else the agent.
 
+        A partition that was started for a tenant root shows that root, or gets no key.
+
         Raises:
             EvidencePolicyError: there is no policy for hardware evidence.
         """
@@ -242,6 +244,7 @@ class KeyReleaser:
             accepted_kinds=frozenset({kind}),
             minimum_tier=EvidenceTier(partition.tier.label),
             maximum_age_s=MAX_EVIDENCE_AGE_S,
+            tenant_roots=frozenset({partition.tenant_root}) if partition.tenant_root else policy.tenant_roots,
         )
 
     async def _record(self, asked: ReleaseAsked, evidence: bytes, *, refused: BulkheadError | None) -> None:

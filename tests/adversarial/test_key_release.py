@@ -166,6 +166,37 @@ def test_everybody_else_gets_no_key(
     assert (world.directory / "floors.json").exists() == before
 
 
+OWN_ROOT = b"\x51" * 32
+
+
+@pytest.mark.parametrize(
+    ("named", "listed", "released"),
+    [
+        (OWN_ROOT, {OWN_ROOT}, True),
+        (OWN_ROOT, {b"\x52" * 32, OWN_ROOT}, True),
+        (OWN_ROOT, None, True),
+        (None, None, True),
+        (None, {OWN_ROOT}, False),
+        (b"\x52" * 32, {OWN_ROOT}, False),
+        (OWN_ROOT, set(), False),
+        (None, set(), False),
+    ],
+    ids=["own", "replaced", "open", "open, none", "none", "another's", "nothing listed", "nothing listed, none"],
+)
+def test_a_worker_of_no_listed_root_gets_no_key(
+    world: ReleaseWorld, named: bytes | None, listed: set[bytes] | None, *, released: bool
+) -> None:
+    """Where the broker's policy lists tenant roots, boot evidence that names none of them releases nothing."""
+    world.policy = dataclasses.replace(world.policy, tenant_roots=None if listed is None else frozenset(listed))
+    request = world.request(tenant_root=named)
+    if released:
+        assert world.open(world.release(request), request)
+        return
+    with pytest.raises(EvidencePolicyError, match="tenant root"):
+        world.release(request)
+    assert not (world.directory / "floors.json").exists()
+
+
 def test_simulated_workers_get_keys_in_development_mode_only(tmp_path: Path) -> None:
     """Whoever makes the broker decides that, never the request or the policy."""
     world = ReleaseWorld(tmp_path, kind=EvidenceKind.SIMULATED)

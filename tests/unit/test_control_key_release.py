@@ -201,6 +201,17 @@ async def test_the_agents_own_key_vouches_for_no_hardware(platform) -> None:
     await refused(platform, platform.trust())
 
 
+@pytest.mark.parametrize("shown", [None, b"\x52" * 32], ids=["none", "another's"])
+async def test_a_worker_of_another_root_than_its_partitions_gets_none(platform, shown) -> None:
+    """Where the partition was started for a tenant root, boot evidence names it, or the key goes nowhere."""
+    own, honest = b"\x51" * 32, platform.hardware.evidence
+    platform.asked = replace(platform.asked, partition=replace(platform.asked.partition, tenant_root=own))
+    platform.hardware.evidence = lambda **fields: honest(**fields, tenant_root=shown)
+    await refused(platform, platform.trust(tenant_roots=None if shown is None else frozenset({shown})))
+    platform.hardware.evidence = lambda **fields: honest(**fields, tenant_root=own)
+    assert isinstance(await platform.unlock(platform.trust()), LoadOrder)
+
+
 async def refused(platform, trust, code="EVIDENCE_POLICY") -> None:
     with pytest.raises(BulkheadError) as error:
         await platform.unlock(trust)

@@ -52,6 +52,7 @@ def _policies(draw):
         minimum_tier=draw(st.sampled_from(Tier)),
         regions=draw(st.none() | _NAMES),
         model_digests=draw(st.none() | st.frozensets(st.binary(min_size=32, max_size=32), max_size=2)),
+        tenant_roots=draw(st.none() | st.frozensets(st.binary(min_size=32, max_size=32), max_size=2)),
         snp=SnpPolicy(
             products=draw(st.frozensets(st.sampled_from(SnpProduct))),
             tcb_floors=draw(st.dictionaries(st.sampled_from(SnpProduct), floor)),
@@ -265,6 +266,7 @@ def test_words_follow_pins():
         TrustPolicy(
             regions=frozenset({"eu-central"}),
             model_digests=frozenset({bytes(32)}),
+            tenant_roots=frozenset({bytes(32), b"\1" * 32}),
             snp=SnpPolicy(
                 chip_ids=frozenset({bytes(64)}), require_single_socket=True, allow_smt=False, require_crl=True
             ),
@@ -277,6 +279,7 @@ def test_words_follow_pins():
     for part in (
         "eu-central",
         "1 pinned",
+        "none of 2 named",
         "CHIP_ID",
         "several sockets",
         "SMT",

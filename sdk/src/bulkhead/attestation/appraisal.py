@@ -220,6 +220,8 @@ def _check_claims(evidence: Evidence, verifier: Verifier, trust_policy: TrustPol
         raise EvidencePolicyError(f"the trust policy does not accept region {evidence.descriptor.region}")
     if trust_policy.model_digests is not None and evidence.descriptor.model_digest not in trust_policy.model_digests:
         raise EvidencePolicyError("the trust policy does not accept this model")
+    if trust_policy.tenant_roots is not None and evidence.descriptor.tenant_root not in trust_policy.tenant_roots:
+        raise EvidencePolicyError("the trust policy does not accept the worker's tenant root, or that it has none")
 
 
 def _appraised(evidence: Evidence, encoded: bytes, claims: HardwareClaims | None, not_after_s: int) -> AppraisedWorker:

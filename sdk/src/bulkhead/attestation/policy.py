@@ -58,6 +58,9 @@ class TrustPolicy:
             software was told, no hardware proves it, and each session names the one it wants.
         model_digests: accepted digests (32 bytes) of model manifests, or None for any. Default any: profiles pin
             models by name, and a session is checked against what it asked for.
+        tenant_roots: fingerprints (32 bytes) of tenant roots, one of which the descriptor names, or None for any and
+            none. Default None: the SDK compares each session with its profile's own root besides. A key broker has no
+            profile: without this list it takes whichever root the platform started the worker with.
         snp: rules for SEV-SNP.
         tdx: rules for TDX.
         nvidia: rules for NVIDIA GPUs.
@@ -75,6 +78,7 @@ class TrustPolicy:
     maximum_age_s: int = 3600
     regions: frozenset[str] | None = None
     model_digests: frozenset[bytes] | None = None
+    tenant_roots: frozenset[bytes] | None = None
     snp: SnpPolicy = field(default_factory=SnpPolicy)
     tdx: TdxPolicy = field(default_factory=TdxPolicy)
     nvidia: NvidiaPolicy = field(default_factory=NvidiaPolicy)
@@ -106,6 +110,7 @@ def parse_trust_policy(table: Mapping[str, Json], *, what: str = "trust policy")
             maximum_age_s=_age(fields, default.maximum_age_s),
             regions=read_open_texts(fields, "regions", default.regions),
             model_digests=read_open_binaries(fields, "model_digests", DIGEST_BYTES, default.model_digests),
+            tenant_roots=read_open_binaries(fields, "tenant_roots", DIGEST_BYTES, default.tenant_roots),
             snp=parse_snp_policy(_table(fields, "snp"), what=f"{what}: snp"),
             tdx=parse_tdx_policy(_table(fields, "tdx"), what=f"{what}: tdx"),
             nvidia=parse_nvidia_policy(_table(fields, "nvidia"), what=f"{what}: nvidia"),

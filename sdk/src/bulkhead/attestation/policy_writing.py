@@ -68,6 +68,7 @@ def _general(policy: TrustPolicy) -> Mapping[str, str | None]:
         "maximum_age_s": str(policy.maximum_age_s),
         "regions": _open(policy.regions),
         "model_digests": _open_hex(policy.model_digests),
+        "tenant_roots": _open_hex(policy.tenant_roots),
     }
 
 

@@ -207,6 +207,8 @@ def _general(policy: TrustPolicy, words: PolicyInWords) -> None:
         words.refuses.append(f"Workers outside of {_listed(policy.regions)}.")
     if policy.model_digests is not None:
         words.refuses.append(f"Workers whose model is none of {len(policy.model_digests)} pinned.")
+    if policy.tenant_roots is not None:
+        words.refuses.append(f"Workers of no tenant root, or of none of {len(policy.tenant_roots)} named.")
 
 
 def _collateral(policy: TrustPolicy, words: PolicyInWords) -> None:
