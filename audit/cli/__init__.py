@@ -1,5 +1,7 @@
 """`bulkhead-audit`: the operator's view of an audit database, or of a copy of one. No network, no server."""
 
+from typing import ClassVar
+
 import click
 
 from audit.cli.breaking import breaking
@@ -9,13 +11,19 @@ from audit.cli.readers import reader
 from audit.cli.tiles import serve_tiles, tiles
 from audit.cli.verifying import reindex, verify
 from audit.cli.witness import witness
-from bulkhead.cli.console import Program, example
+from bulkhead.cli.console import WHAT_TO_DO, Program, example
 
 __all__ = ["main", "program"]
 
 
+class _Operators(Program):
+    """No request was made: what is wrong is the file or the server that was named."""
+
+    advice: ClassVar = {code: text for code, text in WHAT_TO_DO.items() if code != "AUDIT_UNAVAILABLE"}
+
+
 @click.group(
-    cls=Program,
+    cls=_Operators,
     name="bulkhead-audit",
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog=example(

@@ -14,7 +14,7 @@ from audit.config import AuditConfig
 from audit.log.breaking import BreakStatement, declare_break, find_break
 from audit.records import Stamper
 from audit.sql import open_reader
-from bulkhead.cli.console import Program, emit, example, json_option
+from bulkhead.cli.console import emit, example, json_option
 from bulkhead.errors import CheckpointError, ConfigError, NotFoundError
 from bulkhead.transparency.note import NoteSigner, make_signer_key, sign_note
 
@@ -27,7 +27,6 @@ _BUSY_S: Final = 10.0  # longest wait for a database; nobody is served meanwhile
 
 @click.group(
     "break",
-    cls=Program,
     epilog=example(
         "bulkhead-audit break officer-key ada --out ada.key",
         "bulkhead-audit break statement --db audit.db --lock audit.lock --reason 'restored after the fire' > b.txt",
@@ -77,11 +76,11 @@ def statement(database: Path | str, lock: str, reason: str, *, as_json: bool) ->
 @click.option("--key", "key_path", type=_FILE, required=True, help="The officer's own secret key.")
 def sign(path: Path, key_path: Path) -> None:
     """Add the signature of one officer to a statement, after reading it."""
-    note = path.read_text(encoding="utf-8")
+    note = _text(path)
     text, separator, signatures = note.partition("\n\n")
     text = f"{text}\n" if separator else note
     BreakStatement.parse(text)
-    signer = NoteSigner.from_skey(key_path.read_text(encoding="utf-8").strip())
+    signer = NoteSigner.from_skey(_text(key_path).strip())
     if f"— {signer.verifier.name} " in signatures:
         raise CheckpointError(f"{signer.verifier.name} has signed already")
     signed = sign_note(text, [signer])
@@ -105,7 +104,7 @@ def declare(path: Path, database: Path | str, lock: str, officers: tuple[str, ..
         started_ns=started_ns,
         random_bytes=secrets.token_bytes,
     )
-    done = declare_break(_config(database, lock), path.read_text(encoding="utf-8"), officers, stamp=stamper.stamp)
+    done = declare_break(_config(database, lock), _text(path), officers, stamp=stamper.stamp)
     lines = [f"A break was declared by {', '.join(done.officers)}; commit {done.state.seq} is the first after it."]
     lines += [f"New epoch: {info.origin}" for info in done.logs]
     lines.append("Tenants need the new keys: bulkhead-audit vkeys.")
@@ -114,6 +113,13 @@ def declare(path: Path, database: Path | str, lock: str, officers: tuple[str, ..
         as_json=as_json,
         text="\n".join(lines),
     )
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not text") from error
 
 
 def _config(database: Path | str, lock: str) -> AuditConfig:

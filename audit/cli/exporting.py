@@ -1,7 +1,9 @@
 """`export` and `vkeys`."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final, cast
 
 import click
 
@@ -11,7 +13,7 @@ from audit.keys import LogKeys
 from audit.model import LogInfo
 from audit.sql.store import SqlAuditReader
 from bulkhead.cli.console import emit, emit_rows, example, json_option
-from bulkhead.errors import NotFoundError
+from bulkhead.errors import ConfigError, NotFoundError
 from bulkhead.transparency.checkpoint import Checkpoint
 from bulkhead.transparency.export import ExportWriter
 
@@ -50,8 +52,7 @@ def export(
         known = with_directory(pinned, keys_dir, logs)
         chosen = find_log(logs, tenant=tenant, origin=origin)
         parts = [_signed(reader, log) for log in (logs if chosen is None else (chosen,))]
-        partial = out.with_name(out.name + _PARTIAL)
-        with partial.open("wb") as file:
+        with whole_file(out) as file:
             writer = ExportWriter(file)
             for log, size, note in parts:
                 export_log(
@@ -64,7 +65,6 @@ def export(
                     progress=Ticker(f"exported from {log.origin}"),
                 )
             writer.end()
-        partial.rename(out)  # what has this name is whole
     records = sum(size for _, size, _ in parts)
     emit(
         {"records": records, "logs": len(parts), "file": str(out)},
@@ -86,6 +86,24 @@ def vkeys(database: Path, *, keys_dir: Path, as_json: bool) -> None:
         emit_rows(found, as_json=True, columns={}, empty="")
     else:
         click.echo("\n".join(found))
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """Open a new file beside ``path`` that takes its place at the end: what has that name is whole, or is not there.
+
+    Raises:
+        ConfigError: it cannot be written.
+    """
+    partial = path.with_name(path.name + _PARTIAL)
+    try:
+        with partial.open("wb") as file:
+            yield cast("BinaryIO", file)
+        partial.replace(path)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written: {error.strerror}") from error
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _signed(reader: SqlAuditReader, log: LogInfo) -> tuple[LogInfo, int, str]:

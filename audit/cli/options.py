@@ -15,7 +15,7 @@ from audit.keys import LogKeys
 from audit.model import LogInfo
 from audit.sql import SqlAuditReader, open_reader
 from bulkhead.encoding import JsonObject
-from bulkhead.errors import ConfigError, NotFoundError
+from bulkhead.errors import CheckpointError, ConfigError, NotFoundError
 from bulkhead.transparency.leaf import LeafFields
 from bulkhead.transparency.note import NoteVerifier
 
@@ -77,7 +77,7 @@ def pinned_keys(log_keys: tuple[str, ...]) -> dict[str, str]:
     """Return vkeys by origin, from values and files.
 
     Raises:
-        ConfigError: a value is neither a file nor a vkey.
+        ConfigError: a value is neither a file of vkeys nor a vkey.
     """
     found: dict[str, str] = {}
     for value in log_keys:
@@ -87,7 +87,11 @@ def pinned_keys(log_keys: tuple[str, ...]) -> dict[str, str]:
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"--log-key: {value} cannot be read") from error
         for line in lines:
-            found[NoteVerifier.from_vkey(line).name] = line
+            try:
+                found[NoteVerifier.from_vkey(line).name] = line
+            except CheckpointError as error:
+                where = "neither a file nor a public key" if line is value else "a file that holds another thing"
+                raise ConfigError(f"--log-key {value}: {where}: {error.message}") from error
     return found
 
 

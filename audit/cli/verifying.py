@@ -12,6 +12,7 @@ from audit.lockstore import FileLockStore
 from audit.sql import SqlAuditReader, SqlLockStore, open_store
 from audit.sql.verify import verify_database
 from audit.store import LockStore
+from bulkhead.cli.audit_verify import read_note
 from bulkhead.cli.console import emit, example, json_option
 from bulkhead.cli.pins import Pins
 from bulkhead.errors import ConfigError
@@ -120,7 +121,7 @@ def _verify_export(path: Path, pins: Pins, seen: tuple[Path, ...], *, as_json: b
     if not pins.vkeys:
         raise ConfigError("an export is verified against the keys of its logs: give --log-key")
     ticker = Ticker("verified")
-    notes = [note.read_text(encoding="utf-8") for note in seen]
+    notes = [read_note(note) for note in seen]
     with path.open("rb") as file:
         found = verify_export(
             file,

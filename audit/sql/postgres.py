@@ -118,7 +118,7 @@ def open_postgres_for_reading(url: str) -> Engine:
     engine = postgres_engine(url, read_only=True, threads=_READERS, limit_s=READ_LIMIT_S)
     try:
         with engine.begin() as connection:
-            check_schema(connection)
+            check_schema(connection, "the audit database")
     except SQLAlchemyError as error:
         raise AuditUnavailableError(f"the audit database cannot be read: {_cause(error)}") from error
     return engine

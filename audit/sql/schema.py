@@ -36,16 +36,22 @@ def migrate(connection: Connection, revision: str = SCHEMA_REVISION) -> None:
         command.upgrade(config, revision)
 
 
-def check_schema(connection: Connection) -> None:
-    """Check that the database has this build's schema.
+def check_schema(connection: Connection, name: str) -> None:
+    """Check that the database, which a message calls ``name``, has this build's schema.
 
     Raises:
         AuditUnavailableError: it is not an audit database, or of another version.
     """
     current = _current(connection)
     if current != SCHEMA_REVISION:
-        what = "no audit log" if current is None else f"schema {current}, this build knows {SCHEMA_REVISION}"
-        raise AuditUnavailableError(f"the database holds {what}")
+        raise AuditUnavailableError(f"{name} holds {_found(current)}")
+
+
+def _found(current: str | None) -> str:
+    if current is None:
+        return "no audit log"
+    older = "; this build's platform brings it there when it starts" if current < SCHEMA_REVISION else ""
+    return f"schema {current}, this build knows {SCHEMA_REVISION}{older}"
 
 
 def _current(connection: Connection) -> str | None:

@@ -178,7 +178,7 @@ def open_for_reading(path: Path) -> Engine:
     engine = read_engine(path)
     try:
         with engine.begin() as connection:
-            check_schema(connection)
+            check_schema(connection, str(path))
     except SQLAlchemyError as error:
         raise AuditUnavailableError(f"{path} is not a readable audit database: {_cause(error)}") from error
     return engine

@@ -44,6 +44,7 @@ class AuditServicer(audit_pb2_grpc.AuditServiceServicer):
             ],
             next_page_token=found.next,
             indexed_size=found.indexed,
+            size=found.size,
         )
 
     async def GetRecord(self, request: pb.GetRecordRequest, context: Any) -> pb.GetRecordResponse:  # noqa: N802, ARG002  gRPC's names
@@ -114,8 +115,8 @@ def _call() -> AdminCall:
 
 
 def _filter(message: pb.RecordFilter) -> RecordFilter:
-    if message.from_us < 0 or message.until_us < 0:
-        raise InvalidRequestError("filter: times are microseconds since 1970")
+    if not all(0 <= time_us <= MAX_SAFE_INTEGER for time_us in (message.from_us, message.until_us)):
+        raise InvalidRequestError("filter: times are microseconds since 1970, up to the year 2255")
     if message.tenant_id and message.tenant_id != PLATFORM:
         _bounded(message.tenant_id, MAX_FILTER_CHARS)
     return RecordFilter(

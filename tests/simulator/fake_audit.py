@@ -47,6 +47,7 @@ class FakeAudit(audit_pb2_grpc.AuditServiceServicer):
         self.served: dict[int, bytes] = {}
         self.instead: dict[int, int] = {}
         self.export_limit: int | None = None
+        self.unindexed = 0
 
     @property
     def checkpoint(self) -> str:
@@ -78,7 +79,10 @@ class FakeAudit(audit_pb2_grpc.AuditServiceServicer):
         ]
         following = f"{records[0].index + 1}" if len(records) > 1 else ""
         return audit_pb2.ListRecordsResponse(
-            records=records[:1], next_page_token=following, indexed_size=len(self.leaves)
+            records=records[:1],
+            next_page_token=following,
+            indexed_size=len(self.leaves),
+            size=len(self.leaves) + self.unindexed,
         )
 
     async def GetRecord(

@@ -136,7 +136,7 @@ def test_an_unknown_schema_version_in_an_export(platform, export, tmp_path):
         arguments = ["verify", changed, "--log-key", platform.vkeys[platform.origin]]
         shown = run(program, *(["audit"] if program is tenants else []), *arguments, code=1).output
         assert "record 5" in shown
-        assert "schema version 1 is expected" in shown
+        assert "schema version 1 is expected, 2 is there" in shown
 
 
 def test_a_truncated_export(platform, export, tmp_path):
@@ -145,8 +145,40 @@ def test_a_truncated_export(platform, export, tmp_path):
     (tmp_path / "cut.jsonl").write_bytes(data[: data.index(b'"index":120,') - 5])
     arguments = ["audit", "verify", tmp_path / "cut.jsonl", "--log-key", platform.vkeys[platform.origin]]
     shown = run(tenants, *arguments, code=1).output
-    assert "truncated" in shown
+    assert "cut.jsonl: the export is truncated" in shown
     assert "after 120 records" in shown
+
+
+def test_what_is_no_export(platform, tmp_path):
+    """An empty file, one of something else, and an export without a log are refused by name, not counted as whole."""
+    header = '{"type":"bulkhead-audit-export","version":1}\n'
+    for content, problem in (
+        ("", "not a bulkhead-audit-export"),
+        ("nonsense", "not a bulkhead-audit-export"),
+        (header + '{"type":"end","logs":0,"records":0}\n', "no log"),
+    ):
+        (tmp_path / "none.jsonl").write_text(content)
+        key = platform.vkeys[platform.origin]
+        shown = run(tenants, "audit", "verify", tmp_path / "none.jsonl", "--log-key", key, code=1).output
+        assert "none.jsonl: " in shown
+        assert problem in shown
+
+
+def test_files_beside_an_export(platform, export, tmp_path):
+    """A checkpoint that is none, tiles without a checkpoint, and keys that are none are named, not the export."""
+    key = ["--log-key", platform.vkeys[platform.origin]]
+    (tmp_path / "binary").write_bytes(b"\xff\xfe")
+    (tmp_path / "tiles").mkdir()
+    for program in (operators, tenants):
+        verify = ["audit", "verify"] if program is tenants else ["verify"]
+        shown = run(program, *verify, export, *key, "--checkpoint", tmp_path / "binary", code=1).output
+        assert f"cannot read {tmp_path / 'binary'}: it is not text" in shown
+        shown = run(program, *verify, export, *key, "--checkpoint", export, code=1).output
+        assert f"{export} is no checkpoint" in shown
+        assert "'w+x'" in run(program, *verify, export, *key, "--witness", "w+x", code=2).output
+    assert "'k+x'" in run(tenants, "audit", "verify", export, "--log-key", "k+x", code=2).output
+    shown = run(tenants, "audit", "verify", tmp_path / "tiles", *key, code=1).output
+    assert f"{tmp_path / 'tiles' / 'checkpoint'}: No such file" in shown
 
 
 def test_a_corrupt_tile(platform, export, tmp_path):

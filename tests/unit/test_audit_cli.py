@@ -131,7 +131,21 @@ def test_verify_needs_a_key(directory, tmp_path):
     run("verify", out, code=2)
     platform, *_ = run("vkeys", "--db", directory / "audit.db", "--keys", directory / "keys").stdout.split()
     assert "no key is pinned" in run("verify", out, "--log-key", platform, code=1).output
-    run("verify", out, "--log-key", "nonsense", code=1)
+    for wrong in ("nonsense", out):
+        assert str(wrong) in run("verify", out, "--log-key", wrong, code=2).output
+
+
+def test_what_cannot_be_written_is_named(directory, tmp_path):
+    """A file or directory that cannot be written is named with the reason, and nothing half made is left behind."""
+    database, file = directory / "audit.db", tmp_path / "file"
+    file.write_text("")
+    for command in (["export", "--out", file / "x.jsonl"], ["tiles", "--out", file / "x"]):
+        shown = run(command[0], "--db", database, *command[1:], code=2).output
+        assert str(file) in shown
+        assert "Not a directory" in shown
+    (tmp_path / "taken").mkdir()
+    run("export", "--db", database, "--out", tmp_path / "taken", code=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "taken"]
 
 
 def test_verify_says_what_it_did_not_check(directory):
@@ -147,10 +161,13 @@ def test_verify_says_what_it_did_not_check(directory):
 def test_verify_refuses_something_else(tmp_path):
     """A file that is neither database nor export fails; a missing one is a usage error."""
     (tmp_path / "x").write_text("x")
-    run("verify", tmp_path / "x", "--log-key", "audit.test/t/a/1+00000000+AAAA", code=1)
+    run("verify", tmp_path / "x", "--log-key", "audit.test/t/a/1+00000000+AAAA", code=2)
     run("verify", tmp_path / "missing", code=2)
     sqlite3.connect(tmp_path / "empty.db").execute("CREATE TABLE x (y)").connection.close()
-    assert "no audit log" in run("verify", tmp_path / "empty.db", code=1).output
+    shown = run("verify", tmp_path / "empty.db", code=1).output
+    assert "no audit log" in shown
+    assert "empty.db" in shown
+    assert "try again" not in shown
 
 
 def test_reindex_repairs_the_index(directory, tmp_path):

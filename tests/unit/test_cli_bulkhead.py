@@ -231,6 +231,26 @@ async def test_officer_sees_who_what_why_where(tmp_path: Path) -> None:
     assert [record["fields"]["decision"] for record in denied] == ["deny"]
     assert len(few.stdout.splitlines()) == 3
     assert "--limit" in few.stderr
+    assert "index" not in few.stderr
+
+
+async def test_a_list_says_what_was_not_looked_at(tmp_path: Path) -> None:
+    """Records that the server's index does not hold yet are counted, on standard error."""
+    async with running_platform() as platform:
+        platform.audit.unindexed = 2
+        shown = await _invoke(platform.write_config(tmp_path), "audit", "list", "--json")
+    assert "2 records are not in the index yet" in shown.stderr
+    assert len(json.loads(shown.stdout)) == 3
+
+
+@pytest.mark.parametrize("moment", ["1960-01-01", "1970-01-01", "9999-01-01", "999999d", "yesterday"])
+async def test_a_time_out_of_range_is_wrong_usage(tmp_path: Path, moment: str) -> None:
+    """A bound that no record can be held against is refused, never taken for none."""
+    async with running_platform() as platform:
+        config = platform.write_config(tmp_path)
+        for option in ("--since", "--until"):
+            refused = await _invoke(config, "audit", "list", option, moment)
+            assert (refused.exit_code, option in refused.stderr) == (2, True)
 
 
 async def test_record_is_proven_with_the_pinned_key(tmp_path: Path) -> None:

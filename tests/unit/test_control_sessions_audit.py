@@ -67,6 +67,20 @@ async def test_officer_lists_the_own_log_page_by_page_and_the_read_is_recorded(w
     assert reads[0].data["query"] == {"action": "partition."}
 
 
+async def test_a_list_is_bounded_by_time(world, acme) -> None:
+    """The first time is inclusive, the last is not; what no record can be compared with is refused."""
+    await world.eventually(lambda: _indexed(world))
+    times = [json.loads(record.leaf)["ts_us"] for record in await listed(world, "acme-officer", action="partition.")]
+    since = await listed(world, "acme-officer", action="partition.", from_us=times[1])
+    until = await listed(world, "acme-officer", action="partition.", until_us=times[1])
+    expected = [time_us >= times[1] for time_us in times].count(True)
+    assert (len(since), len(until)) == (expected, len(times) - expected)
+    for bounds in ({"from_us": -1}, {"until_us": 1 << 53}):
+        request = audit_pb2.ListRecordsRequest(filter=audit_pb2.RecordFilter(**bounds))
+        call = audit(world).ListRecords(request, metadata=as_caller("acme-officer"), timeout=10)
+        assert await code(call) == "INVALID_REQUEST"
+
+
 async def _indexed(world: SessionWorld) -> bool:
     return world.audit.health().unindexed == 0
 

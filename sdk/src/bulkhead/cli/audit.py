@@ -1,8 +1,7 @@
 """`bulkhead audit`: for officers, and for anyone who holds an export and a log key."""
 
-import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import click
 
@@ -22,8 +21,6 @@ if TYPE_CHECKING:
 
 __all__ = ["audit"]
 
-_AGO: Final = re.compile(r"([1-9][0-9]{0,5})([smhd])")
-_UNIT_S: Final = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 _tenant_option = click.option("--tenant", default="", help="Tenant id, or `platform`; without it the own tenant's log.")
 _log_key_option = click.option("--log-key", help="Verifier key (vkey) of the log; without it the profile's log_vkey.")
 

@@ -11,6 +11,7 @@ import click
 from bulkhead.cli.console import compose, emit_rows, example, json_option, note, to_json
 from bulkhead.cli.record_text import US_PER_S, what, when, where, who, why
 from bulkhead.cli.settings import on_channel
+from bulkhead.encoding import MAX_SAFE_INTEGER
 
 if TYPE_CHECKING:
     from bulkhead.client.audit import AuditLog, AuditRecord, RecordFilter
@@ -68,10 +69,16 @@ def list_records(
     if follow:
         on_channel(ctx, lambda channel: _follow(channel, wanted, limit, interval, as_json=as_json))
         return
-    records = on_channel(ctx, lambda channel: _records(channel, wanted, limit, after=after, oldest_first=oldest_first))
+    records, unindexed = on_channel(
+        ctx, lambda channel: _records(channel, wanted, limit, after=after, oldest_first=oldest_first)
+    )
     _table(records, as_json=as_json)
     if len(records) == limit and not as_json:
-        note(f"the first {limit}; --after {records[-1].index} continues, --limit shows more")
+        one_log = len({record.origin for record in records}) == 1
+        continues = f"--after {records[-1].index} continues, " if one_log else ""
+        note(f"the first {limit}; {continues}--limit shows more")
+    if unindexed:
+        note(f"{unindexed} records are not in the index yet and were not looked at: ask again in a moment")
 
 
 def _table(records: "list[AuditRecord]", *, as_json: bool) -> None:
@@ -93,19 +100,27 @@ def _table(records: "list[AuditRecord]", *, as_json: bool) -> None:
 
 async def _records(
     channel: "Channel", wanted: "RecordFilter", limit: int, *, after: int | None, oldest_first: bool
-) -> "list[AuditRecord]":
+) -> "tuple[list[AuditRecord], int]":
+    """Return records, and how many the index did not hold yet."""
     from bulkhead.client.audit import AuditLog
 
-    return await _take(AuditLog(channel), wanted, limit, after=after, oldest_first=oldest_first)
+    unindexed = 0
+
+    def on_page(indexed: int, size: int) -> None:
+        nonlocal unindexed
+        unindexed = max(size - indexed, 0)
+
+    found = await _take(AuditLog(channel), wanted, limit, after=after, oldest_first=oldest_first, on_page=on_page)
+    return found, unindexed
 
 
 async def _take(
-    log: "AuditLog", wanted: "RecordFilter", limit: int, *, after: int | None, oldest_first: bool
+    log: "AuditLog", wanted: "RecordFilter", limit: int, *, after: int | None, oldest_first: bool, **told: Any
 ) -> "list[AuditRecord]":
     from contextlib import aclosing
 
     records: list[AuditRecord] = []
-    async with aclosing(log.records(wanted, after=after, oldest_first=oldest_first)) as found:
+    async with aclosing(log.records(wanted, after=after, oldest_first=oldest_first, **told)) as found:
         async for record in found:
             records.append(record)
             if len(records) >= limit:
@@ -175,12 +190,15 @@ def _filter(
 def _moment_us(text: str | None, option: str) -> int:
     if text is None:
         return 0
-    now = dt.datetime.now(dt.UTC)
     ago = _AGO.fullmatch(text)
-    if ago is not None:
-        return int((now.timestamp() - int(ago[1]) * _UNIT_S[ago[2]]) * US_PER_S)
     try:
-        moment = dt.datetime.fromisoformat(text)
-    except ValueError as error:
+        if ago is not None:
+            moment = dt.datetime.now(dt.UTC) - dt.timedelta(seconds=int(ago[1]) * _UNIT_S[ago[2]])
+        else:
+            moment = dt.datetime.fromisoformat(text)
+    except (ValueError, OverflowError) as error:
         raise click.UsageError(f"{option}: expected 30m, 24h, 7d or an ISO 8601 time") from error
-    return int((moment if moment.tzinfo else moment.replace(tzinfo=dt.UTC)).timestamp() * US_PER_S)
+    found_us = int((moment if moment.tzinfo else moment.replace(tzinfo=dt.UTC)).timestamp() * US_PER_S)
+    if not 0 < found_us <= MAX_SAFE_INTEGER:  # 0 would mean no bound
+        raise click.UsageError(f"{option}: {text} is before 1970 or after 2255")
+    return found_us

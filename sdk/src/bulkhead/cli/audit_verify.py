@@ -11,9 +11,9 @@ from bulkhead.cli.console import emit, example, json_option
 from bulkhead.cli.pins import Pins
 from bulkhead.cli.record_text import record_text
 from bulkhead.cli.settings import Settings, settings_of
-from bulkhead.errors import ConfigError, InvalidRequestError, ProofError
+from bulkhead.errors import BulkheadError, CheckpointError, ConfigError, InvalidRequestError, ProofError
 
-__all__ = ["verify", "verify_path"]
+__all__ = ["read_note", "verify", "verify_path"]
 
 _PROOF: Final = b"c2sp.org/tlog-proof"
 
@@ -73,22 +73,47 @@ def verify_path(file: Path, pins: Pins, checkpoints: Sequence[Path], *, as_json:
         ProofError: what does not hold.
         InvalidRequestError: the file cannot be read.
     """
+    kept = [read_note(path) for path in checkpoints]
     try:
         if file.is_dir():
             value, text = _tiles(file, pins, progress=not as_json)
         elif _begins_with(file, _PROOF):
             value, text = _proof(file, pins)
         else:
-            value, text = _export(file, pins, checkpoints, progress=not as_json)
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidRequestError(f"cannot read {file} or a checkpoint: {type(error).__name__}") from error
+            value, text = _export(file, pins, kept, progress=not as_json)
+    except OSError as error:
+        raise InvalidRequestError(f"cannot read {error.filename or file}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise InvalidRequestError(f"cannot read {file}: it is not text") from error
+    except BulkheadError as error:
+        raise type(error)(f"{file}: {error.message}", details=error.details) from error
     emit({"verified": True, **value}, as_json=as_json, text=text)
 
 
-def _export(file: Path, pins: Pins, checkpoints: Sequence[Path], *, progress: bool) -> tuple[dict[str, Any], str]:
+def read_note(path: Path) -> str:
+    """Return the signed note that a file holds; its signature is not checked yet.
+
+    Raises:
+        InvalidRequestError: the file cannot be read.
+        CheckpointError: it holds no signed note.
+    """
+    from bulkhead.transparency.note import split_note
+
+    try:
+        note = path.read_text("utf-8")
+        split_note(note)
+    except OSError as error:
+        raise InvalidRequestError(f"cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise InvalidRequestError(f"cannot read {path}: it is not text") from error
+    except CheckpointError as error:
+        raise CheckpointError(f"{path} is no checkpoint: {error.message}") from error
+    return note
+
+
+def _export(file: Path, pins: Pins, seen: Sequence[str], *, progress: bool) -> tuple[dict[str, Any], str]:
     from bulkhead.transparency.export import verify_export
 
-    seen = [path.read_text("utf-8") for path in checkpoints]
     with file.open("rb") as stream:
         verified = verify_export(
             stream,
@@ -180,7 +205,7 @@ def _key_of(note: str, pins: Pins) -> tuple[str, str]:
     for vkey in pins.vkeys:
         if vkey.startswith(f"{origin}+"):
             return vkey, origin
-    raise ProofError(f"no key is pinned for the log {origin!r}")
+    raise ProofError(f"no key is pinned for the log {origin!r}: give --log-key")
 
 
 def _begins_with(file: Path, text: bytes) -> bool:

@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, Final, TypeVar
+from typing import Any, ClassVar, Final, TypeVar
 
 import click
 
@@ -21,6 +21,7 @@ from bulkhead.errors import BulkheadError, ConfigError
 __all__ = [
     "EXIT_REFUSED",
     "EXIT_USAGE",
+    "WHAT_TO_DO",
     "Program",
     "compose",
     "emit",
@@ -64,20 +65,29 @@ WHAT_TO_DO: Final[Mapping[str, str]] = MappingProxyType(
 
 
 class Program(click.Group):
-    """A root command: turns every error into one line and an exit code."""
+    """A root command: turns every error into one line and an exit code.
+
+    Attributes:
+        advice: code -> advice for a person.
+    """
+
+    advice: ClassVar[Mapping[str, str]] = WHAT_TO_DO
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the chosen command."""
         try:
             return super().invoke(ctx)
         except BulkheadError as error:
-            click.echo(one_line(error), err=True)
+            click.echo(one_line(error, self.advice), err=True)
             ctx.exit(EXIT_USAGE if isinstance(error, ConfigError) else EXIT_REFUSED)
         except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
             raise  # click prints usage errors and ends quietly on a closed pipe
         except Exception as error:  # the process boundary: a defect is one line to a user, a trace on demand
             if os.environ.get("BULKHEAD_DEBUG"):
                 raise
+            if isinstance(error, OSError) and error.filename:  # a file that was named, or lies beside one
+                click.echo(one_line(ConfigError(f"{error.filename}: {error.strerror}")), err=True)
+                ctx.exit(EXIT_USAGE)
             message = (
                 f"error INTERNAL: unexpected {type(error).__name__}. Run again with BULKHEAD_DEBUG=1 and report it."
             )
@@ -85,11 +95,11 @@ class Program(click.Group):
             ctx.exit(EXIT_REFUSED)
 
 
-def one_line(error: BulkheadError) -> str:
+def one_line(error: BulkheadError, what_to_do: Mapping[str, str] = WHAT_TO_DO) -> str:
     """Return ``error CODE: sentence. What to do.`` with a denial's reasons; none is told twice."""
     sentence = _clean(error.message).rstrip(".")
     reasons = "; ".join(code if text.rstrip(".") in sentence else f"{code}: {text}" for code, text in _reasons(error))
-    advice = WHAT_TO_DO.get(error.code, "")
+    advice = what_to_do.get(error.code, "")
     return f"error {error.code}: {sentence}{f' ({reasons})' if reasons else ''}.{f' {advice}' if advice else ''}"
 
 

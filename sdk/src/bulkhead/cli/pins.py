@@ -1,15 +1,17 @@
 """Keys given on a command line."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
-from bulkhead.errors import ConfigError
+from bulkhead.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
     from bulkhead.transparency.cosignature import Witness
 
 __all__ = ["Pins"]
+
+Key = TypeVar("Key")
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,13 +27,22 @@ class Pins:
         """Return pins from options; without a number every named witness is needed.
 
         Raises:
-            CheckpointError: a key is none.
-            ConfigError: the quorum is above the number of witnesses.
+            ConfigError: a key is none, or the quorum is above the number of witnesses.
         """
         from bulkhead.transparency.cosignature import Witness
+        from bulkhead.transparency.note import NoteVerifier
 
-        keys = tuple(map(Witness.from_vkey, witnesses))
+        for vkey in vkeys:
+            _read("log key", vkey, NoteVerifier.from_vkey)
+        keys = tuple(_read("witness", vkey, Witness.from_vkey) for vkey in witnesses)
         names = len({key.name for key in keys})
         if quorum is not None and quorum > names:
             raise ConfigError("the quorum is above the number of witnesses")
         return cls(tuple(vkeys), keys, names if quorum is None else quorum)
+
+
+def _read(what: str, vkey: str, parse: Callable[[str], Key]) -> Key:
+    try:
+        return parse(vkey)
+    except CheckpointError as error:
+        raise ConfigError(f"{what} {vkey!r}: {error.message}; expected name+8 hexadecimal digits+base64") from error

@@ -4,7 +4,7 @@ What is listed is a server's word. :meth:`AuditLog.prove` verifies a record agai
 an export is verified offline, by :mod:`bulkhead.transparency`.
 """
 
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Final
@@ -68,6 +68,10 @@ class AuditRecord:
     fields: LeafFields
 
 
+def _ignore(indexed: int, size: int) -> None:
+    """Let it be."""
+
+
 class AuditLog:
     """The audit log as the caller's role may read it.
 
@@ -80,7 +84,12 @@ class AuditLog:
         self._stub = audit_pb2_grpc.AuditServiceStub(channel.raw)
 
     def records(
-        self, wanted: RecordFilter | None = None, *, oldest_first: bool = False, after: int | None = None
+        self,
+        wanted: RecordFilter | None = None,
+        *,
+        oldest_first: bool = False,
+        after: int | None = None,
+        on_page: Callable[[int, int], None] = _ignore,
     ) -> AsyncGenerator[AuditRecord, None]:
         """Yield matching records in the server's order, page by page; pages are stable while the log grows.
 
@@ -88,6 +97,8 @@ class AuditLog:
             wanted: which records.
             oldest_first: otherwise newest first.
             after: index of a record of the one log that is read: only those behind it, in that order.
+            on_page: told for each page how many records are indexed, and how many there are: the others were not
+                looked at.
 
         Raises:
             RecordError: the server sent something that is not a record.
@@ -109,6 +120,7 @@ class AuditLog:
             page.token = page.token or first
             request = audit_pb2.ListRecordsRequest(filter=message, page=page, oldest_first=oldest_first)
             reply = await self._channel.unary(self._stub.ListRecords, request, idempotent=True)
+            on_page(reply.indexed_size, reply.size)
             return [_record(item) for item in reply.records], reply.next_page_token
 
         return pages(fetch)

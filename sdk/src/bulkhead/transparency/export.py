@@ -201,6 +201,8 @@ class _Verifier:
         if not line.endswith(b"\n"):
             if len(line) > _MAX_LINE_BYTES:
                 raise self._malformed("line too long")
+            if self._line == 1:
+                raise ProofError(f"not a {FORMAT}: empty, or cut in its first line")
             raise ProofError(f"the export is truncated at line {self._line}, after {self._records} records")
         try:
             value = json.loads(line.decode("utf-8"))
@@ -339,6 +341,8 @@ class _Verifier:
         )
 
     def _end(self, value: dict[str, Json]) -> VerifiedExport:
+        if not self._done:
+            raise self._malformed("the export holds no log")
         if value != {"logs": len(self._done), "records": self._records}:
             raise self._malformed("the counts of the end line are not those of the export")
         if self._stream.readline(1):

@@ -45,7 +45,8 @@ class ExportTrust:
             CheckpointError: none is pinned.
         """
         if origin not in self.keys:
-            raise CheckpointError(f"no key is pinned for {of} {origin!r}")
+            pinned = ", ".join(self.keys) or "nothing"
+            raise CheckpointError(f"no key is pinned for {of} {origin!r} (only for {pinned})")
         return self.keys[origin]
 
     def open(self, note: str, origin: str) -> Checkpoint:

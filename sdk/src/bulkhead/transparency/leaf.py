@@ -153,7 +153,8 @@ class _Reader:
 
     def fields(self) -> LeafFields:
         if type(version := self._raw.pop("v", None)) is not int or version != SCHEMA_VERSION:
-            raise RecordError(f"record: schema version {SCHEMA_VERSION} is expected")
+            found = f", {version} is there: a later build reads it" if type(version) is int else ""
+            raise RecordError(f"record: schema version {SCHEMA_VERSION} is expected{found}")
         record_id = self._record = self._record_id()
         subject, roles = self._subject()
         fields = LeafFields(

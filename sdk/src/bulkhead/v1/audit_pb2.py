@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from bulkhead.v1 import common_pb2 as bulkhead_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x62ulkhead/v1/audit.proto\x12\x0b\x62ulkhead.v1\x1a\x18\x62ulkhead/v1/common.proto\"^\n\x0c\x41uditReceipt\x12\x0e\n\x06origin\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\x04\x12\x0c\n\x04leaf\x18\x03 \x01(\x0c\x12\r\n\x05proof\x18\x04 \x03(\x0c\x12\x12\n\ncheckpoint\x18\x05 \x01(\t\"\x8b\x01\n\x0cRecordFilter\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x0e\n\x06\x61\x63tion\x18\x02 \x01(\t\x12\x10\n\x08\x64\x65\x63ision\x18\x03 \x01(\t\x12\x12\n\nsession_id\x18\x04 \x01(\t\x12\x0f\n\x07subject\x18\x05 \x01(\t\x12\x0f\n\x07\x66rom_us\x18\x06 \x01(\x03\x12\x10\n\x08until_us\x18\x07 \x01(\x03\"}\n\x12ListRecordsRequest\x12)\n\x06\x66ilter\x18\x01 \x01(\x0b\x32\x19.bulkhead.v1.RecordFilter\x12&\n\x04page\x18\x02 \x01(\x0b\x32\x18.bulkhead.v1.PageRequest\x12\x14\n\x0coldest_first\x18\x03 \x01(\x08\"j\n\x13ListRecordsResponse\x12$\n\x07records\x18\x01 \x03(\x0b\x32\x13.bulkhead.v1.Record\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x14\n\x0cindexed_size\x18\x03 \x01(\x04\"5\n\x06Record\x12\x0e\n\x06origin\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\x04\x12\x0c\n\x04leaf\x18\x03 \x01(\x0c\"`\n\x10GetRecordRequest\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x0f\n\x05index\x18\x02 \x01(\x04H\x00\x12\x13\n\trecord_id\x18\x03 \x01(\tH\x00\x12\x0c\n\x04size\x18\x04 \x01(\x04\x42\x05\n\x03key\"?\n\x11GetRecordResponse\x12*\n\x07receipt\x18\x01 \x01(\x0b\x32\x19.bulkhead.v1.AuditReceipt\")\n\x14GetCheckpointRequest\x12\x11\n\ttenant_id\x18\x01 \x01(\t\"9\n\x15GetCheckpointResponse\x12\x12\n\ncheckpoint\x18\x01 \x01(\t\x12\x0c\n\x04vkey\x18\x02 \x01(\t\"S\n\x1aGetConsistencyProofRequest\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x10\n\x08old_size\x18\x02 \x01(\x04\x12\x10\n\x08new_size\x18\x03 \x01(\x04\"@\n\x1bGetConsistencyProofResponse\x12\r\n\x05proof\x18\x01 \x03(\x0c\x12\x12\n\ncheckpoint\x18\x02 \x01(\t\"(\n\x13GetRoundPathRequest\x12\x11\n\ttenant_id\x18\x01 \x01(\t\"~\n\x14GetRoundPathResponse\x12(\n\x05round\x18\x01 \x01(\x0b\x32\x19.bulkhead.v1.AuditReceipt\x12\x0c\n\x04slot\x18\x02 \x01(\x04\x12\x0c\n\x04salt\x18\x03 \x01(\x0c\x12\x0c\n\x04path\x18\x04 \x03(\x0c\x12\x12\n\ncheckpoint\x18\x05 \x01(\t\"}\n\x16GetReceiptProofRequest\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\t\x12\x14\n\x0cpartition_id\x18\x03 \x01(\t\x12\x0e\n\x06number\x18\x04 \x01(\x04\x12\x16\n\x0ereceipt_digest\x18\x05 \x01(\x0c\"R\n\x17GetReceiptProofResponse\x12)\n\x06record\x18\x01 \x01(\x0b\x32\x19.bulkhead.v1.AuditReceipt\x12\x0c\n\x04path\x18\x02 \x03(\x0c\"4\n\x10\x45xportLogRequest\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\r\n\x05\x66irst\x18\x02 \x01(\x04\"\x1e\n\x0e\x45xportLogChunk\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x32\xec\x04\n\x0c\x41uditService\x12P\n\x0bListRecords\x12\x1f.bulkhead.v1.ListRecordsRequest\x1a .bulkhead.v1.ListRecordsResponse\x12J\n\tGetRecord\x12\x1d.bulkhead.v1.GetRecordRequest\x1a\x1e.bulkhead.v1.GetRecordResponse\x12V\n\rGetCheckpoint\x12!.bulkhead.v1.GetCheckpointRequest\x1a\".bulkhead.v1.GetCheckpointResponse\x12h\n\x13GetConsistencyProof\x12\'.bulkhead.v1.GetConsistencyProofRequest\x1a(.bulkhead.v1.GetConsistencyProofResponse\x12S\n\x0cGetRoundPath\x12 .bulkhead.v1.GetRoundPathRequest\x1a!.bulkhead.v1.GetRoundPathResponse\x12\\\n\x0fGetReceiptProof\x12#.bulkhead.v1.GetReceiptProofRequest\x1a$.bulkhead.v1.GetReceiptProofResponse\x12I\n\tExportLog\x12\x1d.bulkhead.v1.ExportLogRequest\x1a\x1b.bulkhead.v1.ExportLogChunk0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x62ulkhead/v1/audit.proto\x12\x0b\x62ulkhead.v1\x1a\x18\x62ulkhead/v1/common.proto\"^\n\x0c\x41uditReceipt\x12\x0e\n\x06origin\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\x04\x12\x0c\n\x04leaf\x18\x03 \x01(\x0c\x12\r\n\x05proof\x18\x04 \x03(\x0c\x12\x12\n\ncheckpoint\x18\x05 \x01(\t\"\x8b\x01\n\x0cRecordFilter\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x0e\n\x06\x61\x63tion\x18\x02 \x01(\t\x12\x10\n\x08\x64\x65\x63ision\x18\x03 \x01(\t\x12\x12\n\nsession_id\x18\x04 \x01(\t\x12\x0f\n\x07subject\x18\x05 \x01(\t\x12\x0f\n\x07\x66rom_us\x18\x06 \x01(\x03\x12\x10\n\x08until_us\x18\x07 \x01(\x03\"}\n\x12ListRecordsRequest\x12)\n\x06\x66ilter\x18\x01 \x01(\x0b\x32\x19.bulkhead.v1.RecordFilter\x12&\n\x04page\x18\x02 \x01(\x0b\x32\x18.bulkhead.v1.PageRequest\x12\x14\n\x0coldest_first\x18\x03 \x01(\x08\"x\n\x13ListRecordsResponse\x12$\n\x07records\x18\x01 \x03(\x0b\x32\x13.bulkhead.v1.Record\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x14\n\x0cindexed_size\x18\x03 \x01(\x04\x12\x0c\n\x04size\x18\x04 \x01(\x04\"5\n\x06Record\x12\x0e\n\x06origin\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\x04\x12\x0c\n\x04leaf\x18\x03 \x01(\x0c\"`\n\x10GetRecordRequest\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x0f\n\x05index\x18\x02 \x01(\x04H\x00\x12\x13\n\trecord_id\x18\x03 \x01(\tH\x00\x12\x0c\n\x04size\x18\x04 \x01(\x04\x42\x05\n\x03key\"?\n\x11GetRecordResponse\x12*\n\x07receipt\x18\x01 \x01(\x0b\x32\x19.bulkhead.v1.AuditReceipt\")\n\x14GetCheckpointRequest\x12\x11\n\ttenant_id\x18\x01 \x01(\t\"9\n\x15GetCheckpointResponse\x12\x12\n\ncheckpoint\x18\x01 \x01(\t\x12\x0c\n\x04vkey\x18\x02 \x01(\t\"S\n\x1aGetConsistencyProofRequest\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x10\n\x08old_size\x18\x02 \x01(\x04\x12\x10\n\x08new_size\x18\x03 \x01(\x04\"@\n\x1bGetConsistencyProofResponse\x12\r\n\x05proof\x18\x01 \x03(\x0c\x12\x12\n\ncheckpoint\x18\x02 \x01(\t\"(\n\x13GetRoundPathRequest\x12\x11\n\ttenant_id\x18\x01 \x01(\t\"~\n\x14GetRoundPathResponse\x12(\n\x05round\x18\x01 \x01(\x0b\x32\x19.bulkhead.v1.AuditReceipt\x12\x0c\n\x04slot\x18\x02 \x01(\x04\x12\x0c\n\x04salt\x18\x03 \x01(\x0c\x12\x0c\n\x04path\x18\x04 \x03(\x0c\x12\x12\n\ncheckpoint\x18\x05 \x01(\t\"}\n\x16GetReceiptProofRequest\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\t\x12\x14\n\x0cpartition_id\x18\x03 \x01(\t\x12\x0e\n\x06number\x18\x04 \x01(\x04\x12\x16\n\x0ereceipt_digest\x18\x05 \x01(\x0c\"R\n\x17GetReceiptProofResponse\x12)\n\x06record\x18\x01 \x01(\x0b\x32\x19.bulkhead.v1.AuditReceipt\x12\x0c\n\x04path\x18\x02 \x03(\x0c\"4\n\x10\x45xportLogRequest\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\r\n\x05\x66irst\x18\x02 \x01(\x04\"\x1e\n\x0e\x45xportLogChunk\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x32\xec\x04\n\x0c\x41uditService\x12P\n\x0bListRecords\x12\x1f.bulkhead.v1.ListRecordsRequest\x1a .bulkhead.v1.ListRecordsResponse\x12J\n\tGetRecord\x12\x1d.bulkhead.v1.GetRecordRequest\x1a\x1e.bulkhead.v1.GetRecordResponse\x12V\n\rGetCheckpoint\x12!.bulkhead.v1.GetCheckpointRequest\x1a\".bulkhead.v1.GetCheckpointResponse\x12h\n\x13GetConsistencyProof\x12\'.bulkhead.v1.GetConsistencyProofRequest\x1a(.bulkhead.v1.GetConsistencyProofResponse\x12S\n\x0cGetRoundPath\x12 .bulkhead.v1.GetRoundPathRequest\x1a!.bulkhead.v1.GetRoundPathResponse\x12\\\n\x0fGetReceiptProof\x12#.bulkhead.v1.GetReceiptProofRequest\x1a$.bulkhead.v1.GetReceiptProofResponse\x12I\n\tExportLog\x12\x1d.bulkhead.v1.ExportLogRequest\x1a\x1b.bulkhead.v1.ExportLogChunk0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,33 +39,33 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTRECORDSREQUEST']._serialized_start=304
   _globals['_LISTRECORDSREQUEST']._serialized_end=429
   _globals['_LISTRECORDSRESPONSE']._serialized_start=431
-  _globals['_LISTRECORDSRESPONSE']._serialized_end=537
-  _globals['_RECORD']._serialized_start=539
-  _globals['_RECORD']._serialized_end=592
-  _globals['_GETRECORDREQUEST']._serialized_start=594
-  _globals['_GETRECORDREQUEST']._serialized_end=690
-  _globals['_GETRECORDRESPONSE']._serialized_start=692
-  _globals['_GETRECORDRESPONSE']._serialized_end=755
-  _globals['_GETCHECKPOINTREQUEST']._serialized_start=757
-  _globals['_GETCHECKPOINTREQUEST']._serialized_end=798
-  _globals['_GETCHECKPOINTRESPONSE']._serialized_start=800
-  _globals['_GETCHECKPOINTRESPONSE']._serialized_end=857
-  _globals['_GETCONSISTENCYPROOFREQUEST']._serialized_start=859
-  _globals['_GETCONSISTENCYPROOFREQUEST']._serialized_end=942
-  _globals['_GETCONSISTENCYPROOFRESPONSE']._serialized_start=944
-  _globals['_GETCONSISTENCYPROOFRESPONSE']._serialized_end=1008
-  _globals['_GETROUNDPATHREQUEST']._serialized_start=1010
-  _globals['_GETROUNDPATHREQUEST']._serialized_end=1050
-  _globals['_GETROUNDPATHRESPONSE']._serialized_start=1052
-  _globals['_GETROUNDPATHRESPONSE']._serialized_end=1178
-  _globals['_GETRECEIPTPROOFREQUEST']._serialized_start=1180
-  _globals['_GETRECEIPTPROOFREQUEST']._serialized_end=1305
-  _globals['_GETRECEIPTPROOFRESPONSE']._serialized_start=1307
-  _globals['_GETRECEIPTPROOFRESPONSE']._serialized_end=1389
-  _globals['_EXPORTLOGREQUEST']._serialized_start=1391
-  _globals['_EXPORTLOGREQUEST']._serialized_end=1443
-  _globals['_EXPORTLOGCHUNK']._serialized_start=1445
-  _globals['_EXPORTLOGCHUNK']._serialized_end=1475
-  _globals['_AUDITSERVICE']._serialized_start=1478
-  _globals['_AUDITSERVICE']._serialized_end=2098
+  _globals['_LISTRECORDSRESPONSE']._serialized_end=551
+  _globals['_RECORD']._serialized_start=553
+  _globals['_RECORD']._serialized_end=606
+  _globals['_GETRECORDREQUEST']._serialized_start=608
+  _globals['_GETRECORDREQUEST']._serialized_end=704
+  _globals['_GETRECORDRESPONSE']._serialized_start=706
+  _globals['_GETRECORDRESPONSE']._serialized_end=769
+  _globals['_GETCHECKPOINTREQUEST']._serialized_start=771
+  _globals['_GETCHECKPOINTREQUEST']._serialized_end=812
+  _globals['_GETCHECKPOINTRESPONSE']._serialized_start=814
+  _globals['_GETCHECKPOINTRESPONSE']._serialized_end=871
+  _globals['_GETCONSISTENCYPROOFREQUEST']._serialized_start=873
+  _globals['_GETCONSISTENCYPROOFREQUEST']._serialized_end=956
+  _globals['_GETCONSISTENCYPROOFRESPONSE']._serialized_start=958
+  _globals['_GETCONSISTENCYPROOFRESPONSE']._serialized_end=1022
+  _globals['_GETROUNDPATHREQUEST']._serialized_start=1024
+  _globals['_GETROUNDPATHREQUEST']._serialized_end=1064
+  _globals['_GETROUNDPATHRESPONSE']._serialized_start=1066
+  _globals['_GETROUNDPATHRESPONSE']._serialized_end=1192
+  _globals['_GETRECEIPTPROOFREQUEST']._serialized_start=1194
+  _globals['_GETRECEIPTPROOFREQUEST']._serialized_end=1319
+  _globals['_GETRECEIPTPROOFRESPONSE']._serialized_start=1321
+  _globals['_GETRECEIPTPROOFRESPONSE']._serialized_end=1403
+  _globals['_EXPORTLOGREQUEST']._serialized_start=1405
+  _globals['_EXPORTLOGREQUEST']._serialized_end=1457
+  _globals['_EXPORTLOGCHUNK']._serialized_start=1459
+  _globals['_EXPORTLOGCHUNK']._serialized_end=1489
+  _globals['_AUDITSERVICE']._serialized_start=1492
+  _globals['_AUDITSERVICE']._serialized_end=2112
 # @@protoc_insertion_point(module_scope)

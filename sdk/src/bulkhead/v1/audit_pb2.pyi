@@ -134,9 +134,12 @@ class ListRecordsResponse(_message.Message):
     RECORDS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     INDEXED_SIZE_FIELD_NUMBER: _builtins.int
+    SIZE_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
     indexed_size: _builtins.int
     """Number of records of the log that the index covered when it answered."""
+    size: _builtins.int
+    """Number of records that it held then; those that are not indexed yet were not looked at."""
     @_builtins.property
     def records(self) -> _containers.RepeatedCompositeFieldContainer[Global___Record]: ...
     def __init__(
@@ -145,10 +148,11 @@ class ListRecordsResponse(_message.Message):
         records: _abc.Iterable[Global___Record] | None = ...,
         next_page_token: _builtins.str = ...,
         indexed_size: _builtins.int = ...,
+        size: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["indexed_size", b"indexed_size", "next_page_token", b"next_page_token", "records", b"records"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["indexed_size", b"indexed_size", "next_page_token", b"next_page_token", "records", b"records", "size", b"size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
