@@ -12,9 +12,8 @@ from audit.lockstore import FileLockStore
 from audit.sql import SqlAuditReader, SqlLockStore, open_store
 from audit.sql.verify import verify_database
 from audit.store import LockStore
-from bulkhead.cli.audit_verify import read_note
 from bulkhead.cli.console import emit, example, json_option
-from bulkhead.cli.pins import Pins
+from bulkhead.cli.pins import Pins, read_note
 from bulkhead.errors import ConfigError
 from bulkhead.transparency.export import verify_export
 

@@ -8,12 +8,12 @@ from typing import Any, Final
 import click
 
 from bulkhead.cli.console import emit, example, json_option
-from bulkhead.cli.pins import Pins
+from bulkhead.cli.pins import Pins, read_note
 from bulkhead.cli.record_text import record_text
 from bulkhead.cli.settings import Settings, settings_of
-from bulkhead.errors import BulkheadError, CheckpointError, ConfigError, InvalidRequestError, ProofError
+from bulkhead.errors import BulkheadError, ConfigError, InvalidRequestError, ProofError
 
-__all__ = ["read_note", "verify", "verify_path"]
+__all__ = ["verify", "verify_path"]
 
 _PROOF: Final = b"c2sp.org/tlog-proof"
 
@@ -88,27 +88,6 @@ def verify_path(file: Path, pins: Pins, checkpoints: Sequence[Path], *, as_json:
     except BulkheadError as error:
         raise type(error)(f"{file}: {error.message}", details=error.details) from error
     emit({"verified": True, **value}, as_json=as_json, text=text)
-
-
-def read_note(path: Path) -> str:
-    """Return the signed note that a file holds; its signature is not checked yet.
-
-    Raises:
-        InvalidRequestError: the file cannot be read.
-        CheckpointError: it holds no signed note.
-    """
-    from bulkhead.transparency.note import split_note
-
-    try:
-        note = path.read_text("utf-8")
-        split_note(note)
-    except OSError as error:
-        raise InvalidRequestError(f"cannot read {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise InvalidRequestError(f"cannot read {path}: it is not text") from error
-    except CheckpointError as error:
-        raise CheckpointError(f"{path} is no checkpoint: {error.message}") from error
-    return note
 
 
 def _export(file: Path, pins: Pins, seen: Sequence[str], *, progress: bool) -> tuple[dict[str, Any], str]:

@@ -1,15 +1,16 @@
-"""Keys given on a command line."""
+"""Keys and checkpoints given on a command line."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from bulkhead.errors import CheckpointError, ConfigError
+from bulkhead.errors import CheckpointError, ConfigError, InvalidRequestError
 
 if TYPE_CHECKING:
     from bulkhead.transparency.cosignature import Witness
 
-__all__ = ["Pins"]
+__all__ = ["Pins", "read_note"]
 
 Key = TypeVar("Key")
 
@@ -39,6 +40,27 @@ class Pins:
         if quorum is not None and quorum > names:
             raise ConfigError("the quorum is above the number of witnesses")
         return cls(tuple(vkeys), keys, names if quorum is None else quorum)
+
+
+def read_note(path: Path) -> str:
+    """Return the signed note that a file holds; its signature is not checked yet.
+
+    Raises:
+        InvalidRequestError: the file cannot be read.
+        CheckpointError: it holds no signed note.
+    """
+    from bulkhead.transparency.note import split_note
+
+    try:
+        note = path.read_text("utf-8")
+        split_note(note)
+    except OSError as error:
+        raise InvalidRequestError(f"cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise InvalidRequestError(f"cannot read {path}: it is not text") from error
+    except CheckpointError as error:
+        raise CheckpointError(f"{path} is no checkpoint: {error.message}") from error
+    return note
 
 
 def _read(what: str, vkey: str, parse: Callable[[str], Key]) -> Key:
