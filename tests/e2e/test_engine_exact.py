@@ -225,7 +225,7 @@ async def test_sixty_four_prompts_equal_transformers_whatever_is_done_to_them(
 ) -> None:
     """64 prompts, 48 tokens: in batches, in chunks, preempted, from cached prefixes, with guesses."""
     prompts, judge, variant = sixty_four(model), Judge(oracle), VARIANTS[name]
-    settings = {"threads": 2, "kv_memory_mib": 512, "block_tokens": 32, "max_running": 64} | variant
+    settings = {"threads": 1, "kv_memory_mib": 512, "block_tokens": 32, "max_running": 64} | variant
     async with running_engine(model, **settings) as engine:
         for _ in range(2):  # the second time from cached prefixes
             for prompt, result in zip(prompts, await ask_scoped(engine, prompts, 48), strict=True):

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from bulkhead.client import AsyncBulkhead, Bulkhead
+from bulkhead.client import AsyncBulkhead, Bulkhead, RecordFilter
 from bulkhead.errors import EvidencePolicyError, PolicyDeniedError, SimulatedEvidenceError
 from scripts.local_platform import LocalPlatform
 from tests.conftest import start_platform, stop_platform
@@ -109,6 +109,11 @@ def test_an_officer_sees_who_what_why_and_where_and_proves_it(platform: LocalPla
     assert f"policy bundle {fields['bundle'][:12]}" in table
     proof = told(platform, "officer", "bulkhead", "audit", "prove", fields["record_id"])
     assert (proof["verified"], proof["index"]) == (True, decision["index"])
+    with Bulkhead.from_profile("officer", path=platform.client_config) as officer:
+        outcomes = officer.audit_records(RecordFilter(action="outcome", session_id=fields["session"]))
+        assert [found.fields.pair_id for found in outcomes] == [fields["pair_id"]]
+        acme_key = platform.admin("tenant", "show", "acme")["log_vkey"]
+        assert officer.prove(fields["record_id"], vkey=acme_key).index == decision["index"]
     mercy_key = platform.admin("tenant", "show", "mercy-hospital")["log_vkey"]
     another = ("bulkhead", "audit", "prove", fields["record_id"], "--log-key", mercy_key)
     assert "error CHECKPOINT_INVALID" in cli(platform, "officer", *another, expect=1).stderr

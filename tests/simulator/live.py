@@ -22,7 +22,7 @@ from bulkhead.client import AsyncBulkhead
 from bulkhead.client.config import Profile, load_profile
 from bulkhead.client.transport import RetryPolicy
 from bulkhead.errors import BulkheadError
-from bulkhead.v1 import session_pb2, session_pb2_grpc
+from bulkhead.v1 import session_pb2
 from scripts.local_platform import BIN, LocalPlatform
 from service.tls import channel_credentials
 
@@ -92,15 +92,6 @@ def open_request(**changes: Any) -> session_pb2.OpenSessionRequest:
         "nonce": secrets.token_bytes(32),
     }
     return session_pb2.OpenSessionRequest(**(fields | changes))
-
-
-async def raw_open(on: grpc.aio.Channel, key: str, *, timeout_s: float = 60.0) -> session_pb2.SessionGrant:
-    """Open a session without verifying anything, as a flood would."""
-    stub = session_pb2_grpc.SessionServiceStub(on)
-    async for event in stub.OpenSession(open_request(), metadata=bearer(key), timeout=timeout_s):
-        if event.HasField("ready"):
-            return event.ready
-    raise AssertionError("the stream ended without an answer")
 
 
 def bearer(key: str) -> Sequence[tuple[str, str]]:

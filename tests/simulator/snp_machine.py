@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
 from bulkhead.attestation.inputs import load_certificates, load_crls
-from bulkhead.attestation.snp import PlatformInfo, SigningKey, SnpPolicy, SnpProduct, SnpRoots, Tcb
+from bulkhead.attestation.snp import SigningKey, SnpPolicy, SnpProduct, SnpRoots, Tcb
 
 NOW_S = 1_772_323_200  # 2026-03-01
 _NOW = dt.datetime.fromtimestamp(NOW_S, tz=dt.UTC)
@@ -246,6 +246,3 @@ def crl(
         builder = builder.add_revoked_certificate(entry)
     signed = builder.sign(key or _rsa_key(issuer), hashes.SHA384(), rsa_padding=_PSS)
     return load_crls(signed.public_bytes(Encoding.DER), what="crl")[0]
-
-
-NO_PLATFORM_INFO = PlatformInfo(0)
