@@ -25,6 +25,7 @@ from bulkhead.errors import AuditUnavailableError, ConfigError
 __all__ = ["fileno", "on_one_server", "open_postgres", "open_postgres_for_reading", "postgres_engine"]
 
 READ_LIMIT_S: Final = 1.0  # as for SQLite; the server ends a statement then, the client its connection a little later
+_LONG_READ_LIMIT_S: Final = 30.0  # likewise
 _READERS: Final = 4
 _CONNECT_S: Final = 2  # libpq's least
 _GRACE: Final = 1.5  # client's deadline over the server's
@@ -109,13 +110,13 @@ def open_postgres(
 
 
 def open_postgres_for_reading(url: str) -> Engine:
-    """Return a reading engine.
+    """Return a reading engine, for long work beside the platform.
 
     Raises:
         AuditUnavailableError: it cannot be reached, or is not an audit database of this build's schema.
         ConfigError: the URL is malformed.
     """
-    engine = postgres_engine(url, read_only=True, threads=_READERS, limit_s=READ_LIMIT_S)
+    engine = postgres_engine(url, read_only=True, threads=_READERS, limit_s=_LONG_READ_LIMIT_S)
     try:
         with engine.begin() as connection:
             check_schema(connection, "the audit database")

@@ -27,6 +27,7 @@ from bulkhead.errors import AuditUnavailableError, LogForkError
 __all__ = ["READ_LIMIT_S", "SqliteFile", "open_for_reading", "open_sqlite", "read_engine"]
 
 READ_LIMIT_S: Final = 1.0  # a longer read would hold the WAL back
+_LONG_READ_LIMIT_S: Final = 30.0  # of verification, exports and the like: a busy machine must not end them
 _READERS: Final = 4
 _OPS_PER_CHECK: Final = 10_000  # of SQLite's virtual machine, between two looks at the clock
 _WAL_LIMIT_BYTES: Final = 64 * 1024 * 1024  # beyond it the WAL is checkpointed even under load
@@ -141,8 +142,8 @@ def open_sqlite(path: Path, *, busy_timeout_s: float, failpoint: Failpoint = no_
         raise
 
 
-def read_engine(path: Path, *, busy_timeout_s: float = 1.0) -> Engine:
-    """Return an engine that can only read, each transaction for at most a second."""
+def read_engine(path: Path, *, busy_timeout_s: float = 1.0, limit_s: float = READ_LIMIT_S) -> Engine:
+    """Return an engine that can only read, each transaction for at most ``limit_s``."""
     engine = create_engine(
         "sqlite://",
         creator=lambda: sqlite3.connect(
@@ -151,7 +152,7 @@ def read_engine(path: Path, *, busy_timeout_s: float = 1.0) -> Engine:
         poolclass=QueuePool,
         pool_size=_READERS,
         max_overflow=0,
-        pool_timeout=READ_LIMIT_S,
+        pool_timeout=limit_s,
     )
 
     @event.listens_for(engine, "connect")
@@ -163,19 +164,19 @@ def read_engine(path: Path, *, busy_timeout_s: float = 1.0) -> Engine:
 
     @event.listens_for(engine, "begin")
     def _begun(connection: Any) -> None:
-        connection.info["deadline"][0] = time.monotonic() + READ_LIMIT_S
+        connection.info["deadline"][0] = time.monotonic() + limit_s
         _begin(connection, "BEGIN")
 
     return engine
 
 
 def open_for_reading(path: Path) -> Engine:
-    """Return a reading engine for a database file or a copy of one.
+    """Return a reading engine for a database file or a copy of one, for long work beside the platform.
 
     Raises:
         AuditUnavailableError: it is not an audit database of this build's schema.
     """
-    engine = read_engine(path)
+    engine = read_engine(path, limit_s=_LONG_READ_LIMIT_S)
     try:
         with engine.begin() as connection:
             check_schema(connection, str(path))

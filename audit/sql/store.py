@@ -54,7 +54,12 @@ def unavailable(error: SQLAlchemyError | ProofError) -> AuditUnavailableError:
     """Return our error for the database's."""
     if isinstance(error, ProofError):
         return AuditUnavailableError(f"the audit database is damaged: {error.message}")
-    return AuditUnavailableError(f"the audit database cannot be used: {getattr(error, 'orig', None) or error}")
+    cause: object = getattr(error, "orig", None) or error
+    if getattr(cause, "sqlite_errorname", "") == "SQLITE_INTERRUPT" or getattr(cause, "sqlstate", "") == "57014":
+        return AuditUnavailableError(
+            "a read of the audit log took too long and was stopped: ask for less, such as a shorter span of time"
+        )
+    return AuditUnavailableError(f"the audit database cannot be used: {cause}")
 
 
 class SqlAuditReader:

@@ -1,16 +1,21 @@
+import itertools
 import sqlite3
+from types import SimpleNamespace
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from psycopg.errors import QueryCanceled
 from sqlalchemy import create_engine, event, text
+from sqlalchemy.exc import OperationalError
 
 from audit.chain import GENESIS
 from audit.model import Page, RecordFilter
-from audit.sql import open_sqlite, open_store
+from audit.sql import open_reader, open_sqlite, open_store
 from audit.sql.queries import run_query
 from audit.sql.schema import SCHEMA_REVISION, migrate
 from audit.sql.sqlite import open_for_reading
+from audit.sql.store import read_errors
 from audit.sql.tables import METADATA
 from audit.sql.verify import verify_database
 from bulkhead.errors import AuditUnavailableError
@@ -121,6 +126,34 @@ def test_readers_cannot_write(tmp_path):
     store = open_sqlite(tmp_path / "a.db", busy_timeout_s=0.2)
     with pytest.raises(AuditUnavailableError, match="readonly"), store.reading() as connection:
         connection.execute(text("DELETE FROM audit_commit"))
+    store.close()
+
+
+def test_a_read_that_takes_too_long_says_so(tmp_path):
+    """What is stopped because it would hold the database up is told from a database that is down, on both."""
+    store = open_sqlite(tmp_path / "a.db", busy_timeout_s=0.2)
+    endless = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) SELECT max(x) FROM n"
+    with pytest.raises(AuditUnavailableError, match="took too long"), store.reading() as connection:
+        connection.execute(text(endless))
+    store.close()
+    cancelled = OperationalError("SELECT 1", None, QueryCanceled("canceling statement due to statement timeout"))
+    with pytest.raises(AuditUnavailableError, match="took too long"), read_errors():
+        raise cancelled
+
+
+def test_long_work_may_read_for_longer(tmp_path, monkeypatch):
+    """Where a read takes several seconds, as on a busy machine, the platform's is stopped and verification's is not."""
+    store = open_sqlite(tmp_path / "a.db", busy_timeout_s=0.2)
+    reader = open_reader(tmp_path / "a.db")
+    seconds = itertools.count(step=3)
+    monkeypatch.setattr("audit.sql.sqlite.time", SimpleNamespace(monotonic=lambda: next(seconds)))
+    # Between one and nine looks at the clock, one every 10,000 operations: from 4 to 30 of them to a row.
+    query = text("WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n LIMIT 3000) SELECT max(x) FROM n")
+    with pytest.raises(AuditUnavailableError, match="took too long"), store.reading() as connection:
+        connection.execute(query)
+    with reader.reading() as connection:
+        assert connection.execute(query).scalar() == 3_000
+    reader.close()
     store.close()
 
 
