@@ -47,7 +47,7 @@ async def _measure(model: Path, threads: int, requests: int) -> dict[str, object
         prompts = [[200 + (done * 7 + i) % 40_000, 5, 6, 7] for i in range(500)]
         await batch(engine, prompts, new_tokens=2)
         resident.append(_status("VmRSS"))
-    weights = engine.weight_bytes()
+    weights = engine.describe().weight_bytes
     await engine.aclose()
     return {
         "torch_s": torch_s, "import_s": import_s, "load_s": load_s, "first_token_s": first_s, "import_rss": import_rss,

@@ -1,11 +1,10 @@
 """generation_config.json: what a model's makers sample with where a request does not say (untrusted, bounded)."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Final
 
-from bulkhead.encoding import Json
 from bulkhead.errors import InvalidRequestError
+from bulkhead.fields import Fields
 from bulkhead.models import ModelSource
 from data_plane.engine.params import OPENAI_DEFAULTS, SamplingParams
 from data_plane.engine.spec import MAX_CONFIG_BYTES, read_json
@@ -13,14 +12,10 @@ from data_plane.engine.spec import MAX_CONFIG_BYTES, read_json
 __all__ = ["read_defaults"]
 
 _FILE: Final = "generation_config.json"
-_NAMES: Final[dict[str, tuple[str, type[float] | type[int]]]] = {  # vLLM reads the same, and nothing else
-    "temperature": ("temperature", float),
-    "top_p": ("top_p", float),
-    "top_k": ("top_k", int),
-    "min_p": ("min_p", float),
-    "repetition_penalty": ("repetition_penalty", float),
-    "max_new_tokens": ("max_tokens", int),
-}
+# vLLM reads the same, and nothing else.
+_NUMBERS: Final = ("temperature", "top_p", "min_p", "repetition_penalty")
+_COUNTS: Final = {"top_k": "top_k", "max_new_tokens": "max_tokens"}
+MAX_NUMBER: Final = 2.0**53  # what a request may ask for is less, and checked by what it asks with
 
 
 def read_defaults(source: ModelSource) -> SamplingParams:
@@ -29,18 +24,14 @@ def read_defaults(source: ModelSource) -> SamplingParams:
     Raises:
         InvalidRequestError: a value that no request could ask for.
     """
-    given: dict[str, Any] = {}
-    config = read_json(source, _FILE, max_bytes=MAX_CONFIG_BYTES) if _FILE in source.files else {}
-    for theirs, (ours, kind) in _NAMES.items():
-        if (value := config.get(theirs)) is not None:
-            given[ours] = _number(value, theirs, kind)
+    if _FILE not in source.files:
+        return OPENAI_DEFAULTS
+    config = Fields(read_json(source, _FILE, max_bytes=MAX_CONFIG_BYTES), what=_FILE, error=InvalidRequestError)
+    given: dict[str, Any] = {
+        name: config.number(name, low=-MAX_NUMBER, high=MAX_NUMBER) for name in _NUMBERS if name in config
+    }
+    given |= {ours: config.integer(theirs) for theirs, ours in _COUNTS.items() if theirs in config}
     try:
         return replace(OPENAI_DEFAULTS, **given)
     except InvalidRequestError as error:
         raise InvalidRequestError(f"{_FILE}: {error.message}") from error
-
-
-def _number(value: Json, name: str, kind: Callable[[float], float]) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or kind(value) != value:
-        raise InvalidRequestError(f"{_FILE}: {name} is not a number of its kind")
-    return kind(value)

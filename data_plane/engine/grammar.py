@@ -54,11 +54,6 @@ class Grammar:
         self._pool = pool
         self._mask: Future[torch.Tensor] = pool.submit(self._fill)
 
-    @property
-    def complete(self) -> bool:
-        """Whether nothing but the end may follow."""
-        return self._matcher.is_stopped()
-
     def apply(self, row: torch.Tensor) -> None:
         """Forbid, in place, what the form does not allow next.
 

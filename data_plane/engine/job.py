@@ -12,7 +12,7 @@ from bulkhead.errors import BulkheadError
 from bulkhead.protocol.payloads import TokenLogprob
 from data_plane.engine.metrics import Timing
 from data_plane.engine.port import FinishReason, TokenDelta, Usage
-from data_plane.engine.sampling import Choice, RawLogprobs, Sampler
+from data_plane.engine.sampling import Choice, Sampler
 from data_plane.engine.sequence import Sequence as TokenSequence
 from data_plane.engine.stream import DeltaStream
 from data_plane.engine.text import TextStream
@@ -105,14 +105,6 @@ class Job:
             return ()
         return tuple(map(self._named, self.sampler.prompt))
 
-    def _named(self, raw: RawLogprobs) -> TokenLogprob:
-        return TokenLogprob(
-            token_id=raw.token,
-            text=self._decode([raw.token]),
-            logprob=raw.logprob,
-            rank=raw.rank,
-            top=tuple(
-                (token, self._decode([token]), value)
-                for token, value in zip(raw.top_ids, raw.top_logprobs, strict=True)
-            ),
-        )
+    def _named(self, entry: TokenLogprob) -> TokenLogprob:
+        top = tuple((token, self._decode([token]), value) for token, _, value in entry.top)
+        return replace(entry, text=self._decode([entry.token_id]), top=top)

@@ -41,7 +41,6 @@ class NativeEngine:
 
     def __init__(self, *, config: EngineConfig, stepper: Stepper, runner: ModelRunner, tokenizer: Tokenizer) -> None:
         self._description = runner.description
-        self._weight_bytes = runner.weight_bytes
         self._limit = config.max_running + config.max_waiting
         self._answers = 0  # in flight, which is what memory and places are for
         self._state = EngineState.SERVING
@@ -118,10 +117,6 @@ class NativeEngine:
     def metrics(self) -> EngineMetrics:
         """See :meth:`data_plane.engine.port.Engine.metrics`."""
         return self._stepper.metrics
-
-    def weight_bytes(self) -> int:
-        """Return the bytes of the weights that steps compute with, and of the token table."""
-        return self._weight_bytes
 
     def health(self) -> EngineState:
         """See :meth:`data_plane.engine.port.Engine.health`."""

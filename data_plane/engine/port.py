@@ -184,8 +184,8 @@ class ModelDescription:
         name: the model directory's name.
         architecture: the class named by the model's config.json, e.g. ``LlamaForCausalLM``.
         context_tokens: most tokens of prompt and answer together that this engine holds for one request.
-        parameters: count of weights, tied ones once.
         vocabulary: rows of the output head.
+        weight_bytes: of the weights as they are held for computing, the token table included.
         compute: number format of the arithmetic, e.g. ``fp32``.
         weights: number format in which weights are held, e.g. ``fp32`` or ``bf16``.
         defaults: what holds where a request does not say: generation_config.json's values, else those of OpenAI's
@@ -195,8 +195,8 @@ class ModelDescription:
     name: str
     architecture: str
     context_tokens: int
-    parameters: int
     vocabulary: int
+    weight_bytes: int
     compute: str
     weights: str
     defaults: SamplingParams = OPENAI_DEFAULTS

@@ -1,4 +1,4 @@
-"""Rotary position embedding (Su et al. 2021, arXiv:2104.09864), one complex product per layer.
+"""Rotary position embedding (Su et al. 2021, arXiv:2104.09864): what config.json says of it, and one product a layer.
 
 Models in Hugging Face's layout pair element ``i`` of a head with element ``i + head_dim / 2``. :func:`interleave` moves
 each pair together once, in the rows of the query and key projections, so that a head is a row of complex numbers and
@@ -8,13 +8,94 @@ Scaled frequencies follow transformers' ``modeling_rope_utils`` step by step, in
 arXiv:2306.15595), llama3 (Llama 3.1's own), yarn (Peng et al. 2023, arXiv:2309.00071).
 """
 
+import json
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Final
 
 import torch
 
-from data_plane.engine.rope import RopeSpec
+from bulkhead.errors import InvalidRequestError, UnsupportedError
+from bulkhead.fields import Fields
 
-__all__ = ["Rotary", "interleave"]
+__all__ = ["RopeSpec", "Rotary", "interleave", "read_rope"]
+
+# The numbers of each kind of scaling: those that config.json has to give, and what the others of yarn are without it.
+_REQUIRED: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
+    {
+        "default": (),
+        "linear": ("factor",),
+        "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+        "yarn": ("factor",),
+    }
+)
+_YARN: Final[Mapping[str, float]] = MappingProxyType(
+    {"beta_fast": 32.0, "beta_slow": 1.0, "attention_factor": 0.0, "mscale": 0.0, "mscale_all_dim": 0.0}
+)
+_LEAST: Final = 1e-9  # of any of these numbers: all are positive
+MAX_FACTOR: Final = 4096.0  # published factors stay below 64
+MAX_NUMBER: Final = 2.0**24  # of the others
+MIN_THETA: Final = 2.0  # published ones lie between 10,000 and 1e9
+MAX_THETA: Final = 1e15
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RopeSpec:
+    """Base and scaling of the rotary embedding; ``numbers`` holds the fields that ``kind`` needs, all of them.
+
+    ``truncate`` says whether yarn's limits are whole dimensions.
+    """
+
+    theta: float
+    kind: str
+    numbers: Mapping[str, float]
+    truncate: bool
+
+    def amplitude(self) -> float:
+        """Return the factor of cosines and sines; 1 except for yarn."""
+        if self.kind != "yarn":
+            return 1.0
+        factor, scale, of_all = (self.numbers[name] for name in ("factor", "mscale", "mscale_all_dim"))
+        if self.numbers["attention_factor"]:
+            return self.numbers["attention_factor"]
+        if scale and of_all:
+            return _magnitude(factor, scale) / _magnitude(factor, of_all)
+        return _magnitude(factor, 1.0)
+
+
+def _magnitude(factor: float, scale: float) -> float:
+    return 1.0 if factor <= 1.0 else 0.1 * scale * math.log(factor) + 1.0
+
+
+def read_rope(config: Fields, *, context: int) -> RopeSpec:
+    """Return the rotary embedding of a config.json, of transformers 4 (``rope_scaling``) or 5 (``rope_parameters``).
+
+    Raises:
+        UnsupportedError: a kind of scaling that this engine does not run, by name.
+        InvalidRequestError: a number is missing or out of bounds.
+    """
+    if "rope_parameters" in config:
+        scaling = config.nested("rope_parameters")
+        theta = scaling.number("rope_theta", low=MIN_THETA, high=MAX_THETA)
+    else:
+        theta = config.number("rope_theta", low=MIN_THETA, high=MAX_THETA) if "rope_theta" in config else 10_000.0
+        none = Fields({}, what="config.json", error=InvalidRequestError)
+        scaling = config.nested("rope_scaling") if "rope_scaling" in config else none
+    kind = next((scaling.value(name) for name in ("rope_type", "type") if name in scaling), "default")
+    if not isinstance(kind, str) or kind not in _REQUIRED:
+        raise UnsupportedError(f"the native engine does not run models with rope_scaling = {json.dumps(kind)[:100]}")
+    defaults = {**_YARN, "original_max_position_embeddings": float(context)} if kind == "yarn" else {}
+    numbers = defaults | {
+        name: scaling.number(name, low=_LEAST, high=MAX_FACTOR if name == "factor" else MAX_NUMBER)
+        for name in (*_REQUIRED[kind], *defaults)
+        if name in scaling or name not in defaults
+    }
+    if kind == "llama3" and numbers["high_freq_factor"] <= numbers["low_freq_factor"]:
+        raise InvalidRequestError("config.json: rope_scaling's high_freq_factor is not above its low_freq_factor")
+    truncate = "truncate" not in scaling or scaling.boolean("truncate")
+    return RopeSpec(theta=theta, kind=kind, numbers=numbers, truncate=truncate)
 
 
 def interleave(rows: torch.Tensor, *, head_dim: int) -> torch.Tensor:
@@ -74,7 +155,7 @@ def _yarn(plain: torch.Tensor, rope: RopeSpec) -> torch.Tensor:
         return head_dim * math.log(positions) / (2 * math.log(rope.theta))
 
     first, last = dimension(numbers["beta_fast"]), dimension(numbers["beta_slow"])
-    if numbers["truncate"]:
+    if rope.truncate:
         first, last = math.floor(first), math.ceil(last)
     first, last = max(first, 0), min(last, head_dim - 1)
     width = last - first if last != first else 0.001  # as transformers, against a division by zero

@@ -43,7 +43,6 @@ class ModelRunner:
         with torch.inference_mode(), returning_what_is_freed(), overwriting_what_is_freed():
             self._decoder = Decoder(spec=self.spec, source=open_weights(source), weights=config.weights)
             self._cache = KvCache(spec=self.spec, blocks=blocks, block_tokens=block_tokens)
-        self.weight_bytes = self._decoder.weight_bytes
         self._cut = Cut(
             blocks=blocks,
             block_tokens=block_tokens,
@@ -64,7 +63,7 @@ class ModelRunner:
             name=source.name,
             architecture=self.spec.architecture,
             context_tokens=context,
-            parameters=self.spec.parameters(),
+            weight_bytes=self._decoder.weight_bytes,
             vocabulary=self.spec.vocabulary,
             compute="fp32",
             weights=config.weights,

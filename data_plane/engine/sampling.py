@@ -8,32 +8,25 @@ from dataclasses import dataclass
 import torch
 
 from bulkhead.errors import BulkheadError, InternalError, InvalidRequestError
+from bulkhead.protocol.payloads import TokenLogprob
 from data_plane.engine.edits import Edit
 from data_plane.engine.params import SamplingParams
 
-__all__ = ["Choice", "RawLogprobs", "Sampler", "choose", "likeliest", "logprobs_of"]
+__all__ = ["Choice", "Sampler", "choose", "likeliest", "logprobs_of"]
 
 _STRETCH = 256  # tokens of a row that are searched place by place
 NUCLEUS_GUESS = 1024  # top-p is usually decided among so few tokens; else the whole vocabulary is sorted
 
 
 @dataclass(frozen=True, slots=True)
-class RawLogprobs:
-    """Natural logarithms of the model's own probabilities: of one token, and of the likeliest (ids, values)."""
-
-    token: int
-    logprob: float
-    rank: int
-    top_ids: tuple[int, ...]
-    top_logprobs: tuple[float, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class Choice:
-    """What came out of one row: a token, with log probabilities if asked for; or why its request ends."""
+    """What came out of one row: a token, with log probabilities if asked for; or why its request ends.
+
+    The texts of log probabilities are empty: whoever has a tokenizer fills them in.
+    """
 
     token: int
-    logprobs: RawLogprobs | None = None
+    logprobs: TokenLogprob | None = None
     error: BulkheadError | None = None
 
 
@@ -48,7 +41,7 @@ class Sampler:
     def __init__(self, params: SamplingParams, edits: Sequence[Edit] = ()) -> None:
         self.params = params
         self.edits = tuple(edits)
-        self.prompt: list[RawLogprobs] = []  # of the prompt's tokens from the second on
+        self.prompt: list[TokenLogprob] = []  # of the prompt's tokens from the second on
         seed = secrets.randbits(63) if params.seed is None else params.seed
         self._stream = random.Random(seed)  # noqa: S311 - repeatable sampling, not a secret
 
@@ -153,11 +146,20 @@ def likeliest(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return highest, places.gather(1, logits.gather(1, places).argmax(-1, keepdim=True))[:, 0]
 
 
-def logprobs_of(logits: torch.Tensor, tokens: Sequence[int], *, count: int) -> list[RawLogprobs]:
+def logprobs_of(logits: torch.Tensor, tokens: Sequence[int], *, count: int) -> list[TokenLogprob]:
     """Return the log probability of one token a row, its rank from 1, and the ``count`` likeliest of the row."""
     values = torch.log_softmax(logits.float(), dim=-1)
     chosen = values.gather(1, torch.tensor(tokens)[:, None])
     ranks = (values > chosen).sum(-1) + 1
     top = values.topk(count, dim=-1)
     rows = zip(tokens, chosen[:, 0].tolist(), ranks.tolist(), top.indices.tolist(), top.values.tolist(), strict=True)
-    return [RawLogprobs(token, own, rank, tuple(ids), tuple(tops)) for token, own, rank, ids, tops in rows]
+    return [
+        TokenLogprob(
+            token_id=token,
+            text="",
+            logprob=own,
+            rank=rank,
+            top=tuple((likely, "", value) for likely, value in zip(ids, tops, strict=True)),
+        )
+        for token, own, rank, ids, tops in rows
+    ]

@@ -21,7 +21,8 @@ from types import FrameType
 from typing import Any, Final, NoReturn
 
 import jinja2
-from jinja2 import compiler, nodes, sandbox, utils
+from jinja2 import nodes, sandbox, utils
+from jinja2.visitor import NodeTransformer
 
 from bulkhead.errors import InvalidRequestError
 from data_plane.engine.port import ChatMessage
@@ -98,41 +99,29 @@ def _concat(parts: Iterable[str]) -> str:
     return "".join(pieces)
 
 
-class _CodeGenerator(compiler.CodeGenerator):
-    """Compiles ``~`` and literals to calls of the environment's measured forms."""
+class _Measured(NodeTransformer):
+    """Puts literals and ``~`` through the environment's filters that measure."""
 
-    def visit_Concat(self, node: nodes.Concat, frame: compiler.Frame) -> None:  # noqa: N802 - Jinja's name
-        self._within("environment.join_text", lambda: self._items(node.nodes, frame))
+    def visit_List(self, node: nodes.List | nodes.Dict) -> nodes.Node:  # noqa: N802 - Jinja's name
+        return self._through("checked", self.generic_visit(node))
 
-    def visit_List(self, node: nodes.List, frame: compiler.Frame) -> None:  # noqa: N802 - Jinja's name
-        self._within("environment.checked", lambda: super(_CodeGenerator, self).visit_List(node, frame))
+    visit_Dict = visit_List  # noqa: N815 - Jinja's name
 
-    def visit_Tuple(self, node: nodes.Tuple, frame: compiler.Frame) -> None:  # noqa: N802 - Jinja's name
-        if node.ctx == "store":
-            super().visit_Tuple(node, frame)
-        else:
-            self._within("environment.checked", lambda: super(_CodeGenerator, self).visit_Tuple(node, frame))
+    def visit_Tuple(self, node: nodes.Tuple) -> nodes.Node:  # noqa: N802 - Jinja's name
+        inside = self.generic_visit(node)
+        return inside if node.ctx == "store" else self._through("checked", inside)
 
-    def visit_Dict(self, node: nodes.Dict, frame: compiler.Frame) -> None:  # noqa: N802 - Jinja's name
-        self._within("environment.checked", lambda: super(_CodeGenerator, self).visit_Dict(node, frame))
+    def visit_Concat(self, node: nodes.Concat) -> nodes.Node:  # noqa: N802 - Jinja's name
+        self.generic_visit(node)
+        return self._through("join_text", nodes.List(node.nodes, lineno=node.lineno))
 
-    def _items(self, items: Iterable[nodes.Expr], frame: compiler.Frame) -> None:
-        self.write("(")
-        for item in items:
-            self.visit(item, frame)
-            self.write(", ")
-        self.write(")")
-
-    def _within(self, function: str, write: Callable[[], None]) -> None:
-        self.write(f"{function}(")
-        write()
-        self.write(")")
+    @staticmethod
+    def _through(name: str, node: nodes.Node) -> nodes.Filter:
+        return nodes.Filter(node, name, [], [], None, None, lineno=node.lineno)
 
 
 class _Environment(sandbox.ImmutableSandboxedEnvironment):
-    code_generator_class = _CodeGenerator
     concat = staticmethod(_concat)
-    checked = staticmethod(_checked)
     intercepted_binops = frozenset(("+", "*", "%", "**"))
 
     def __init__(self) -> None:
@@ -145,16 +134,13 @@ class _Environment(sandbox.ImmutableSandboxedEnvironment):
         )
         filters = {name: self.filters[name] for name in _FILTERS}
         filters |= {name: _on_text(self.filters[name]) for name in _TEXT_FILTERS}
-        self.filters = filters | {"join": _join, "replace": _replace, "string": _text, "tojson": _to_json}
+        measured = {"checked": _checked, "join_text": _join, "join": _join, "replace": _replace, "string": _text}
+        self.filters = filters | measured | {"tojson": _to_json}
         self.globals = {
             "range": self.globals["range"],
             "namespace": self.globals["namespace"],
             "raise_exception": _raise_exception,
         }
-
-    @staticmethod
-    def join_text(parts: Iterable[Any]) -> str:
-        return _concat(_text(part) for part in parts)
 
     def wrap_str_format(self, value: Any) -> None:
         """Leave ``str.format`` to :meth:`is_safe_attribute`, which refuses it: it takes widths."""
@@ -196,13 +182,15 @@ class ChatTemplate:
         if len(source) > MAX_TEMPLATE_CHARS:
             raise InvalidRequestError(f"the model's chat template is longer than {MAX_TEMPLATE_CHARS} characters")
         try:
-            program = _Environment().parse(source)
-            self._template = _Environment().from_string(program)
+            environment = _Environment()
+            program = environment.parse(source)
+            named = {name.name for name in program.find_all(nodes.Name)}
+            self._template = environment.from_string(_Measured().visit(program).set_environment(environment))
         except (jinja2.TemplateError, RecursionError, SyntaxError, MemoryError) as error:
             raise InvalidRequestError(
                 f"the model's chat template is not a Jinja program: {type(error).__name__}"
             ) from error
-        if any(name.name in {"varargs", "kwargs"} for name in program.find_all(nodes.Name)):
+        if named & {"varargs", "kwargs"}:
             raise InvalidRequestError("the model's chat template takes macro arguments that it does not name")
         self._variables = dict(variables)
 

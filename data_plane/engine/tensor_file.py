@@ -6,11 +6,13 @@ and end with the file.
 """
 
 import json
+import math
 from dataclasses import dataclass
 from typing import Final
 
 from bulkhead.encoding import Json
 from bulkhead.errors import InvalidRequestError
+from bulkhead.fields import Fields
 from bulkhead.models import ModelSource
 
 __all__ = ["StoredTensor", "read_header"]
@@ -43,9 +45,7 @@ def read_header(source: ModelSource, path: str) -> dict[str, StoredTensor]:
         SealedModelError: as :meth:`ModelSource.read_into`.
     """
     size = source.files[path]
-    if size < _LENGTH_BYTES:
-        raise _broken(path)
-    length = int.from_bytes(_read(source, path, 0, _LENGTH_BYTES), "little")
+    length = int.from_bytes(_read(source, path, 0, _LENGTH_BYTES), "little") if size >= _LENGTH_BYTES else size
     data_start = _LENGTH_BYTES + length
     if length > MAX_HEADER_BYTES or data_start > size:
         raise _broken(path)
@@ -62,25 +62,19 @@ def read_header(source: ModelSource, path: str) -> dict[str, StoredTensor]:
 
 
 def _tensor(path: str, entry: Json, data_start: int) -> StoredTensor:
-    if not isinstance(entry, dict):
+    fields = Fields(entry, what=f"{path}: a tensor", error=InvalidRequestError)
+    dtype = fields.text("dtype")
+    shape = _sizes(path, fields.array("shape", max_items=MAX_RANK))
+    begin, end = _sizes(path, fields.array("data_offsets", min_items=2, max_items=2))
+    size = _BYTES_PER_ELEMENT.get(dtype, 0) * math.prod(shape)
+    if dtype not in _BYTES_PER_ELEMENT or end - begin != size:
         raise _broken(path)
-    dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
-    if not isinstance(dtype, str) or dtype not in _BYTES_PER_ELEMENT:
-        raise _broken(path)
-    sizes, (begin, end) = _sizes(path, shape, MAX_RANK), _sizes(path, offsets, 2, least=2)
-    bytes_wanted = _BYTES_PER_ELEMENT[dtype]
-    for elements in sizes:
-        bytes_wanted *= elements
-    if end - begin != bytes_wanted:
-        raise _broken(path)
-    return StoredTensor(path=path, dtype=dtype, shape=sizes, offset=data_start + begin, size=bytes_wanted)
+    return StoredTensor(path=path, dtype=dtype, shape=shape, offset=data_start + begin, size=size)
 
 
-def _sizes(path: str, value: Json, most: int, *, least: int = 0) -> tuple[int, ...]:
-    if not isinstance(value, list) or not least <= len(value) <= most:
-        raise _broken(path)
-    sizes = tuple(item for item in value if isinstance(item, int) and not isinstance(item, bool) and item >= 0)
-    if len(sizes) != len(value):
+def _sizes(path: str, values: list[Json]) -> tuple[int, ...]:
+    sizes = tuple(item for item in values if isinstance(item, int) and not isinstance(item, bool) and item >= 0)
+    if len(sizes) != len(values):
         raise _broken(path)
     return sizes
 

@@ -69,8 +69,8 @@ class ScriptedEngine:
             name="scripted",
             architecture="None",
             context_tokens=self.context_tokens,
-            parameters=0,
             vocabulary=1,
+            weight_bytes=0,
             compute="fp32",
             weights="fp32",
         )
