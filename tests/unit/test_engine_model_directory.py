@@ -231,6 +231,7 @@ def test_damaged_text_files_are_a_typed_error(model: Path, name: str, content: b
     assert isinstance(caught.value, InvalidRequestError | UnsupportedError)
 
 
+@pytest.mark.alone  # a time limit
 def test_a_tokenizer_of_a_million_entries_that_the_model_lacks_is_refused(model: Path) -> None:
     """Token ids without an embedding row are found at load, not by an index error while serving; within seconds."""
     document = json.loads((model / "tokenizer.json").read_text())
