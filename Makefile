@@ -39,7 +39,7 @@ down: ## stop the local platform of `make up`
 test: setup-model lint ## lint and the whole suite
 	@status=0; $(SUITE); exit $$status
 
-test-long: setup-model lint ## the full counts that the suite samples, then the suite (under an hour on 2 cores)
+test-long: setup-model lint ## the full counts that the suite samples, then the suite
 	@status=0; echo "[test] full counts, $(JOBS) tests at a time"; \
 	$(PY) -m pytest -m "long and not alone" -v --durations=15 -n $(JOBS) --dist load --maxschedchunk 1 || status=1; \
 	echo "[test] full counts that hold something to a time limit, one at a time"; \

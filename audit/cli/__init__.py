@@ -27,9 +27,9 @@ class _Operators(Program):
     name="bulkhead-audit",
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog=example(
-        "bulkhead-audit verify var/audit/audit.db --keys var/audit/keys --lock var/audit-lock/audit.lock",
-        "bulkhead-audit list --db var/audit/audit.db --action decision --decision deny",
-        "bulkhead-audit export --db var/audit/audit.db --tenant tenant_01h… --out acme.jsonl",
+        "bulkhead-audit verify var/control/audit/audit.db --keys var/control/audit/keys --lock var/control/audit.lock",
+        "bulkhead-audit list --db var/control/audit/audit.db --action decision --decision deny",
+        "bulkhead-audit export --db var/control/audit/audit.db --tenant tenant_01h… --out acme.jsonl",
         "bulkhead-audit verify acme.jsonl --log-key audit.example.org/t/…+1a2b3c4d+AQ…",
     ),
 )

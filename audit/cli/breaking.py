@@ -60,7 +60,10 @@ def officer_key(name: str, out: Path, *, as_json: bool) -> None:
     emit({"vkey": vkey}, as_json=as_json, text=vkey)
 
 
-@breaking.command("statement", epilog=example("bulkhead-audit break statement --db audit.db --lock audit.lock …"))
+@breaking.command(
+    "statement",
+    epilog=example('bulkhead-audit break statement --db audit.db --lock audit.lock --reason "disk lost" > b.txt'),
+)
 @database_option
 @_lock_option
 @click.option("--reason", required=True, help="One line: what happened.")
@@ -88,7 +91,12 @@ def sign(path: Path, key_path: Path) -> None:
     click.echo(f"{text}signed by {signer.verifier.name}")
 
 
-@breaking.command("declare", epilog=example("bulkhead-audit break declare b.txt --db audit.db --lock audit.lock …"))
+@breaking.command(
+    "declare",
+    epilog=example(
+        "bulkhead-audit break declare b.txt --db audit.db --lock audit.lock --officer ada+1a2b… --officer bob+3c4d…"
+    ),
+)
 @click.argument("path", type=_FILE)
 @database_option
 @_lock_option

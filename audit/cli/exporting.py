@@ -73,7 +73,7 @@ def export(
     )
 
 
-@click.command("vkeys", epilog=example("bulkhead-audit vkeys --db var/audit/audit.db --keys var/keys > vkeys.txt"))
+@click.command("vkeys", epilog=example("bulkhead-audit vkeys --db audit.db --keys keys > vkeys.txt"))
 @database_option
 @click.option("--keys", "keys_dir", type=click.Path(path_type=Path, exists=True, file_okay=False), required=True)
 @json_option

@@ -29,8 +29,8 @@ _LARGE: Final = 100_000  # records: some seconds; starting processes takes one
 @click.command(
     "verify",
     epilog=example(
-        "bulkhead-audit verify audit.db --keys var/keys --lock var/audit.lock",
-        "bulkhead-audit verify audit.db --keys var/keys --processes 1",
+        "bulkhead-audit verify audit.db --keys keys --lock audit.lock",
+        "bulkhead-audit verify audit.db --keys keys --processes 1",
         "bulkhead-audit verify acme.jsonl --log-key vkeys.txt --json",
     ),
 )
@@ -71,7 +71,7 @@ def verify(
         _verify_export(path, Pins.of(list(pinned.values()), witnesses, quorum), seen, as_json=as_json)
 
 
-@click.command("reindex", epilog=example("bulkhead-audit reindex --db var/audit/audit.db"))
+@click.command("reindex", epilog=example("bulkhead-audit reindex --db audit.db"))
 @click.option("--db", "database", type=DATABASE, required=True)
 @json_option
 def reindex(database: Path | str, *, as_json: bool) -> None:

@@ -51,7 +51,7 @@ def keygen(name: str, *, algorithm: str, out: Path, as_json: bool) -> None:
 @witness.command(
     "serve",
     epilog=example(
-        "bulkhead-audit witness serve --key w1.key --state var/witness --log-key platform.vkey --listen 127.0.0.1:8090"
+        "bulkhead-audit witness serve --key w1.key --state witness --log-key platform.vkey --listen 127.0.0.1:8090"
     ),
 )
 @click.option(

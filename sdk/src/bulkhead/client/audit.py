@@ -34,7 +34,7 @@ class RecordFilter:
 
     Attributes:
         tenant_id: whose log; `platform` for the platform log; empty for the caller's own.
-        action: dotted name, e.g. `session.open`.
+        action: e.g. `decision`, or `session.closed`; one that ends in `.` is every action of that group.
         decision: `allow`, `deny` or `error`.
         session_id: a session.
         subject: a subject id (pseudonym).
