@@ -4,7 +4,8 @@ After a start, before any port is open:
 
 1. Sessions that were being opened are given up, and their slots are free. Open ones stay open: their tickets hold, and
    their partitions wait for their agents' hello.
-2. Allowed decisions without an outcome get one, ``unknown``: nobody was given a ticket that a record does not show.
+2. Allowed decisions without an outcome get one, ``unknown``: nobody was given a ticket that a record does not show. A
+   log whose index is behind is looked through once the index is there; the start does not wait for it for long.
 
 Every second: records that wait are sent again; silent agents are disconnected, and gone ones lose their partitions;
 sessions that ran out, whose credential was revoked or whose tenant is not active, are ended; partitions that nobody
@@ -18,7 +19,7 @@ from typing import Final
 
 import structlog
 
-from audit.model import ListedRecord, LogInfo, Page, RecordFilter
+from audit.model import ListedRecord, LogInfo, Page, RecordFilter, RecordPage
 from audit.records import Action, Decision, PlatformReason, outcome, platform_cause
 from bulkhead.errors import BulkheadError
 from control_plane.domain.partitions import PartitionState
@@ -43,7 +44,8 @@ SEEN_EVERY: Final = 10  # ticks between two writes of when agents were last hear
 FORGET_EVERY: Final = 3_600  # ticks between two looks for digests of receipts that are kept no longer
 # A crash leaves open decisions at the end of a log. An open's records lie close together, so this many reach back far.
 LOOK_BACK: Final = 500
-INDEX_WAIT_S: Final = 10.0  # for the audit index to reach the end of the log after a crash
+INDEX_WAIT_S: Final = 10.0  # at a start, for the audit index to reach the ends of all logs after a crash
+_INDEX_PAUSE_S: Final = 0.05
 US_PER_S: Final = 1_000_000
 _IN_USE: Final = (PartitionState.READY, PartitionState.ATTESTING)
 
@@ -98,6 +100,7 @@ class Reconciler:
         self._now_us = now_us
         self._idle_since_us: dict[str, int] = {}
         self._unwitnessed: dict[str, str] = {}
+        self._unclosed: dict[LogInfo, int] = {}  # logs to look through, and their sizes at the start
 
     async def at_start(self) -> None:
         """Take up where the process before ended; before any port is open.
@@ -108,15 +111,23 @@ class Reconciler:
         await self._fleet.load()
         await self._database.write(_give_up_openings)  # 1
         await self._ender.load()
-        for info in self._journal.audit.logs():
-            if info.tenant is not None:
-                await self._close_decisions(info)  # 2
+        audit = self._journal.audit
+        self._unclosed = {info: audit.size(info.log_id) for info in audit.logs() if info.tenant is not None}
+        await self._close_decisions()  # 2
+        waited_s = 0.0
+        while self._unclosed and waited_s < INDEX_WAIT_S:
+            await asyncio.sleep(_INDEX_PAUSE_S)
+            waited_s += _INDEX_PAUSE_S
+            await self._close_decisions()
+        if self._unclosed:
+            log.warning("reconcile.index_behind", logs=len(self._unclosed), unindexed=audit.health().unindexed)
 
     async def run(self) -> None:
         """Keep the books until cancelled."""
         ticks = 0
         while True:
             await self._guarded("journal", self._journal.retry)
+            await self._guarded("decisions", self._close_decisions)
             await self._guarded("fleet", self._fleet.watch)
             await self._guarded("sessions", self._end_sessions)
             await self._guarded("partitions", self._release_idle)
@@ -178,14 +189,23 @@ class Reconciler:
                 self._releaser.release_soon(partition, origin, reason="no session uses it")
         self._idle_since_us = idle
 
-    async def _close_decisions(self, info: LogInfo) -> None:
-        decisions = await self._newest(info, Action.DECISION)
+    async def _close_decisions(self) -> None:
+        """Close what the processes before left open, in the logs that are left and whose index has got there."""
+        for info, size in list(self._unclosed.items()):
+            end = f"i{size}"
+            page = await self._newest(info, Action.DECISION, end)
+            if page.indexed >= size:
+                await self._close(info, page.records, end)
+                del self._unclosed[info]
+
+    async def _close(self, info: LogInfo, decisions: tuple[ListedRecord, ...], end: str) -> None:
         if not decisions:
             return
         closed = {
             record.fields.pair_id
             for action in (Action.OUTCOME, Action.SESSION_RENEWED)
-            for record in await self._newest(info, action)
+            for after in (end, "")  # another control plane may have closed some just now
+            for record in (await self._newest(info, action, after)).records
         }
         for record in decisions:
             fields = record.fields
@@ -206,16 +226,10 @@ class Reconciler:
                 )
             )
 
-    async def _newest(self, info: LogInfo, action: Action) -> tuple[ListedRecord, ...]:
-        """Return the log's newest records of an action, once the index has reached the log's end."""
+    async def _newest(self, info: LogInfo, action: Action, after: str) -> RecordPage:
+        """Return a log's newest records of an action behind a page token, going back."""
         query = RecordFilter(log_id=info.log_id, action=action.value)
-        waited_s = 0.0
-        while True:
-            page = await self._journal.audit.records(query, Page(limit=LOOK_BACK))
-            if page.indexed >= page.size or waited_s >= INDEX_WAIT_S:
-                return page.records
-            await asyncio.sleep(0.05)
-            waited_s += 0.05
+        return await self._journal.audit.records(query, Page(limit=LOOK_BACK, after=after))
 
 
 def _give_up_openings(tx: Transaction) -> tuple[Session, ...]:

@@ -280,8 +280,8 @@ class SessionOpener:
         finally:
             for partition_id in partition_ids:
                 self._book.leave(partition_id, session.session_id)
-        if serving is not None:
-            await self._server.failed(serving, error)
+            if serving is not None:  # the decision gets its outcome, whatever becomes of the row
+                await self._server.failed(serving, error)
 
     def _later(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(self._guarded(work), name="abandon-session")
