@@ -1,7 +1,8 @@
 """The model's tokenizer and chat template: text to token ids and back. Blocking; called off the event loop."""
 
-from collections.abc import Sequence
-from typing import Final
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, Final
 
 import tokenizers  # type: ignore[import-untyped]  # published without types
 
@@ -17,6 +18,9 @@ __all__ = ["Tokenizer"]
 MAX_TOKENIZER_BYTES: Final = 64 << 20  # a vocabulary of 262,144 with its merges takes 33 MB
 MAX_CONFIG_BYTES: Final = 8 << 20  # some list each added token
 SPECIAL_TOKENS: Final = ("bos_token", "eos_token", "unk_token", "pad_token")
+
+# A pool of threads for a batch of one text would only take cores from the model's.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
 class Tokenizer:
@@ -34,7 +38,8 @@ class Tokenizer:
 
     def __init__(self, *, source: ModelSource, vocabulary: int, context_tokens: int) -> None:
         self._tokenizer = _load(source)
-        entries = self._tokenizer.get_vocab(with_added_tokens=True)
+        self._vocabulary = vocabulary
+        entries: dict[str, int] = self._tokenizer.get_vocab(with_added_tokens=True)
         if not entries or max(entries.values()) >= vocabulary:
             raise InvalidRequestError("tokenizer.json yields token ids that the model has no embedding for")
         self._template = _template(source)
@@ -49,7 +54,7 @@ class Tokenizer:
         None are added, except with ``special`` those that the tokenizer puts around a text.
 
         Raises:
-            InvalidRequestError: a lone surrogate, so not Unicode text.
+            InvalidRequestError: a lone surrogate, so not Unicode text; or the tokenizer fails on the text.
             ContextLengthError: more bytes than any prompt that fits the context.
         """
         try:
@@ -61,7 +66,11 @@ class Tokenizer:
                 f"a prompt of {size} bytes is longer than the context of {self._context_tokens} tokens",
                 details={"prompt_bytes": str(size), "context_tokens": str(self._context_tokens)},
             )
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=special).ids
+        # One text as a batch: `encode` holds Python's lock all the while, a second for a megabyte, and the engine with it.
+        encoded = _sound(lambda: self._tokenizer.encode_batch_fast([text], add_special_tokens=special)[0])
+        ids: list[int] = encoded.ids
+        if ids and max(ids) >= self._vocabulary:  # those that a post-processor adds are in no vocabulary
+            raise InvalidRequestError("the model's tokenizer yields token ids that the model has no embedding for")
         return ids
 
     def encode_chat(self, messages: Sequence[ChatMessage]) -> list[int]:
@@ -80,14 +89,21 @@ class Tokenizer:
         return self.encode(self._template.render(messages))
 
     def decode(self, ids: Sequence[int], *, special: bool = False) -> str:
-        """Return the text of ``ids``, without special tokens unless asked for."""
-        text: str = self._tokenizer.decode(ids, skip_special_tokens=not special)
+        """Return the text of ``ids``, without special tokens unless asked for.
+
+        Raises:
+            InvalidRequestError: the tokenizer fails on them.
+        """
+        text: str = _sound(lambda: self._tokenizer.decode(ids, skip_special_tokens=not special))
         return text
 
     def spellings(self, word: str) -> list[list[int]]:
-        """Return the token sequences that spell ``word`` at the start of a text and after a space, as vLLM does."""
-        alone, spaced = self.encode(word), self.encode(f" {word.lstrip()}")
-        return [ids for ids in (alone, spaced) if ids]
+        """Return the token sequences that spell ``word`` at the start of a text and after a space, as vLLM does.
+
+        Other cuts of the same text into tokens are not among them.
+        """
+        bare = word.lstrip()
+        return [ids for ids in (self.encode(text) for text in (word, bare, f" {bare}")) if ids]
 
     def definition(self) -> str:
         """Return tokenizer.json as it is used here."""
@@ -95,12 +111,23 @@ class Tokenizer:
         return text
 
 
+def _sound(call: Callable[[], Any]) -> Any:
+    """Return what the tokenizer returns; whatever it raises is the model's defect and says nothing of the text.
+
+    It raises bare Exception for what it cannot parse, and its panics (a search that backtracks too often, a decoder
+    that cuts more than there is) come as a BaseException that has no importable name.
+    """
+    try:
+        return call()
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise InvalidRequestError("tokenizer.json is not a tokenizer that this engine can work with") from None
+
+
 def _load(source: ModelSource) -> tokenizers.Tokenizer:
     data = read_file(source, "tokenizer.json", max_bytes=MAX_TOKENIZER_BYTES)
-    try:
-        tokenizer = tokenizers.Tokenizer.from_buffer(data)
-    except Exception as error:  # tokenizers raises bare Exception for what it cannot parse
-        raise InvalidRequestError("tokenizer.json is not a tokenizer that this engine can read") from error
+    tokenizer = _sound(lambda: tokenizers.Tokenizer.from_buffer(data))
     tokenizer.no_truncation()  # a file may ask for a silent cut or for filling up; prompts are taken whole
     tokenizer.no_padding()
     return tokenizer
