@@ -9,9 +9,11 @@ given up. ``llguidance.torch`` is not used: it compiles its kernel at run time.
 
 import asyncio
 import json
+import math
 import threading
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from decimal import Decimal
 from typing import Final
 
 import llguidance
@@ -26,7 +28,8 @@ __all__ = ["Grammar", "GrammarCompiler"]
 
 COMPILE_TIMEOUT_S: Final = 5.0
 MASK_TIMEOUT_S: Final = 5.0  # a mask takes microseconds, milliseconds at worst
-THREADS: Final = 2  # one stays free while another compiles
+COMPILERS: Final = 2  # one stays free while another compiles
+MAX_MULTIPLE: Final = 20_000  # a lexer counts remainders, one state each: 10^6 take 8 s, 10^7 minutes and gigabytes
 # A tenth of llguidance's own lexer bounds: schemas in use stay far below, and the worst one costs about a second.
 INITIAL_LEXER_FUEL: Final = 200_000
 STEP_LEXER_FUEL: Final = 50_000
@@ -103,7 +106,9 @@ class GrammarCompiler:
         self._ending = ending
         self._tokenizer: llguidance.LLTokenizer | None = None
         self._making = threading.Lock()
-        self._pool = ThreadPoolExecutor(max_workers=THREADS, thread_name_prefix="engine-grammar")
+        self._compilers = ThreadPoolExecutor(max_workers=COMPILERS, thread_name_prefix="engine-form")
+        # Another one for masks: answers in a form wait for nobody's compilation.
+        self._masks = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine-mask")
 
     async def compile(self, structure: Structure) -> Grammar:
         """Return the grammar of a structure (untrusted).
@@ -113,16 +118,17 @@ class GrammarCompiler:
         """
         if not self._ending:
             raise InvalidRequestError("the model names no end-of-turn token, so no form of an answer can be held")
-        work = asyncio.get_running_loop().run_in_executor(self._pool, self._matcher, structure)
+        work = asyncio.get_running_loop().run_in_executor(self._compilers, self._matcher, structure)
         try:
             matcher = await asyncio.wait_for(work, COMPILE_TIMEOUT_S)
         except TimeoutError as error:
             raise InvalidRequestError(f"the form asked for took over {COMPILE_TIMEOUT_S:g} s to compile") from error
-        return Grammar(matcher, vocabulary=self._vocabulary, ending=self._ending, pool=self._pool)
+        return Grammar(matcher, vocabulary=self._vocabulary, ending=self._ending, pool=self._masks)
 
     def close(self) -> None:
         """Stop the threads; grammars that are in use fail."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._compilers.shutdown(wait=False, cancel_futures=True)
+        self._masks.shutdown(wait=False, cancel_futures=True)
 
     def _matcher(self, structure: Structure) -> llguidance.LLMatcher:
         grammar = _grammar_text(structure)
@@ -152,6 +158,8 @@ class GrammarCompiler:
 
 def _grammar_text(structure: Structure) -> str:
     first = structure.patterns[0]
+    if not all(text.isascii() or _is_unicode(text) for text in structure.patterns):
+        raise InvalidRequestError("the form asked for is not Unicode text: it has a lone surrogate")
     match structure.kind:
         case StructureKind.JSON_SCHEMA:
             return llguidance.LLMatcher.grammar_from_json_schema(_checked_schema(first))
@@ -170,11 +178,33 @@ def _checked_schema(text: str) -> str:
     if not isinstance(schema, dict):
         raise InvalidRequestError("the JSON schema is not an object")
     level: list[Json] = [schema]
+    divisors: list[Json] = []
     for _ in range(MAX_SCHEMA_DEPTH):
+        divisors += [value["multipleOf"] for value in level if isinstance(value, dict) and "multipleOf" in value]
         level = [item for value in level for item in _inside(value)]
         if not level:
+            _check_divisors(divisors)
             return text
     raise InvalidRequestError(f"the JSON schema is nested more than {MAX_SCHEMA_DEPTH} deep")
+
+
+def _check_divisors(values: list[Json]) -> None:
+    """Refuse what takes a lexer of endless size: any of them may meet in one number, which is a multiple of all."""
+    stated = [Decimal(str(value)) for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
+    numbers = [number for number in stated if number.is_finite()]
+    if not numbers:
+        return
+    exponents = [int(number.as_tuple().exponent) for number in numbers]
+    digits = max(number.adjusted() for number in numbers) - min(0, *exponents)
+    if digits < len(str(MAX_MULTIPLE)):
+        scale = Decimal(10) ** -min(0, *exponents)
+        if math.lcm(*(int(number * scale) for number in numbers)) <= MAX_MULTIPLE:
+            return
+    raise InvalidRequestError(f"the JSON schema's multipleOf is above {MAX_MULTIPLE} steps, or several are together")
+
+
+def _is_unicode(text: str) -> bool:
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _inside(value: Json) -> Iterable[Json]:

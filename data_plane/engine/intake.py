@@ -4,7 +4,7 @@ Tokenising blocks, so it has a thread of its own; compiling a form has others (:
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -63,7 +63,8 @@ class Intake:
             self._check_tokens("a prompt token id", tokens)
         keep = request.sampling.truncate_prompt_tokens
         if keep == -1:
-            keep = max(1, self._model.context_tokens - (request.sampling.max_tokens or 1))
+            answer = request.sampling.max_tokens or max(1, request.sampling.min_tokens)
+            keep = max(1, self._model.context_tokens - answer)
         if not tokens:
             raise InvalidRequestError("the prompt has no tokens")
         return tokens if keep is None else tokens[-keep:]
@@ -94,7 +95,7 @@ class Intake:
         ending = self._end_tokens | frozenset(params.stop_token_ids)
         edits: tuple[Edit, ...] = make_edits(params, prompt=prompt, bad_words=bad_words, ending=ending)
         if params.structure is not None:
-            edits = (*edits, await self._grammars.compile(params.structure))
+            edits = (*edits, await self._unless_closed(self._grammars.compile(params.structure)))
         sampler = Sampler(params, edits)
         sequence = TokenSequence(
             request_id=request.request_id,
@@ -136,4 +137,14 @@ class Intake:
     async def _off_loop(self, call: Callable[[], _Result]) -> _Result:
         if self._closed:
             raise ShuttingDownError("the engine is closed")
-        return await asyncio.get_running_loop().run_in_executor(self._text, call)
+        return await self._unless_closed(asyncio.get_running_loop().run_in_executor(self._text, call))
+
+    async def _unless_closed(self, work: Awaitable[_Result]) -> _Result:
+        """Return what ``work`` does; that a stopped thread never began it is no cancellation of the caller."""
+        try:
+            return await work
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if self._closed and task is not None and not task.cancelling():
+                raise ShuttingDownError("the engine is closed") from error
+            raise

@@ -20,6 +20,7 @@ from data_plane.engine.text import TextStream
 __all__ = ["Job"]
 
 _NONE: Final[frozenset[int]] = frozenset()
+PROMPT_CONTEXT: Final = 5  # last tokens of the prompt that the first one is decoded after, as in vLLM
 
 
 class Job:
@@ -57,7 +58,12 @@ class Job:
         self._decode = decode
         self._eos = _NONE if params.ignore_eos else end_tokens
         self._stop_tokens = frozenset(params.stop_token_ids)
-        self._text = TextStream(decode=decode, stops=params.stop, keep_stop=params.include_stop_str_in_output)
+        self._text = TextStream(
+            decode=decode,
+            stops=params.stop,
+            keep_stop=params.include_stop_str_in_output,
+            before=sequence.tokens[-PROMPT_CONTEXT:],
+        )
 
     def prompt_text(self) -> str:
         """Return the prompt as text; before the first token was taken."""

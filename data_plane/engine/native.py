@@ -72,13 +72,19 @@ class NativeEngine:
         stream = self._admit(request.request_id, answers)
         jobs: list[Job] = []
         timer: asyncio.TimerHandle | None = None
+        loop = asyncio.get_running_loop()
+        over_s = None if request.timeout_s is None else loop.time() + request.timeout_s
         try:
-            jobs = await self._intake.jobs(request, stream)
+            try:
+                async with asyncio.timeout_at(over_s):
+                    jobs = await self._intake.jobs(request, stream)
+            except TimeoutError as error:
+                raise _late(request) from error
             self._check_serving()
             for job in jobs:
                 self._stepper.submit(job)
-            if request.timeout_s is not None:
-                timer = asyncio.get_running_loop().call_later(request.timeout_s, self._expire, request, stream, jobs)
+            if over_s is not None:
+                timer = loop.call_at(over_s, self._expire, request, stream, jobs)
             if request.sampling.echo:
                 for job in jobs:
                     yield TokenDelta(text=job.prompt_text(), token_ids=(), index=job.index)
@@ -146,7 +152,7 @@ class NativeEngine:
     def _expire(self, request: EngineRequest, stream: DeltaStream, jobs: list[Job]) -> None:
         for job in jobs:
             self._stepper.cancel(job, expired=True)
-        stream.put(DeadlineError(f"the request was not done within {request.timeout_s:g} s"))
+        stream.put(_late(request))
 
     def _failed(self) -> None:
         if self._state is not EngineState.CLOSED:
@@ -170,3 +176,7 @@ class NativeEngine:
         self._answers += answers
         stream = self._streams[request_id] = DeltaStream()
         return stream
+
+
+def _late(request: EngineRequest) -> DeadlineError:
+    return DeadlineError(f"the request was not done within {request.timeout_s:g} s")

@@ -85,7 +85,7 @@ class EngineRequest:
         scope: secret that bounds reuse of cached prompt prefixes: state is shared only between requests of equal
             scope. Empty shares with nobody.
         priority: lower numbers leave the queue first, as in vLLM; from -100 to 100.
-        timeout_s: the request ends with DeadlineError so long after it was queued, in seconds; None never.
+        timeout_s: the request ends with DeadlineError so long after it was handed in, in seconds; None never.
         profile: trace the step that chooses the answer's second token (of the first of several answers), or a later one
             if another step has just been traced.
 

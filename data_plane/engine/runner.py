@@ -74,9 +74,6 @@ class ModelRunner:
         """Compute ``chunks``; return the choices of each: none if it does not sample, several if guesses are right.
 
         ``samplers`` are those of the chunks, in the same order. Runs under ``torch.inference_mode``.
-
-        Raises:
-            InternalError: the model produced something that is not a number.
         """
         logits, told = self.logits(chunks)
         by_chunk = dict(zip(map(id, chunks), samplers, strict=True))

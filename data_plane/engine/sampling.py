@@ -84,11 +84,12 @@ class Sampler:
         """
         params = self.params
         point = self._stream.random()
-        scaled = logits.double() / params.temperature
+        # Below the highest, else a tiny temperature overflows.
+        scaled = (logits.double() - logits.max()).div_(params.temperature)
         tokens: torch.Tensor | None = None
         if params.min_p > 0.0:
             # In logarithms: a probability of at least min_p times the highest, whatever their sum is.
-            tokens = (scaled >= scaled.max() + torch.tensor(params.min_p, dtype=torch.float64).log()).nonzero()[:, 0]
+            tokens = (scaled >= torch.tensor(params.min_p, dtype=torch.float64).log()).nonzero()[:, 0]
             scaled = scaled[tokens]
         if 0 < params.top_k < len(scaled):
             scaled, kept = scaled.topk(params.top_k)
@@ -117,15 +118,15 @@ def _nucleus(weights: torch.Tensor, top_p: float) -> tuple[torch.Tensor, torch.T
 def choose(logits: torch.Tensor, samplers: Sequence[Sampler]) -> list[Choice]:
     """Return one choice for each row of ``logits`` [rows, vocabulary]; rows of requests that edit are changed.
 
-    Raises:
-        InternalError: logits that are not numbers: damaged weights, or arithmetic that overflowed.
+    A row that is not of numbers (damaged weights, arithmetic that overflowed on this prompt) is its request's error.
     """
     highest, tokens = likeliest(logits)
-    if not bool(highest.isfinite().all()):
-        raise InternalError("the model produced logits that are not finite")
+    finite: list[bool] = highest.isfinite().tolist()
     greedy: list[int] = tokens.tolist()
     return [
-        Choice(token) if sampler.greedy else sampler.choose(logits[row])
+        (Choice(token) if sampler.greedy else sampler.choose(logits[row]))
+        if finite[row]
+        else Choice(token=-1, error=InternalError("the model produced logits that are not finite"))
         for row, (token, sampler) in enumerate(zip(greedy, samplers, strict=True))
     ]
 

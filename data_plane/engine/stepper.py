@@ -110,7 +110,7 @@ class Stepper:
                 while self._take_in():
                     if self._jobs:
                         self._step()
-            except Exception:  # noqa: BLE001 - a thread's end is a boundary: whatever is raised, requests must not hang
+            except BaseException:  # noqa: BLE001 - a thread's end is a boundary: whatever is raised, requests must not hang
                 _LOG.exception("an engine step failed; the engine takes no more requests")
                 self._post(self.on_failure)
             finally:
@@ -191,7 +191,10 @@ class Stepper:
 
     def _take(self, sequence: Sequence, choice: Choice) -> Emission:
         job = self._jobs[id(sequence)]
-        item = job.take(choice)
+        try:
+            item = job.take(choice)
+        except BulkheadError as error:  # the model's tokenizer has no text for this token
+            item = error
         if isinstance(item, BulkheadError) or item.finish_reason is not None:
             self._drop(job)
             if isinstance(item, TokenDelta):

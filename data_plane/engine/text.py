@@ -15,11 +15,15 @@ class Detokeniser:
 
     Args:
         decode: from token ids to text.
+        before: the last tokens in front of the first one, whose text is not the list's; as many as are whole characters
+            are decoded with it, so that a first word keeps its space.
     """
 
-    def __init__(self, decode: Callable[[Sequence[int]], str]) -> None:
+    def __init__(self, decode: Callable[[Sequence[int]], str], *, before: Sequence[int] = ()) -> None:
         self._decode = decode
-        self._context: list[int] = []  # tokens whose text is out
+        starts = (list(before[at:]) for at in range(len(before)))
+        # Tokens whose text is out.
+        self._context: list[int] = next((start for start in starts if REPLACEMENT not in decode(start)), [])
         self._pending: list[int] = []  # tokens whose text is not
 
     def push(self, token: int) -> str:
@@ -83,9 +87,14 @@ class TextStream:
     """The text of one answer: detokenised, cut at stop strings."""
 
     def __init__(
-        self, *, decode: Callable[[Sequence[int]], str], stops: Sequence[str], keep_stop: bool = False
+        self,
+        *,
+        decode: Callable[[Sequence[int]], str],
+        stops: Sequence[str],
+        keep_stop: bool = False,
+        before: Sequence[int] = (),
     ) -> None:
-        self._detokeniser = Detokeniser(decode)
+        self._detokeniser = Detokeniser(decode, before=before)
         self._finder = StopFinder(stops, keep=keep_stop)
 
     def push(self, token: int, *, look: bool = True) -> tuple[str, str | None]:

@@ -66,7 +66,7 @@ class Tokenizer:
                 f"a prompt of {size} bytes is longer than the context of {self._context_tokens} tokens",
                 details={"prompt_bytes": str(size), "context_tokens": str(self._context_tokens)},
             )
-        # One text as a batch: `encode` holds Python's lock all the while, a second for a megabyte, and the engine with it.
+        # A batch of one: `encode` holds Python's lock all the while, a second for a megabyte, and the engine with it.
         encoded = _sound(lambda: self._tokenizer.encode_batch_fast([text], add_special_tokens=special)[0])
         ids: list[int] = encoded.ids
         if ids and max(ids) >= self._vocabulary:  # those that a post-processor adds are in no vocabulary

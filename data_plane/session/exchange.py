@@ -18,6 +18,7 @@ import structlog
 
 from bulkhead.errors import (
     BulkheadError,
+    DeadlineError,
     InternalError,
     InvalidRequestError,
     MalformedRequestError,
@@ -29,8 +30,7 @@ from bulkhead.protocol.generate import MAX_TOKENS
 from bulkhead.protocol.payloads import EmbedResult, End, parse_embed_request, parse_generate_request
 from bulkhead.protocol.server import ServerRequest
 from bulkhead.sealing import PaddingMode
-from data_plane.engine.params import SamplingParams
-from data_plane.engine.port import EmbedRequest, Engine, TokenDelta
+from data_plane.engine.port import EmbedRequest, Engine, EngineRequest, TokenDelta
 from data_plane.session.answer import Outcome
 from data_plane.session.asking import answer_deltas, answer_end, engine_request, sharing_scope
 from data_plane.session.receipts import ReceiptDesk
@@ -41,6 +41,7 @@ __all__ = ["Exchange", "ExchangePorts"]
 _log = structlog.get_logger(__name__)
 
 STALL_S: Final = 30.0
+MIN_TIMEOUT_S: Final = 0.001  # what is left of a request's time when its prompt has just been cut into tokens in time
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,10 +167,7 @@ class Exchange:
             scope=sharing_scope(self._ports.scope, session=self._request.claims.session, cache_salt=asked.cache_salt),
             defaults=self._ports.engine.describe().defaults,
         )
-        prompt = await self._ports.engine.tokenize(request)
-        self._response.prompt_tokens = len(prompt)
-        sampling = replace(request.sampling, max_tokens=self._max_tokens(request.sampling))
-        request = replace(request, messages=(), prompt="", prompt_token_ids=prompt, sampling=sampling)
+        request = await self._limited(request, named=asked.max_tokens is not None)
         ends: dict[int, TokenDelta] = {}
         async with contextlib.aclosing(self._ports.engine.generate(request)) as deltas:
             async for delta in deltas:
@@ -182,19 +180,34 @@ class Exchange:
                     return answer_end(ends, usage=self._response.usage, cached_tokens=delta.usage.cached_tokens)
         raise InternalError("the engine ended a request without saying why")
 
-    def _max_tokens(self, asked: SamplingParams) -> int:
-        """Return each answer's limit: what is asked for, within ticket and partition; the rest of the context if less.
+    async def _limited(self, request: EngineRequest, *, named: bool) -> EngineRequest:
+        """Count the prompt's tokens and return the request with each answer's limit, and the time that is left for it.
 
-        A request that names more than the context leaves is the engine's to refuse. Ticket and partition bound all of
-        a request's answers together.
+        The limit is what is asked for, or the model's own default, within ticket and partition, which bound all of a
+        request's answers together. Only one that the request itself names may be more than the context leaves; that is
+        the engine's to refuse.
         """
+        asked, engine, clock = request.sampling, self._ports.engine, asyncio.get_running_loop().time
         most = min(self._request.claims.limits.max_tokens, self._ports.max_output_tokens or MAX_TOKENS) // asked.n
         if most < max(1, asked.min_tokens):
             raise InvalidRequestError("the session's limit of tokens is below the least that is asked for")
-        if asked.max_tokens is not None:
-            return min(most, asked.max_tokens)
-        rest = self._ports.engine.describe().context_tokens - self._response.prompt_tokens
-        return max(1, min(most, rest))
+        most = min(most, asked.max_tokens or most)
+        if asked.max_tokens is not None:  # as it is to run, for a prompt may be cut to what its answer leaves
+            request = replace(request, sampling=replace(asked, max_tokens=most))
+        began_s = clock()
+        try:
+            async with asyncio.timeout(request.timeout_s):
+                prompt = await engine.tokenize(request)
+        except TimeoutError as error:
+            raise DeadlineError(f"the request was not done within {request.timeout_s:g} s") from error
+        self._response.prompt_tokens = len(prompt)
+        request = replace(request, messages=(), prompt="", prompt_token_ids=prompt)
+        if request.timeout_s is not None:
+            request = replace(request, timeout_s=max(request.timeout_s - (clock() - began_s), MIN_TIMEOUT_S))
+        if named:
+            return request
+        rest = engine.describe().context_tokens - self._response.prompt_tokens
+        return replace(request, sampling=replace(asked, max_tokens=max(1, asked.min_tokens, min(most, rest))))
 
     async def _embed(self) -> End:
         asked = parse_embed_request(self._request.payload)

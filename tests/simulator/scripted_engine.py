@@ -12,6 +12,7 @@ from data_plane.engine.port import (
     EngineState,
     FinishReason,
     ModelDescription,
+    SamplingDefaults,
     TokenDelta,
     Usage,
 )
@@ -23,12 +24,18 @@ class ScriptedEngine:
     Attributes:
         script: texts, deltas, events to wait for, exceptions to raise.
         requests: what was asked, in order.
+        counted: whose prompts were counted, in order.
+        defaults: the model's.
+        count_s: how long counting takes.
         closed: how many streams were closed before their end.
     """
 
     def __init__(self, *script: str | TokenDelta | asyncio.Event | Exception) -> None:
         self.script = script
         self.requests: list[EngineRequest] = []
+        self.counted: list[EngineRequest] = []
+        self.defaults = SamplingDefaults()
+        self.count_s = 0.0
         self.closed = 0
         self.state = EngineState.SERVING
         self.context_tokens = 100
@@ -61,6 +68,8 @@ class ScriptedEngine:
 
     async def tokenize(self, request: EngineRequest) -> tuple[int, ...]:
         """Return 5 tokens, always."""
+        self.counted.append(request)
+        await asyncio.sleep(self.count_s)
         return (1,) * 5 if request.messages else request.prompt_token_ids
 
     def describe(self) -> ModelDescription:
@@ -73,6 +82,7 @@ class ScriptedEngine:
             weight_bytes=0,
             compute="fp32",
             weights="fp32",
+            defaults=self.defaults,
         )
 
     def health(self) -> EngineState:

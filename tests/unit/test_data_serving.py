@@ -44,7 +44,7 @@ from bulkhead.protocol.server import SealedServer
 from bulkhead.protocol.tickets import TicketLimits, TicketVerifier
 from bulkhead.sealing import PaddingMode
 from bulkhead.transparency.totals import SessionTotal
-from data_plane.engine.port import EngineState, TokenDelta
+from data_plane.engine.port import EngineState, SamplingDefaults, TokenDelta
 from data_plane.session import exchange as exchange_module
 from data_plane.session import receipts as receipts_module
 from data_plane.session.lease import WorkerLease
@@ -258,7 +258,9 @@ async def test_priority_time_and_profile_reach_the_engine() -> None:
     await bench.events(bench.begin(priority=-7, timeout_s=2.5, profile=True))
     await bench.events(bench.begin())
     asked, plain = bench.engine.requests
-    assert (asked.priority, asked.timeout_s, asked.profile) == (-7, 2.5, True)
+    assert (asked.priority, asked.profile) == (-7, True)
+    assert asked.timeout_s is not None
+    assert 0 < asked.timeout_s <= 2.5  # what counting its prompt took is gone
     assert (plain.priority, plain.timeout_s, plain.profile) == (0, None, False)
 
 
@@ -327,6 +329,35 @@ async def test_limits_of_ticket_and_context_reach_the_engine() -> None:
     bench.engine.context_tokens = 30
     await bench.events(bench.begin())
     assert [request.sampling.max_tokens for request in bench.engine.requests] == [50, 20, 50, 25]
+
+
+async def test_a_models_default_limit_is_no_limit_that_was_asked_for() -> None:
+    """generation_config.json's max_new_tokens yields to the context and the ticket; a request's own may be refused."""
+    bench = make(limits=TicketLimits(max_tokens=50, max_concurrent_requests=4))
+    for default, context in ((20, 100), (70, 100), (2048, 100), (2048, 30)):
+        bench.engine.defaults, bench.engine.context_tokens = SamplingDefaults(max_tokens=default), context
+        await bench.events(bench.begin())
+    await bench.events(bench.begin(max_tokens=45))
+    assert [request.sampling.max_tokens for request in bench.engine.requests] == [20, 50, 50, 25, 45]
+
+
+async def test_a_prompt_is_counted_as_it_is_to_run() -> None:
+    """A prompt cut to what its answer leaves is cut for the limit that holds: receipts say what was computed."""
+    bench = make(limits=TicketLimits(max_tokens=50, max_concurrent_requests=4))
+    for options in ({"max_tokens": 20}, {"max_tokens": 70}):
+        await bench.events(bench.begin(truncate_prompt_tokens=-1, **options))
+    assert [request.sampling.max_tokens for request in bench.engine.counted] == [20, 50]
+    assert [request.sampling.max_tokens for request in bench.engine.requests] == [20, 50]
+
+
+async def test_a_requests_time_runs_while_its_prompt_is_counted() -> None:
+    """A tokenizer, or a template, that takes longer than the request allows ends it by its deadline."""
+    bench = make()
+    bench.engine.count_s = 60.0
+    events = await asyncio.wait_for(bench.events(bench.begin(timeout_s=0.02)), 30)
+    (failure,) = [event for event in events if isinstance(event, Failure)]
+    assert failure.code == "DEADLINE_EXCEEDED"
+    assert not bench.engine.requests
 
 
 async def test_no_lease_no_request() -> None:

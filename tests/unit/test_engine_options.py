@@ -6,6 +6,7 @@ import math
 import re
 import threading
 from contextlib import aclosing, suppress
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,16 @@ async def test_answers_in_a_form_are_in_it(model: Path) -> None:
         ("json_schema", "{", "not JSON"),
         ("json_schema", '{"items":' * 40 + "{}" + "}" * 40, "nested"),
         ("json_schema", "[" * 30_000 + "]" * 30_000, "not"),
+        ("json_schema", '{"type": "integer", "multipleOf": 9999991}', "multipleOf"),
+        ("json_schema", '{"allOf": [{"multipleOf": 9973}, {"multipleOf": 97}]}', "multipleOf"),
+        ("json_schema", '{"allOf": [{"multipleOf": 9973}, {"multipleOf": 0.001}]}', "multipleOf"),
+        ("json_schema", '{"multipleOf": 1e-300}', "multipleOf"),
+        ("json_schema", '{"multipleOf": true}', "multipleOf"),
+        ("json_schema", '{"minimum": NaN}', "json_schema"),
+        ("json_schema", '{"const": "\\ud800"}', "json_schema"),
+        ("json_schema", '{"const": "\ud800"}', "surrogate"),
+        ("regex", "\ud800", "surrogate"),
+        ("choice", "\ud800", "surrogate"),
         ("regex", "(?=a)b", "look"),
         ("regex", "(((a", "regex"),
     ],
@@ -149,6 +160,38 @@ async def test_a_form_that_takes_too_long_to_compile_is_given_up(model: Path, mo
             assert (await answer(engine, token_request("good", PROMPT, max_tokens=2))).usage.completion_tokens == 2
         finally:
             over.set()
+
+
+async def test_who_is_answered_in_a_form_waits_for_nobodys_compilation(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While as many forms compile as there are threads for, an answer whose form is there goes on to its end."""
+    over = threading.Event()
+    really = grammar._grammar_text
+    monkeypatch.setattr(grammar, "COMPILE_TIMEOUT_S", 60)
+    monkeypatch.setattr(
+        grammar, "_grammar_text", lambda form: over.wait(60) if form.patterns == ("slow",) else really(form)
+    )
+    async with running_engine(model) as engine:
+        form = {"structure": held("regex", "[a-z]{60}").structure, "max_tokens": 100}
+        async with aclosing(engine.generate(token_request("going", PROMPT, **form))) as stream:
+            await anext(stream)
+            slow = [asyncio.create_task(answer(engine, formed(f"slow{i}", "regex", "slow"))) for i in range(3)]
+            try:
+                async with asyncio.timeout(30):
+                    last = [delta async for delta in stream][-1]
+            finally:
+                over.set()
+                await asyncio.gather(*slow, return_exceptions=True)
+        assert last.finish_reason is FinishReason.STOP
+
+
+@pytest.mark.parametrize("divisor", ["5", "0.01", "0.25", "1000", "19997"])
+async def test_multiples_that_schemas_use_are_held(model: Path, divisor: str) -> None:
+    """Hundredths, quarters and thousands are not refused, and what comes is a multiple."""
+    schema = f'{{"type": "number", "multipleOf": {divisor}, "minimum": 0, "maximum": 100000}}'
+    (item,) = await ask(model, formed("m", "json_schema", schema, temperature=1.5, seed=3, max_tokens=200))
+    assert Decimal(item.text.strip()) % Decimal(divisor) == 0
 
 
 async def test_several_answers_to_one_prompt(model: Path) -> None:
@@ -230,6 +273,15 @@ async def test_bias_and_bad_words_steer_an_answer(model: Path) -> None:
     assert letter not in barred.tokens
     assert letter in polite.tokens
     assert (letter, letter) not in set(zip(polite.tokens, polite.tokens[1:], strict=False))
+
+
+async def test_bad_words_are_meant_with_and_without_a_space_before_them(model: Path) -> None:
+    """As in vLLM a word is barred as it is written, without its leading space, and behind one."""
+    space, letter = FIRST_BYTE + ord(" "), FIRST_BYTE + ord("q")
+    pair = ((letter, 90.0), (space, 90.0))
+    for word in ("q", " q"):
+        (item,) = await ask(model, token_request("b", PROMPT, max_tokens=8, logit_bias=pair, bad_words=(word,)))
+        assert set(item.tokens) == {space}
 
 
 async def test_log_probabilities_come_with_their_tokens(model: Path) -> None:

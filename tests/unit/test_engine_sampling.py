@@ -41,9 +41,19 @@ def test_no_seed_draws_differently_each_time() -> None:
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_logits_that_are_not_numbers_are_an_error(bad: float) -> None:
-    """Damaged weights must not turn into tokens."""
-    with pytest.raises(InternalError):
-        choose(torch.tensor([[0.0, bad, 1.0]]), [Sampler(SamplingParams())])
+    """Damaged weights must not turn into tokens; an overflow on one prompt leaves the other rows as they are."""
+    rows = torch.tensor([[0.0, bad, 1.0], [0.0, 2.0, 1.0]])
+    damaged, sound = choose(rows, [Sampler(SamplingParams(temperature=1.0)), Sampler(SamplingParams())])
+    assert isinstance(damaged.error, InternalError)
+    assert (sound.token, sound.error) == (1, None)
+
+
+@pytest.mark.parametrize("options", [{}, {"min_p": 0.1}, {"top_k": 3}, {"top_p": 0.9}])
+def test_a_temperature_near_nothing_takes_the_likeliest(options: dict[str, float]) -> None:
+    """Dividing by the smallest number there is must not overflow into another token."""
+    for temperature in (1e-5, 1e-310, 5e-324):
+        sampler = Sampler(SamplingParams(temperature=temperature, seed=1, **options))  # type: ignore[arg-type]
+        assert {sampler.draw(torch.tensor([1.0, 3.0, 2.0, -1.0])) for _ in range(8)} == {1}
 
 
 @pytest.mark.parametrize(

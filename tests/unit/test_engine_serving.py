@@ -1,17 +1,18 @@
 import asyncio
 import gzip
 import json
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bulkhead.errors import DeadlineError, InvalidRequestError
-from data_plane.engine import Engine, EngineRequest, SamplingParams, stepper
+from bulkhead.errors import DeadlineError, InvalidRequestError, ShuttingDownError
+from data_plane.engine import Engine, EngineRequest, SamplingParams, Structure, StructureKind, grammar, stepper
 from data_plane.engine.lookup import Lookup
 from data_plane.session.observing import sound
-from tests.simulator.tiny_engine import Answer, answer, running_engine, token_request
+from tests.simulator.tiny_engine import Answer, answer, chat_request, running_engine, token_request
 from tests.simulator.tiny_model import make_tiny_model, random_prompts
 
 SCOPE = b"a secret of the tenant"
@@ -98,6 +99,41 @@ async def test_a_request_whose_time_is_over_ends_and_others_go_on(model: Path) -
         assert (await kept).tokens == expected.tokens
         assert engine.metrics().counters.expired == 3
         assert engine.metrics().kv_use == 0
+
+
+async def test_a_requests_time_runs_while_it_is_prepared(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A form that compiles for longer than the request allows ends it by its deadline, and leaves its place."""
+    over = threading.Event()
+    monkeypatch.setattr(grammar, "_grammar_text", lambda _: over.wait(60))
+    structure = Structure(kind=StructureKind.REGEX, patterns=("a+",))
+    async with running_engine(model, max_running=1, max_waiting=0) as engine:
+        try:
+            late = EngineRequest(
+                request_id="late",
+                prompt_token_ids=(5,),
+                timeout_s=0.02,
+                sampling=SamplingParams(structure=structure, max_tokens=2),
+            )
+            with pytest.raises(DeadlineError):
+                await answer(engine, late)
+            assert (await answer(engine, token_request("next", (5,), max_tokens=2, ignore_eos=True))).tokens
+        finally:
+            over.set()
+
+
+async def test_an_engine_that_closes_ends_what_is_prepared_by_type(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever waits for the tokenizer's thread when the engine closes is told so, and is not cancelled instead."""
+    over = threading.Event()
+    async with running_engine(model) as engine:
+        monkeypatch.setattr(engine._intake._tokenizer, "encode_chat", lambda _: over.wait(60) and [5])
+        waiting = [asyncio.create_task(answer(engine, chat_request(str(i), "x"))) for i in range(3)]
+        await asyncio.sleep(0)
+        await engine.aclose()
+        over.set()
+        results = await asyncio.gather(*waiting, return_exceptions=True)
+    assert [type(result) for result in results] == [ShuttingDownError] * 3
 
 
 async def test_deadlines_of_what_has_ended_are_forgotten(model: Path) -> None:

@@ -46,6 +46,20 @@ def test_leading_spaces_survive_in_the_middle_of_a_text() -> None:
     assert pieces(Detokeniser(decode), [0, 1, 2, 3]) == ["Hello", " wide", " world", "!", ""]
 
 
+def test_an_answer_keeps_the_space_between_it_and_its_prompt(tokenizer: tokenizers.Tokenizer) -> None:
+    """Decoded after the end of its prompt, as vLLM does it, and only if that is whole characters."""
+    words = ["▁Hello", "▁wide", "▁world", "!"]
+
+    def decode(ids: Sequence[int]) -> str:
+        return "".join(words[i] for i in ids).replace("▁", " ").removeprefix(" ")
+
+    assert pieces(Detokeniser(decode, before=[0]), [1, 2, 3]) == [" wide", " world", "!", ""]
+    euro = tokenizer.encode("x€").ids
+    for cut in range(1, len(euro)):
+        found = "".join(pieces(Detokeniser(tokenizer.decode, before=euro[:cut]), [*euro[cut:], euro[0]]))
+        assert found == tokenizer.decode([*euro[cut:], euro[0]])
+
+
 def test_an_unfinished_character_at_the_end_is_shown_as_replaced(tokenizer: tokenizers.Tokenizer) -> None:
     """An answer cut inside a character ends with the replacement character, not with lost text."""
     ids = tokenizer.encode("ab€").ids[:-1]
