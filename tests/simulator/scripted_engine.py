@@ -5,6 +5,7 @@ from collections.abc import AsyncGenerator
 
 from bulkhead.errors import UnsupportedError
 from data_plane.engine.metrics import EngineCounters, EngineMetrics
+from data_plane.engine.params import SamplingParams
 from data_plane.engine.port import (
     Embedding,
     EmbedRequest,
@@ -12,7 +13,6 @@ from data_plane.engine.port import (
     EngineState,
     FinishReason,
     ModelDescription,
-    SamplingDefaults,
     TokenDelta,
     Usage,
 )
@@ -34,7 +34,7 @@ class ScriptedEngine:
         self.script = script
         self.requests: list[EngineRequest] = []
         self.counted: list[EngineRequest] = []
-        self.defaults = SamplingDefaults()
+        self.defaults = SamplingParams(temperature=1.0)
         self.count_s = 0.0
         self.closed = 0
         self.state = EngineState.SERVING

@@ -44,7 +44,8 @@ from bulkhead.protocol.server import SealedServer
 from bulkhead.protocol.tickets import TicketLimits, TicketVerifier
 from bulkhead.sealing import PaddingMode
 from bulkhead.transparency.totals import SessionTotal
-from data_plane.engine.port import EngineState, SamplingDefaults, TokenDelta
+from data_plane.engine.params import SamplingParams
+from data_plane.engine.port import EngineState, TokenDelta
 from data_plane.session import exchange as exchange_module
 from data_plane.session import receipts as receipts_module
 from data_plane.session.lease import WorkerLease
@@ -335,7 +336,7 @@ async def test_a_models_default_limit_is_no_limit_that_was_asked_for() -> None:
     """generation_config.json's max_new_tokens yields to the context and the ticket; a request's own may be refused."""
     bench = make(limits=TicketLimits(max_tokens=50, max_concurrent_requests=4))
     for default, context in ((20, 100), (70, 100), (2048, 100), (2048, 30)):
-        bench.engine.defaults, bench.engine.context_tokens = SamplingDefaults(max_tokens=default), context
+        bench.engine.defaults, bench.engine.context_tokens = SamplingParams(max_tokens=default), context
         await bench.events(bench.begin())
     await bench.events(bench.begin(max_tokens=45))
     assert [request.sampling.max_tokens for request in bench.engine.requests] == [20, 50, 50, 25, 45]
