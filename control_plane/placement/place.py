@@ -16,11 +16,11 @@ give equal placements.
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Final
 
-from bulkhead.errors import CapacityError
+from bulkhead.errors import AgentUnavailableError, CapacityError
 from control_plane.domain.tiers import Tier
 from control_plane.placement.geometry import (
     EMPTY,
@@ -128,11 +128,15 @@ def choose(hosts: Sequence[Host], demand: Demand) -> Placement:
     """Return the best placement.
 
     Raises:
-        CapacityError: none is possible; the message counts the reasons and names no host and no other tenant.
+        AgentUnavailableError: none is possible, but one would be if every agent were connected: waiting helps.
+        CapacityError: none is possible on the whole fleet; the message counts the reasons and names no host and no
+            other tenant.
     """
     verdict = place(hosts, demand)
     if verdict.placement is not None:
         return verdict.placement
+    if place([replace(host, connected=True) for host in hosts], demand).placement is not None:
+        raise AgentUnavailableError("the agents that have room for this are not connected: try again in a few seconds")
     counts = Counter(rejection.reason.value for rejection in verdict.rejections)
     told = ", ".join(f"{reason}: {count}" for reason, count in sorted(counts.items())) or "no agent is registered"
     raise CapacityError(

@@ -153,8 +153,8 @@ class PartitionPool:
             decision: the record that allowed it; a sealed model's key is released on its strength.
 
         Raises:
-            CapacityError: there is no place for it.
-            AgentUnavailableError: the agent failed or went away.
+            CapacityError: there is no place for it, on agents that are away neither.
+            AgentUnavailableError: the agent failed or went away, or the only places are on agents that are away.
             AuditUnavailableError, StateUnavailableError: nothing was created.
         """
         share_key = wanted.share_key

@@ -21,6 +21,7 @@ from control_plane.domain.tiers import Tier
 from control_plane.storage.schema import policy_bundles
 from control_plane.storage.tenancy import Tenants
 from service.bulkhead_fleet.v1 import fleet_pb2
+from tests.simulator.fake_agent import inventory
 from tests.simulator.session_world import (
     BUNDLE,
     FAST,
@@ -339,6 +340,37 @@ async def test_no_agent_is_a_typed_error_with_an_outcome(world, acme) -> None:
     assert (error.code(), code_of(error)) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "NO_CAPACITY")
     found = await world.eventually(lambda: world.records(acme.tenant_id, "outcome"))
     assert found[0].data["code"] == "NO_CAPACITY"
+
+
+async def test_a_full_fleet_whose_other_agent_is_away_is_no_lack_of_capacity(world, acme) -> None:
+    """What the absent agent has room for is UNAVAILABLE until it is back; what it has none for is NO_CAPACITY."""
+    world.policy.obligations = (MinTier(Tier.GPU), Exclusive())
+    await world.agent(1, inventory=inventory(1, gpus=inventory(1).gpus[:1]))
+    first = (await world.open("acme", request(purpose="care"))).grant
+    other = await world.agent(2, inventory=inventory(2, gpus=inventory(2).gpus[:1]))
+    await other.stop()
+    await world.eventually(lambda: _away(world, "rack1-tray02"))
+    waiting = request(purpose="research")
+    error = await refused(world, "acme", waiting)
+    assert (error.code(), code_of(error)) == (grpc.StatusCode.UNAVAILABLE, "AGENT_UNAVAILABLE")
+    assert await world.eventually(lambda: _failures(world, acme)) == ["AGENT_UNAVAILABLE"]
+    back = world.adopt(replace(other, welcomes=[], commands=[], changed=asyncio.Event()))
+    await back.start()
+    second = (await world.open("acme", waiting)).grant
+    assert second.partition_id not in {"", first.partition_id}
+    assert code_of(await refused(world, "acme", request(purpose="billing"))) == "NO_CAPACITY"
+    await back.stop()
+    await world.eventually(lambda: _away(world, "rack1-tray02"))
+    assert code_of(await refused(world, "acme", request(purpose="billing"))) == "NO_CAPACITY"
+
+
+async def _failures(world, caller) -> list[str]:
+    outcomes = await world.records(caller.tenant_id, "outcome")
+    return [str(record.data["code"]) for record in outcomes if "code" in record.data]
+
+
+async def _away(world, agent_id) -> bool:
+    return all(agent.agent_id != agent_id for agent in world.core.fleet.agents() if agent.connected)
 
 
 async def test_failed_creation_is_undone_and_can_be_tried_again(world, acme, agent) -> None:

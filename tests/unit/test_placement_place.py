@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from bulkhead.errors import CapacityError
+from bulkhead.errors import AgentUnavailableError, CapacityError
 from control_plane.domain.tiers import Tier
 from control_plane.placement import Demand, Gpu, Host, MigProfile, Occupancy, RejectionReason, choose, place
 from control_plane.placement.geometry import KNOWN_GEOMETRY, WHOLE_GPU_MASK, feasible_starts
@@ -133,10 +133,29 @@ def test_equal_inputs_give_equal_placements() -> None:
         assert choose(hosts, demand()) == expected
 
 
+def test_a_place_on_an_agent_that_is_away_is_worth_waiting_for() -> None:
+    """Full here and free there: the agent is waited for. Full, cordoned or elsewhere there too: capacity is short."""
+    full = host(1, process_used=2)
+    with pytest.raises(AgentUnavailableError) as waiting:
+        choose([full, host(2, connected=False)], demand(Tier.PROCESS))
+    assert "tray" not in waiting.value.message
+    others = ({"process_used": 2}, {"cordoned": True}, {"region": "us-east"}, {"tiers": frozenset()})
+    for fields in others:
+        with pytest.raises(CapacityError):
+            choose([full, host(2, connected=False, **fields)], demand(Tier.PROCESS, regions=frozenset({"eu-central"})))
+    with pytest.raises(AgentUnavailableError):
+        choose([host(1, connected=False)], demand())
+    with pytest.raises(CapacityError):
+        choose([], demand())
+
+
 def test_refusal_names_no_host_and_no_tenant() -> None:
     """What a tenant is told counts reasons only."""
     with pytest.raises(CapacityError) as refused:
-        choose([host(1, cordoned=True), host(2, connected=False)], demand())
+        choose(
+            [host(1, cordoned=True), host(2, connected=False, region="elsewhere")],
+            demand(regions=frozenset({"eu-central"})),
+        )
     told = refused.value.message + repr(dict(refused.value.details))
     assert "tray" not in told
     assert "agent-cordoned: 1" in told
