@@ -26,7 +26,7 @@ from bulkhead.protocol.client import ClientRequest
 from bulkhead.protocol.context import Method
 from bulkhead.protocol.grant import SessionOffer
 from bulkhead.protocol.payloads import Delta, GenerateRequest, Message, encode_generate_request
-from bulkhead.protocol.server import ServerRequest
+from bulkhead.protocol.server_request import ServerRequest
 from bulkhead.sealing import PaddingMode
 from tests.simulator.sealed_service import answer, link_to
 from tests.simulator.sealed_world import NOW_S, World

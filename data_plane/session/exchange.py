@@ -28,7 +28,7 @@ from bulkhead.idle import IdleWatch
 from bulkhead.protocol.context import Method
 from bulkhead.protocol.generate import MAX_TOKENS
 from bulkhead.protocol.payloads import EmbedResult, End, parse_embed_request, parse_generate_request
-from bulkhead.protocol.server import ServerRequest
+from bulkhead.protocol.server_request import ServerRequest
 from bulkhead.sealing import PaddingMode
 from data_plane.engine.port import EmbedRequest, Engine, EngineRequest, TokenDelta
 from data_plane.session.answer import Outcome

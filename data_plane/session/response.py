@@ -20,7 +20,7 @@ import structlog
 from bulkhead.errors import BulkheadError, InternalError, InvalidRequestError
 from bulkhead.protocol.payloads import Content, End, Usage
 from bulkhead.protocol.receipts import ReceiptStatus, SignedReceipt
-from bulkhead.protocol.server import ServerRequest
+from bulkhead.protocol.server_request import ServerRequest
 from bulkhead.sealing import PaddingMode
 from data_plane.session.answer import AnswerBuffer, DeltaLimits, Outcome
 from data_plane.session.receipts import ReceiptDesk

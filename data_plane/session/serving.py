@@ -24,7 +24,8 @@ from bulkhead.errors import (
 )
 from bulkhead.protocol.context import Method
 from bulkhead.protocol.receipts import SignedReceipt
-from bulkhead.protocol.server import SealedServer, ServerRequest
+from bulkhead.protocol.server import SealedServer
+from bulkhead.protocol.server_request import ServerRequest
 from data_plane.engine.port import Engine, EngineState
 from data_plane.session.exchange import Exchange, ExchangePorts
 from data_plane.session.lease import WorkerLease

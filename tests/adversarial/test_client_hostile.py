@@ -37,7 +37,7 @@ from bulkhead.errors import (
     WorkerLostError,
 )
 from bulkhead.protocol.payloads import Delta, End, Usage
-from bulkhead.protocol.server import ServerRequest
+from bulkhead.protocol.server_request import ServerRequest
 from bulkhead.sealing import WorkerKeys
 from bulkhead.v1 import inference_pb2, session_pb2
 from tests.simulator.fake_platform import ANSWER, FakePlatform, running_platform

@@ -46,7 +46,7 @@ from bulkhead.protocol.client import ClientRequest, Complete
 from bulkhead.protocol.context import Method
 from bulkhead.protocol.envelope import Envelope
 from bulkhead.protocol.payloads import Delta, End, Failure, Record, Usage
-from bulkhead.protocol.server import ServerRequest
+from bulkhead.protocol.server_request import ServerRequest
 from bulkhead.sealing import PaddingMode, WorkerKeys
 from tests.simulator.sealed_world import NOW_S, World
 

@@ -33,7 +33,8 @@ from bulkhead.protocol.payloads import (
     parse_generate_request,
 )
 from bulkhead.protocol.receipts import SignedReceipt
-from bulkhead.protocol.server import SealedServer, ServerRequest
+from bulkhead.protocol.server import SealedServer
+from bulkhead.protocol.server_request import ServerRequest
 from bulkhead.sealing import PaddingMode, WorkerKeys
 from bulkhead.v1 import (
     audit_pb2,
