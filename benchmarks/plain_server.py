@@ -16,7 +16,7 @@ import grpc
 
 from data_plane.config import WorkerConfig
 from data_plane.engine import ChatMessage, EngineConfig, EngineRequest, SamplingParams, open_engine
-from data_plane.engine.port import Engine
+from data_plane.inference.port import Engine
 from data_plane.session.loading import GUESS_TOKENS
 from service.tls import LocalAuthority, server_credentials, spiffe_uri
 

@@ -17,7 +17,7 @@ import grpc
 
 from bulkhead.ids import SESSION
 from bulkhead.protocol.tickets import TicketLimits
-from data_plane.engine.port import EngineRequest, FinishReason, TokenDelta, Usage
+from data_plane.inference.port import EngineRequest, FinishReason, TokenDelta, Usage
 from service.tls import server_credentials
 from tests.simulator.scripted_engine import ScriptedEngine
 from tests.simulator.sealed_service import identity_of, serve

@@ -6,8 +6,7 @@ Importing this package imports neither torch nor transformers; :func:`open_engin
 import asyncio
 
 from data_plane.engine.config import EngineConfig
-from data_plane.engine.params import SamplingParams, Structure, StructureKind
-from data_plane.engine.port import (
+from data_plane.inference.port import (
     ChatMessage,
     Embedding,
     EmbedRequest,
@@ -19,6 +18,7 @@ from data_plane.engine.port import (
     TokenDelta,
     Usage,
 )
+from data_plane.inference.sampling_params import SamplingParams, Structure, StructureKind
 
 __all__ = [
     "ChatMessage",

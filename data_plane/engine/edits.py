@@ -1,8 +1,8 @@
 """What changes a row of logits before a token is chosen from it: penalties, bias, and tokens that are forbidden.
 
 Each edit works in place on one row, fp32 [vocabulary], and costs what it changes, not the vocabulary. Their order is
-that of :mod:`.params`. State grows by the tokens that :meth:`Edit.accept` is told of, each once, also across a
-preemption: the tokens of a preempted request are computed again, not chosen again.
+that of :mod:`data_plane.inference.sampling_params`. State grows by the tokens that :meth:`Edit.accept` is told of, each
+once, also across a preemption: the tokens of a preempted request are computed again, not chosen again.
 """
 
 from collections.abc import Iterable, Sequence
@@ -10,7 +10,7 @@ from typing import Final, Protocol
 
 import torch
 
-from data_plane.engine.params import SamplingParams
+from data_plane.inference.sampling_params import SamplingParams
 
 __all__ = ["BadWords", "Bias", "Edit", "Minimum", "Penalties", "make_edits"]
 

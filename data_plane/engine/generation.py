@@ -6,8 +6,8 @@ from typing import Any, Final
 from bulkhead.errors import InvalidRequestError
 from bulkhead.fields import Fields
 from bulkhead.models import ModelSource
-from data_plane.engine.params import OPENAI_DEFAULTS, SamplingParams
 from data_plane.engine.spec import MAX_CONFIG_BYTES, read_json
+from data_plane.inference.sampling_params import OPENAI_DEFAULTS, SamplingParams
 
 __all__ = ["read_defaults"]
 

@@ -22,7 +22,7 @@ import torch
 
 from bulkhead.encoding import Json
 from bulkhead.errors import InternalError, InvalidRequestError
-from data_plane.engine.params import MAX_SCHEMA_DEPTH, Structure, StructureKind
+from data_plane.inference.sampling_params import MAX_SCHEMA_DEPTH, Structure, StructureKind
 
 __all__ = ["Grammar", "GrammarCompiler"]
 

@@ -15,12 +15,12 @@ from data_plane.engine.edits import Edit, make_edits
 from data_plane.engine.grammar import GrammarCompiler
 from data_plane.engine.job import Job
 from data_plane.engine.lookup import Lookup
-from data_plane.engine.params import MAX_SEED
-from data_plane.engine.port import EngineRequest, ModelDescription
 from data_plane.engine.sampling import Sampler
 from data_plane.engine.sequence import Sequence as TokenSequence
 from data_plane.engine.stream import DeltaStream
 from data_plane.engine.tokenizer import Tokenizer
+from data_plane.inference.port import EngineRequest, ModelDescription
+from data_plane.inference.sampling_params import MAX_SEED
 
 __all__ = ["Intake"]
 
@@ -73,7 +73,7 @@ class Intake:
         """Return the answers that ``request`` asks for, to be fed to ``stream``.
 
         Raises:
-            InvalidRequestError, ContextLengthError: as :meth:`data_plane.engine.port.Engine.generate`.
+            InvalidRequestError, ContextLengthError: as :meth:`data_plane.inference.port.Engine.generate`.
             ShuttingDownError: closed.
         """
         prompt, params = await self.tokenize(request), request.sampling

@@ -10,12 +10,12 @@ from typing import Final
 
 from bulkhead.errors import BulkheadError
 from bulkhead.protocol.payloads import TokenLogprob
-from data_plane.engine.metrics import Timing
-from data_plane.engine.port import FinishReason, TokenDelta, Usage
 from data_plane.engine.sampling import Choice, Sampler
 from data_plane.engine.sequence import Sequence as TokenSequence
 from data_plane.engine.stream import DeltaStream
 from data_plane.engine.text import TextStream
+from data_plane.inference.metrics import Timing
+from data_plane.inference.port import FinishReason, TokenDelta, Usage
 
 __all__ = ["Job"]
 

@@ -17,8 +17,12 @@ from bulkhead.errors import (
 from data_plane.engine.config import EngineConfig
 from data_plane.engine.intake import Intake
 from data_plane.engine.job import Job
-from data_plane.engine.metrics import EngineMetrics
-from data_plane.engine.port import (
+from data_plane.engine.runner import ModelRunner
+from data_plane.engine.stepper import Stepper
+from data_plane.engine.stream import DeltaStream
+from data_plane.engine.tokenizer import Tokenizer
+from data_plane.inference.metrics import EngineMetrics
+from data_plane.inference.port import (
     Embedding,
     EmbedRequest,
     EngineRequest,
@@ -26,10 +30,6 @@ from data_plane.engine.port import (
     ModelDescription,
     TokenDelta,
 )
-from data_plane.engine.runner import ModelRunner
-from data_plane.engine.stepper import Stepper
-from data_plane.engine.stream import DeltaStream
-from data_plane.engine.tokenizer import Tokenizer
 
 __all__ = ["NativeEngine"]
 
@@ -37,7 +37,7 @@ _FAILURE = "the engine failed and has stopped; its log has the details"
 
 
 class NativeEngine:
-    """Implements :class:`data_plane.engine.port.Engine` with torch; made by :meth:`open`."""
+    """Implements :class:`data_plane.inference.port.Engine` with torch; made by :meth:`open`."""
 
     def __init__(self, *, config: EngineConfig, stepper: Stepper, runner: ModelRunner, tokenizer: Tokenizer) -> None:
         self._description = runner.description
@@ -67,7 +67,7 @@ class NativeEngine:
                 raise
 
     async def generate(self, request: EngineRequest) -> AsyncGenerator[TokenDelta, None]:
-        """See :meth:`data_plane.engine.port.Engine.generate`."""
+        """See :meth:`data_plane.inference.port.Engine.generate`."""
         answers = request.sampling.n
         stream = self._admit(request.request_id, answers)
         jobs: list[Job] = []
@@ -113,23 +113,23 @@ class NativeEngine:
         )
 
     async def tokenize(self, request: EngineRequest) -> tuple[int, ...]:
-        """See :meth:`data_plane.engine.port.Engine.tokenize`."""
+        """See :meth:`data_plane.inference.port.Engine.tokenize`."""
         return tuple(await self._intake.tokenize(request))
 
     def describe(self) -> ModelDescription:
-        """See :meth:`data_plane.engine.port.Engine.describe`."""
+        """See :meth:`data_plane.inference.port.Engine.describe`."""
         return self._description
 
     def metrics(self) -> EngineMetrics:
-        """See :meth:`data_plane.engine.port.Engine.metrics`."""
+        """See :meth:`data_plane.inference.port.Engine.metrics`."""
         return self._stepper.metrics
 
     def health(self) -> EngineState:
-        """See :meth:`data_plane.engine.port.Engine.health`."""
+        """See :meth:`data_plane.inference.port.Engine.health`."""
         return self._state
 
     async def drain(self, *, timeout_s: float) -> bool:
-        """See :meth:`data_plane.engine.port.Engine.drain`."""
+        """See :meth:`data_plane.inference.port.Engine.drain`."""
         if self._state is EngineState.SERVING:
             self._state = EngineState.DRAINING
         with contextlib.suppress(TimeoutError):
@@ -140,7 +140,7 @@ class NativeEngine:
         return not self._streams
 
     async def aclose(self) -> None:
-        """See :meth:`data_plane.engine.port.Engine.aclose`."""
+        """See :meth:`data_plane.inference.port.Engine.aclose`."""
         if self._state is EngineState.CLOSED:
             return
         self._state = EngineState.CLOSED

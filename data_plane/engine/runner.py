@@ -14,11 +14,11 @@ from data_plane.engine.config import EngineConfig
 from data_plane.engine.decoder import Decoder
 from data_plane.engine.generation import read_defaults
 from data_plane.engine.memory import overwriting_what_is_freed, returning_what_is_freed
-from data_plane.engine.port import ModelDescription
 from data_plane.engine.sampling import Choice, Sampler, choose
 from data_plane.engine.scheduler import Chunk, Scheduler
 from data_plane.engine.spec import DecoderSpec, read_spec
 from data_plane.engine.weights import open_weights
+from data_plane.inference.port import ModelDescription
 
 __all__ = ["ModelRunner"]
 

@@ -10,7 +10,7 @@ import torch
 from bulkhead.errors import BulkheadError, InternalError, InvalidRequestError
 from bulkhead.protocol.payloads import TokenLogprob
 from data_plane.engine.edits import Edit
-from data_plane.engine.params import SamplingParams
+from data_plane.inference.sampling_params import SamplingParams
 
 __all__ = ["Choice", "Sampler", "choose", "likeliest", "logprobs_of"]
 

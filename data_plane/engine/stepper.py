@@ -20,14 +20,14 @@ import torch
 
 from bulkhead.errors import BulkheadError, InternalError
 from data_plane.engine.job import Job
-from data_plane.engine.metrics import EngineMetrics
-from data_plane.engine.port import FinishReason, TokenDelta
 from data_plane.engine.profile import traced
 from data_plane.engine.runner import ModelRunner
 from data_plane.engine.sampling import Choice
 from data_plane.engine.scheduler import Chunk
 from data_plane.engine.sequence import Sequence, SequenceState
 from data_plane.engine.stream import DeltaStream
+from data_plane.inference.metrics import EngineMetrics
+from data_plane.inference.port import FinishReason, TokenDelta
 
 __all__ = ["Stepper"]
 

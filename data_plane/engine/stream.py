@@ -4,7 +4,7 @@ import asyncio
 from dataclasses import replace
 
 from bulkhead.errors import BulkheadError
-from data_plane.engine.port import TokenDelta
+from data_plane.inference.port import TokenDelta
 
 __all__ = ["DeltaStream"]
 

@@ -25,7 +25,7 @@ from jinja2 import nodes, sandbox, utils
 from jinja2.visitor import NodeTransformer
 
 from bulkhead.errors import InvalidRequestError
-from data_plane.engine.port import ChatMessage
+from data_plane.inference.port import ChatMessage
 
 __all__ = ["ChatTemplate"]
 

@@ -9,9 +9,9 @@ import tokenizers  # type: ignore[import-untyped]  # published without types
 from bulkhead.encoding import Json
 from bulkhead.errors import ContextLengthError, InvalidRequestError, UnsupportedError
 from bulkhead.models import ModelSource, read_file
-from data_plane.engine.port import ChatMessage
 from data_plane.engine.spec import read_json
 from data_plane.engine.template import MAX_TEMPLATE_CHARS, ChatTemplate
+from data_plane.inference.port import ChatMessage
 
 __all__ = ["Tokenizer"]
 

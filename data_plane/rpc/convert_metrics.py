@@ -3,7 +3,7 @@
 from dataclasses import fields
 from typing import Any, Final
 
-from data_plane.engine.metrics import EngineCounters, EngineMetrics, Histogram
+from data_plane.inference.metrics import EngineCounters, EngineMetrics, Histogram
 from service.bulkhead_fleet.v1 import worker_pb2 as pb
 
 __all__ = ["metrics_from", "metrics_message"]

@@ -7,8 +7,8 @@ from typing import Final
 
 from bulkhead.errors import InternalError
 from bulkhead.protocol.payloads import MAX_TRACE_BYTES, Content, Delta, End, GenerateRequest, Trace, Usage
-from data_plane.engine.params import SamplingParams, Structure, StructureKind
-from data_plane.engine.port import ChatMessage, EngineRequest, TokenDelta
+from data_plane.inference.port import ChatMessage, EngineRequest, TokenDelta
+from data_plane.inference.sampling_params import SamplingParams, Structure, StructureKind
 
 __all__ = ["answer_deltas", "answer_end", "engine_request", "sharing_scope"]
 

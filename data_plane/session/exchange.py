@@ -30,7 +30,7 @@ from bulkhead.protocol.generate import MAX_TOKENS
 from bulkhead.protocol.payloads import EmbedResult, End, parse_embed_request, parse_generate_request
 from bulkhead.protocol.server_request import ServerRequest
 from bulkhead.sealing import PaddingMode
-from data_plane.engine.port import EmbedRequest, Engine, EngineRequest, TokenDelta
+from data_plane.inference.port import EmbedRequest, Engine, EngineRequest, TokenDelta
 from data_plane.session.answer import Outcome
 from data_plane.session.asking import answer_deltas, answer_end, engine_request, sharing_scope
 from data_plane.session.receipts import ReceiptDesk

@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from data_plane.engine.metrics import FIRST_TOKEN_S, TOKEN_S, WHOLE_S, EngineCounters, EngineMetrics, Histogram
+from data_plane.inference.metrics import FIRST_TOKEN_S, TOKEN_S, WHOLE_S, EngineCounters, EngineMetrics, Histogram
 from data_plane.session.messages import WorkerLoad
 
 __all__ = ["Exposition", "Observed"]

@@ -31,7 +31,7 @@ from bulkhead.models.sealed import check_layout
 from bulkhead.protocol.release import release_info
 from data_plane.engine import EngineConfig
 from data_plane.engine.config import WeightFormat
-from data_plane.engine.port import Engine
+from data_plane.inference.port import Engine
 from data_plane.session.keys import KeyRing
 from data_plane.session.messages import AgentLink, ModelKey, StartWorker, WorkerBooted, WorkerLoading
 

@@ -7,7 +7,7 @@ its own sessions. The worker trusts its agent, which made it.
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
-from data_plane.engine.metrics import EngineMetrics
+from data_plane.inference.metrics import EngineMetrics
 
 __all__ = [
     "AgentLink",

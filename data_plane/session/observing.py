@@ -17,7 +17,7 @@ import math
 from dataclasses import replace
 from typing import Final
 
-from data_plane.engine.metrics import FIRST_TOKEN_S, TOKEN_S, WHOLE_S, EngineMetrics
+from data_plane.inference.metrics import FIRST_TOKEN_S, TOKEN_S, WHOLE_S, EngineMetrics
 
 __all__ = ["MIN_ANSWERED", "PERIOD_S", "Observation", "coarse", "sound"]
 

@@ -24,7 +24,7 @@ from bulkhead.errors import (
     error_from_code,
 )
 from bulkhead.ids import MAX_ID_LENGTH
-from data_plane.engine.metrics import EngineMetrics
+from data_plane.inference.metrics import EngineMetrics
 from data_plane.ports import Assignment, PartitionSpec, PartitionState
 from data_plane.sandbox import SandboxPlan
 from data_plane.session.commands import Released

@@ -26,7 +26,7 @@ from bulkhead.protocol.context import Method
 from bulkhead.protocol.receipts import SignedReceipt
 from bulkhead.protocol.server import SealedServer
 from bulkhead.protocol.server_request import ServerRequest
-from data_plane.engine.port import Engine, EngineState
+from data_plane.inference.port import Engine, EngineState
 from data_plane.session.exchange import Exchange, ExchangePorts
 from data_plane.session.lease import WorkerLease
 from data_plane.session.messages import WorkerLoad

@@ -31,7 +31,7 @@ from bulkhead.errors import (
 from bulkhead.protocol.server import SealedServer
 from bulkhead.protocol.tickets import TicketVerifier
 from data_plane.engine import EngineConfig, open_engine
-from data_plane.engine.port import Engine
+from data_plane.inference.port import Engine
 from data_plane.session.keys import KeyRing
 from data_plane.session.lease import WorkerLease
 from data_plane.session.loading import ModelLoader, certificate_der

@@ -28,7 +28,7 @@ from bulkhead.client.link import Link
 from bulkhead.ids import SESSION
 from bulkhead.protocol.payloads import Delta
 from bulkhead.sealing import PaddingMode
-from data_plane.engine.port import EngineRequest, FinishReason, TokenDelta, Usage
+from data_plane.inference.port import EngineRequest, FinishReason, TokenDelta, Usage
 from tests.simulator.relay import RecordingRelay, Seen
 from tests.simulator.scripted_engine import ScriptedEngine
 from tests.simulator.sealed_service import answer, link_to, serve, worker_channel

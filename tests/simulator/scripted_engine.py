@@ -4,9 +4,8 @@ import asyncio
 from collections.abc import AsyncGenerator
 
 from bulkhead.errors import UnsupportedError
-from data_plane.engine.metrics import EngineCounters, EngineMetrics
-from data_plane.engine.params import SamplingParams
-from data_plane.engine.port import (
+from data_plane.inference.metrics import EngineCounters, EngineMetrics
+from data_plane.inference.port import (
     Embedding,
     EmbedRequest,
     EngineRequest,
@@ -16,6 +15,7 @@ from data_plane.engine.port import (
     TokenDelta,
     Usage,
 )
+from data_plane.inference.sampling_params import SamplingParams
 
 
 class ScriptedEngine:

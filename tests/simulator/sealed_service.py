@@ -15,7 +15,7 @@ from bulkhead.protocol.context import Method
 from bulkhead.protocol.grant import SessionOffer, verify_grant
 from bulkhead.protocol.payloads import GenerateRequest, Message, encode_generate_request
 from bulkhead.protocol.tickets import TicketVerifier
-from data_plane.engine.port import Engine
+from data_plane.inference.port import Engine
 from data_plane.rpc.inference_server import InferenceServer
 from data_plane.session.lease import WorkerLease
 from data_plane.session.messages import FromWorker, LeaseGrant, ReceiptDurable, ReceiptReady, ToWorker

@@ -25,7 +25,7 @@ from bulkhead.errors import (
 from bulkhead.ids import PARTITION, TENANT, new_id
 from data_plane.__main__ import main
 from data_plane.config import WorkerConfig
-from data_plane.engine.metrics import EngineMetrics
+from data_plane.inference.metrics import EngineMetrics
 from data_plane.partitions import HostBackend, SimulatedRackBackend
 from data_plane.partitions.rack import StandInMemory
 from data_plane.ports import Assignment, PartitionSpec, PartitionState

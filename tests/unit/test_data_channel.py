@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from bulkhead.errors import AgentUnavailableError, MalformedRequestError, WorkerLostError
-from data_plane.engine.metrics import FIRST_TOKEN_S, EngineCounters, EngineMetrics, Histogram
+from data_plane.inference.metrics import FIRST_TOKEN_S, EngineCounters, EngineMetrics, Histogram
 from data_plane.rpc import control_channel
 from data_plane.rpc.control_channel import MAX_FRAME_BYTES, AgentChannel, WorkerChannel
 from data_plane.session.messages import (

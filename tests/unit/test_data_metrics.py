@@ -8,7 +8,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from bulkhead.errors import AgentUnavailableError, ConfigError
 from data_plane.config import MetricsConfig
-from data_plane.engine.metrics import (
+from data_plane.inference.metrics import (
     FIRST_TOKEN_S,
     TOKEN_S,
     WHOLE_S,

@@ -44,8 +44,8 @@ from bulkhead.protocol.server import SealedServer
 from bulkhead.protocol.tickets import TicketLimits, TicketVerifier
 from bulkhead.sealing import PaddingMode
 from bulkhead.transparency.totals import SessionTotal
-from data_plane.engine.params import SamplingParams
-from data_plane.engine.port import EngineState, TokenDelta
+from data_plane.inference.port import EngineState, TokenDelta
+from data_plane.inference.sampling_params import SamplingParams
 from data_plane.session import exchange as exchange_module
 from data_plane.session import receipts as receipts_module
 from data_plane.session.lease import WorkerLease

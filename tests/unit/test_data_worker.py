@@ -17,7 +17,7 @@ from bulkhead.ids import PARTITION, TENANT, new_id
 from bulkhead.protocol.tickets import TicketIssuer
 from bulkhead.sealing.keyset import Keyset
 from data_plane.engine import EngineConfig
-from data_plane.engine.port import Engine
+from data_plane.inference.port import Engine
 from data_plane.session.keys import KeyRing
 from data_plane.session.messages import (
     Drain,

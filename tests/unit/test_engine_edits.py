@@ -8,8 +8,8 @@ import torch
 
 from bulkhead.errors import InvalidRequestError
 from data_plane.engine.edits import BadWords, Bias, Minimum, Penalties, make_edits
-from data_plane.engine.params import SamplingParams
 from data_plane.engine.sampling import Sampler, choose
+from data_plane.inference.sampling_params import SamplingParams
 
 LOGITS = [2.0, 1.5, 1.4, 0.3, 0.0, -0.5, -1.0, -3.0]
 

@@ -2,9 +2,9 @@ import pytest
 import torch
 
 from bulkhead.errors import InternalError, InvalidRequestError
-from data_plane.engine.params import SamplingParams
-from data_plane.engine.port import ChatMessage, EngineRequest
 from data_plane.engine.sampling import Sampler, choose, likeliest
+from data_plane.inference.port import ChatMessage, EngineRequest
+from data_plane.inference.sampling_params import SamplingParams
 
 
 def test_a_nucleus_wider_than_the_guess_is_found() -> None:

@@ -17,8 +17,8 @@ from typing import Final, Protocol
 from bulkhead.errors import InvalidRequestError
 from bulkhead.protocol.generate import MAX_MESSAGES, MAX_PRIORITY
 from bulkhead.protocol.payloads import TokenLogprob
-from data_plane.engine.metrics import EngineMetrics
-from data_plane.engine.params import OPENAI_DEFAULTS, SamplingParams
+from data_plane.inference.metrics import EngineMetrics
+from data_plane.inference.sampling_params import OPENAI_DEFAULTS, SamplingParams
 
 __all__ = [
     "ChatMessage",
