@@ -9,6 +9,7 @@ from bulkhead.attestation.nvidia import GPU_OBLIGATIONS
 from bulkhead.attestation.obligations import Obligations
 from bulkhead.attestation.snp import SNP_OBLIGATIONS
 from bulkhead.attestation.tdx import TDX_OBLIGATIONS
+from bulkhead.client import config
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [
@@ -49,6 +50,14 @@ def test_links_between_pages_lead_somewhere() -> None:
         if not (page.parent / target).exists()
     ]
     assert broken == []
+
+
+def test_every_key_of_a_profile_stands_in_the_page() -> None:
+    """What a profile may say is listed whole in docs/sdk.md."""
+    keys = set(re.findall(r'table\.\w+\("(\w+)"', Path(config.__file__).read_text()))
+    page = (ROOT / "docs" / "sdk.md").read_text()
+    assert {"address", "witness_quorum", "trust_policy_file"} < keys
+    assert [key for key in sorted(keys) if not re.search(rf"\b{key}\b", page)] == []
 
 
 @pytest.mark.parametrize("table", [SNP_OBLIGATIONS, TDX_OBLIGATIONS, GPU_OBLIGATIONS], ids=["snp", "tdx", "gpu"])
