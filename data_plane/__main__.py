@@ -1,4 +1,4 @@
-"""``python -m data_plane agent --config FILE``: a node agent; ``metrics`` asks it.."""
+"""``python -m data_plane agent --config FILE``: a node agent; ``metrics`` asks it."""
 
 import argparse
 import json
@@ -19,16 +19,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m data_plane",
         description="The data plane of one compute tray.",
-        epilog="example: python -m data_plane agent --config /etc/bulkhead/agent.toml --check-config",
+        epilog="example: python -m data_plane agent --config agent.toml --check-config",
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    agent = commands.add_parser("agent", help="run the node agent of a compute tray")
+    agent = commands.add_parser(
+        "agent",
+        help="run the node agent of a compute tray",
+        epilog="The configuration's keys are described in the docstrings of data_plane/config.py.",
+    )
     agent.add_argument("--config", type=Path, required=True, help="TOML file")
     agent.add_argument("--check-config", action="store_true", help="check the configuration and exit")
     metrics = commands.add_parser(
         "metrics",
         help="print the Prometheus metrics of the running agent",
-        epilog="example: python -m data_plane metrics --config /etc/bulkhead/agent.toml --json",
+        epilog="example: python -m data_plane metrics --config agent.toml --json",
     )
     metrics.add_argument("--config", type=Path, required=True, help="the agent's TOML file")
     metrics.add_argument("--json", action="store_true", help="as one JSON array of samples")
