@@ -19,6 +19,7 @@ from data_plane.session.messages import (
     FromWorker,
     LeaseGrant,
     ModelKey,
+    NamedEvidence,
     ReceiptDurable,
     ReceiptReady,
     StartWorker,
@@ -165,9 +166,12 @@ def _encode_to_worker(message: ToWorker) -> pb.WorkerCommand:
             lease=pb.WorkerLease(
                 valid_until_unix_ms=message.valid_until_ms,
                 revoked_sessions=sorted(message.revoked_sessions),
-                evidence_digests=sorted(message.evidence_digests),
                 unacknowledged_receipts=message.unacknowledged_receipts,
                 ticket_issuers=message.ticket_issuers,
+                evidence=[
+                    pb.WorkerEvidence(digest=item.digest, not_after_unix_s=item.not_after_s)
+                    for item in message.evidence
+                ],
             )
         )
     if isinstance(message, ModelKey):
@@ -192,9 +196,12 @@ def _decode_to_worker(data: bytes) -> ToWorker:
             return LeaseGrant(
                 valid_until_ms=message.lease.valid_until_unix_ms,
                 revoked_sessions=frozenset(message.lease.revoked_sessions),
-                evidence_digests=frozenset(message.lease.evidence_digests),
                 unacknowledged_receipts=message.lease.unacknowledged_receipts,
                 ticket_issuers=tuple(message.lease.ticket_issuers),
+                evidence=tuple(
+                    NamedEvidence(digest=item.digest, not_after_s=item.not_after_unix_s)
+                    for item in message.lease.evidence
+                ),
             )
         case "model_key":
             return ModelKey(**{name: getattr(message.model_key, name) for name in ModelKey.__slots__})

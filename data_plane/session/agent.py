@@ -50,7 +50,7 @@ from data_plane.session.commands import (
 from data_plane.session.descriptors import describe_partition, evidence_digest
 from data_plane.session.exposition import Observed
 from data_plane.session.lease import AgentLease
-from data_plane.session.messages import LeaseGrant, ModelKey, WorkerBooted, WorkerReady
+from data_plane.session.messages import LeaseGrant, ModelKey, NamedEvidence, WorkerBooted, WorkerReady
 from data_plane.session.ordering import CommandMemory
 from data_plane.session.partition import Partition, PartitionPorts, Progress
 from data_plane.session.rundir import RunDirectory
@@ -62,7 +62,7 @@ __all__ = ["Agent", "AgentFacts"]
 
 _log = structlog.get_logger(__name__)
 
-MAX_EVIDENCE: Final = 16_384  # opens and renewals within the life of evidence; each lease names them all
+MAX_EVIDENCE: Final = 16_384  # opens and renewals within the life of evidence; agent and worker keep some 150 B of each
 SILENCE_S: Final = 30.0  # a worker reports every second
 MAX_PARTITIONS: Final = 256  # the control plane refuses a greeting with more
 _MS: Final = 1000
@@ -312,15 +312,17 @@ class Agent:
             raise WorkerLostError("the partition has no worker here")
         if partition.state not in _ATTESTABLE:
             raise ConflictError(f"the partition is {partition.state.value}")
+        partition.evidence.expire(self._wall_s())
         if len(partition.evidence) >= MAX_EVIDENCE:
             raise ExhaustedError(f"the partition has {MAX_EVIDENCE} pieces of evidence that hold still")
         ready = partition.ready
         issued = await self._issue(partition, ready, order)
         if self._partitions.get(command.partition_id) is not partition or partition.state not in _ATTESTABLE:
             raise WorkerLostError("the partition ended while its evidence was made")
-        partition.evidence[evidence_digest(issued.evidence)] = issued.not_after_s
+        named = NamedEvidence(digest=evidence_digest(issued.evidence), not_after_s=issued.not_after_s)
+        partition.evidence.add(named.digest, named.not_after_s)
         partition.state = PartitionState.READY
-        await partition.grant(self._grant(partition))  # before anybody can hold a ticket on this evidence
+        await partition.grant(self._grant(partition, named))  # before anybody can hold a ticket on this evidence
         return Attested(evidence=issued.evidence, keyset=ready.keyset, certificate=ready.certificate)
 
     async def _attest_boot(self, command: Command, order: Attest) -> Attested:
@@ -349,17 +351,17 @@ class Agent:
             not_after_s=not_after_s,
         )
 
-    def _grant(self, partition: Partition) -> LeaseGrant:
+    def _grant(self, partition: Partition, *named: NamedEvidence) -> LeaseGrant:
+        """Return the lease as it is now, with evidence that no grant named yet."""
         now_s = self._wall_s()
-        partition.evidence = {digest: until_s for digest, until_s in partition.evidence.items() if until_s > now_s}
         rest_s = self._lease.remaining_s if self._spool.sound else 0.0
         self._follow_issuers(partition)
         return LeaseGrant(
             valid_until_ms=int((now_s + max(0.0, rest_s)) * _MS),
             revoked_sessions=self._lease.revoked,
-            evidence_digests=frozenset(partition.evidence),
             unacknowledged_receipts=self._spool.unacknowledged_receipts,
             ticket_issuers=partition.ticket_issuers,
+            evidence=named,
         )
 
     def _follow_issuers(self, partition: Partition) -> None:

@@ -41,6 +41,6 @@ def describe_partition(
     )
 
 
-def evidence_digest(evidence: bytes) -> str:
-    """Return the digest by which tickets name encoded evidence, in hexadecimal."""
-    return hashlib.sha256(evidence).hexdigest()
+def evidence_digest(evidence: bytes) -> bytes:
+    """Return the digest (32 bytes) by which tickets name encoded evidence."""
+    return hashlib.sha256(evidence).digest()

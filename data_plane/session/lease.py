@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from bulkhead.errors import AuditLeaseError
+from data_plane.session.live_evidence import LiveEvidence
 from data_plane.session.messages import LeaseGrant
 from data_plane.session.spool import MAX_UNACKNOWLEDGED_RECEIPTS
 
@@ -78,17 +79,19 @@ class WorkerLease:
         self._monotonic_s = monotonic_s
         self._until_s = monotonic_s()
         self._unacknowledged = 0
-        self._evidence: frozenset[str] = frozenset()
+        self._evidence = LiveEvidence()
         self._granted = asyncio.Event()
         self.revoked: frozenset[str] = frozenset()
 
     def grant(self, grant: LeaseGrant) -> None:
-        """Replace what was granted before."""
+        """Replace what was granted before; evidence adds to what is known and holds still."""
         self._granted.set()
         self._granted = asyncio.Event()
         self._until_s = self._monotonic_s() + min(grant.valid_until_ms / _MS - self._wall_s(), LEASE_S)
         self._unacknowledged = grant.unacknowledged_receipts
-        self._evidence = grant.evidence_digests
+        self._evidence.expire(self._wall_s())
+        for item in grant.evidence:
+            self._evidence.add(item.digest, item.not_after_s)
         self.revoked = grant.revoked_sessions
 
     def check(self) -> None:
@@ -110,4 +113,4 @@ class WorkerLease:
 
     def knows_evidence(self, digest: bytes) -> bool:
         """Tell whether evidence of this digest (32 bytes) was issued for this worker and holds still."""
-        return digest.hex() in self._evidence
+        return self._evidence.holds(digest, self._wall_s())

@@ -15,6 +15,7 @@ __all__ = [
     "FromWorker",
     "LeaseGrant",
     "ModelKey",
+    "NamedEvidence",
     "ReceiptDurable",
     "ReceiptReady",
     "StartWorker",
@@ -72,22 +73,36 @@ class StartWorker:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NamedEvidence:
+    """Evidence that tickets may name.
+
+    Attributes:
+        digest: SHA-256 of the encoded evidence.
+        not_after_s: Unix seconds; known until then.
+    """
+
+    digest: bytes
+    not_after_s: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LeaseGrant:
-    """Replaces the grant before it.
+    """Replaces the grant before it, but for evidence, which adds to what grants before it named.
 
     Attributes:
         valid_until_ms: Unix milliseconds; no request begins afterwards.
         revoked_sessions: ids of sessions that are served no more.
-        evidence_digests: lower-case hexadecimal digests of the evidence that tickets may name.
         unacknowledged_receipts: in the agent's spool.
         ticket_issuers: raw Ed25519 public keys whose tickets count from now on; empty leaves them as they were.
+        evidence: what was made since the last grant: the others are known, so that an open costs the same however many
+            sessions live.
     """
 
     valid_until_ms: int
     revoked_sessions: frozenset[str]
-    evidence_digests: frozenset[str]
     unacknowledged_receipts: int
     ticket_issuers: tuple[bytes, ...] = ()
+    evidence: tuple[NamedEvidence, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

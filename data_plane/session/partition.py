@@ -29,6 +29,7 @@ from data_plane.ports import Assignment, PartitionSpec, PartitionState
 from data_plane.sandbox import SandboxPlan
 from data_plane.session.commands import Released
 from data_plane.session.events import ReceiptRecorded, RequestRefused
+from data_plane.session.live_evidence import LiveEvidence
 from data_plane.session.messages import (
     Drain,
     FromWorker,
@@ -110,7 +111,7 @@ class Partition:
         ready: what the worker said when it began to listen.
         load: what it said last.
         metrics: its last snapshot, taken at ``metrics_us``; None before there is one.
-        evidence: digests (hexadecimal) of the evidence issued for it, and until when (Unix seconds) each holds.
+        evidence: what was issued for it and holds still.
         scrub: the scrub under way or done, once there is one.
         tenant_root: fingerprint of the root that must have certified session keys; None where the tenant has none.
     """
@@ -128,7 +129,7 @@ class Partition:
         self.load = WorkerLoad(running_requests=0, queued_requests=0)
         self.metrics: EngineMetrics | None = None
         self.metrics_us = 0
-        self.evidence: dict[str, int] = {}
+        self.evidence = LiveEvidence()
         self.scrub: asyncio.Task[Released] | None = None
         self.model_name = ""
         self.ticket_issuers: tuple[bytes, ...] = ()

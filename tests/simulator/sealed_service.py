@@ -55,7 +55,6 @@ def request_server(world: World, engine: Engine) -> RequestServer:
         LeaseGrant(
             valid_until_ms=int((time.time() + _LEASE_S) * 1000),
             revoked_sessions=frozenset(),
-            evidence_digests=frozenset(),
             unacknowledged_receipts=0,
         )
     )

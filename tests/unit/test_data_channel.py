@@ -16,6 +16,7 @@ from data_plane.session.messages import (
     Drain,
     FromWorker,
     LeaseGrant,
+    NamedEvidence,
     ReceiptDurable,
     ReceiptReady,
     StartWorker,
@@ -52,9 +53,9 @@ TO_WORKER: list[ToWorker] = [
     LeaseGrant(
         valid_until_ms=5,
         revoked_sessions=frozenset({"a", "b"}),
-        evidence_digests=frozenset({"00"}),
         unacknowledged_receipts=9,
         ticket_issuers=(b"i" * 32,),
+        evidence=(NamedEvidence(digest=bytes(32), not_after_s=5),),
     ),
     Drain(until_ms=7),
     ReceiptDurable(receipt_number=3, durable=True),
@@ -177,7 +178,7 @@ async def test_a_peer_that_does_not_read_is_given_up(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(control_channel, "SEND_TIMEOUT_S", 0.1)
     agent, worker = await raw()
     many = frozenset(str(number) for number in range(100_000))
-    large = LeaseGrant(valid_until_ms=1, revoked_sessions=many, evidence_digests=frozenset(), unacknowledged_receipts=0)
+    large = LeaseGrant(valid_until_ms=1, revoked_sessions=many, unacknowledged_receipts=0)
     with pytest.raises(WorkerLostError):
         await repeat(lambda: agent.send(large))
     worker.close()

@@ -4,7 +4,7 @@ import pytest
 
 from bulkhead.errors import AuditLeaseError
 from data_plane.session.lease import LEASE_S, AgentLease, WorkerLease
-from data_plane.session.messages import LeaseGrant
+from data_plane.session.messages import LeaseGrant, NamedEvidence
 
 
 class Clocks:
@@ -33,12 +33,19 @@ def agent(clocks: Clocks) -> AgentLease:
     return AgentLease(wall_s=lambda: clocks.wall, monotonic_s=lambda: clocks.monotonic)
 
 
-def grant(clocks: Clocks, *, seconds: float = 30.0, unacknowledged: int = 0, **changes: frozenset[str]) -> LeaseGrant:
+def grant(
+    clocks: Clocks,
+    *,
+    seconds: float = 30.0,
+    unacknowledged: int = 0,
+    evidence: tuple[NamedEvidence, ...] = (),
+    **changes: frozenset[str],
+) -> LeaseGrant:
     return LeaseGrant(
         valid_until_ms=int((clocks.wall + seconds) * 1000),
         revoked_sessions=changes.get("revoked", frozenset()),
-        evidence_digests=changes.get("evidence", frozenset()),
         unacknowledged_receipts=unacknowledged,
+        evidence=evidence,
     )
 
 
@@ -101,10 +108,15 @@ def test_too_many_waiting_receipts_stop_requests(clocks: Clocks, unacknowledged:
 
 
 def test_evidence_is_known_while_granted(clocks: Clocks) -> None:
-    """Tickets may name the evidence of the latest grant only."""
+    """Tickets may name evidence that any grant named, until it ends."""
     lease = worker(clocks)
-    lease.grant(grant(clocks, evidence=frozenset({bytes(32).hex()})))
+    assert not lease.knows_evidence(bytes(32))
+    lease.grant(grant(clocks, evidence=(NamedEvidence(digest=bytes(32), not_after_s=int(clocks.wall) + 100),)))
     assert lease.knows_evidence(bytes(32))
+    lease.grant(grant(clocks))
+    assert lease.knows_evidence(bytes(32))
+    clocks.wall += 100
+    assert not lease.knows_evidence(bytes(32))
     lease.grant(grant(clocks))
     assert not lease.knows_evidence(bytes(32))
 

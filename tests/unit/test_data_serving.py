@@ -49,7 +49,15 @@ from data_plane.inference.sampling_params import SamplingParams
 from data_plane.session import exchange as exchange_module
 from data_plane.session import receipts as receipts_module
 from data_plane.session.lease import WorkerLease
-from data_plane.session.messages import FromWorker, LeaseGrant, ReceiptDurable, ReceiptReady, ToWorker, WorkerRefused
+from data_plane.session.messages import (
+    FromWorker,
+    LeaseGrant,
+    NamedEvidence,
+    ReceiptDurable,
+    ReceiptReady,
+    ToWorker,
+    WorkerRefused,
+)
 from data_plane.session.receipts import ReceiptDesk
 from data_plane.session.refusals import RefusalReporter
 from data_plane.session.response import SealedPart
@@ -102,7 +110,6 @@ class Bench:
             LeaseGrant(
                 valid_until_ms=int((self.world.now_s + seconds) * 1000),
                 revoked_sessions=revoked,
-                evidence_digests=frozenset(),
                 unacknowledged_receipts=waiting,
             )
         )
@@ -552,8 +559,10 @@ async def test_a_ticket_younger_than_the_lease_waits_for_the_next_grant(*, comes
             LeaseGrant(
                 valid_until_ms=int((world.now_s + 30) * 1000),
                 revoked_sessions=frozenset(),
-                evidence_digests=frozenset({bench.client.grant.claims.evidence_digest.hex()}),
                 unacknowledged_receipts=0,
+                evidence=(
+                    NamedEvidence(digest=bench.client.grant.claims.evidence_digest, not_after_s=world.now_s + 60),
+                ),
             )
         )
         await serving

@@ -261,7 +261,6 @@ async def test_a_lease_changes_whose_tickets_count(model: Path) -> None:
                 LeaseGrant(
                     valid_until_ms=0,
                     revoked_sessions=frozenset(),
-                    evidence_digests=frozenset(),
                     unacknowledged_receipts=0,
                     ticket_issuers=named,
                 )

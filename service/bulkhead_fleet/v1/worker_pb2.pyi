@@ -236,37 +236,60 @@ class WorkerLease(_message.Message):
 
     VALID_UNTIL_UNIX_MS_FIELD_NUMBER: _builtins.int
     REVOKED_SESSIONS_FIELD_NUMBER: _builtins.int
-    EVIDENCE_DIGESTS_FIELD_NUMBER: _builtins.int
     UNACKNOWLEDGED_RECEIPTS_FIELD_NUMBER: _builtins.int
     TICKET_ISSUERS_FIELD_NUMBER: _builtins.int
+    EVIDENCE_FIELD_NUMBER: _builtins.int
     valid_until_unix_ms: _builtins.int
     unacknowledged_receipts: _builtins.int
     @_builtins.property
     def revoked_sessions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
-    def evidence_digests(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Evidence digests that tickets of this worker may name (lower-case hexadecimal)."""
-
-    @_builtins.property
     def ticket_issuers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
         """Ed25519 public keys (32 bytes) whose tickets count from now on."""
+
+    @_builtins.property
+    def evidence(self) -> _containers.RepeatedCompositeFieldContainer[Global___WorkerEvidence]:
+        """What tickets may name from now on, beside what earlier leases named."""
 
     def __init__(
         self,
         *,
         valid_until_unix_ms: _builtins.int = ...,
         revoked_sessions: _abc.Iterable[_builtins.str] | None = ...,
-        evidence_digests: _abc.Iterable[_builtins.str] | None = ...,
         unacknowledged_receipts: _builtins.int = ...,
         ticket_issuers: _abc.Iterable[_builtins.bytes] | None = ...,
+        evidence: _abc.Iterable[Global___WorkerEvidence] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["evidence_digests", b"evidence_digests", "revoked_sessions", b"revoked_sessions", "ticket_issuers", b"ticket_issuers", "unacknowledged_receipts", b"unacknowledged_receipts", "valid_until_unix_ms", b"valid_until_unix_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["evidence", b"evidence", "revoked_sessions", b"revoked_sessions", "ticket_issuers", b"ticket_issuers", "unacknowledged_receipts", b"unacknowledged_receipts", "valid_until_unix_ms", b"valid_until_unix_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___WorkerLease: _TypeAlias = WorkerLease  # noqa: Y015
+
+@_typing.final
+class WorkerEvidence(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DIGEST_FIELD_NUMBER: _builtins.int
+    NOT_AFTER_UNIX_S_FIELD_NUMBER: _builtins.int
+    digest: _builtins.bytes
+    """SHA-256 of the encoded evidence."""
+    not_after_unix_s: _builtins.int
+    def __init__(
+        self,
+        *,
+        digest: _builtins.bytes = ...,
+        not_after_unix_s: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "not_after_unix_s", b"not_after_unix_s"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WorkerEvidence: _TypeAlias = WorkerEvidence  # noqa: Y015
 
 @_typing.final
 class WorkerDrain(_message.Message):
