@@ -6,7 +6,7 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from psycopg.errors import QueryCanceled
-from sqlalchemy import create_engine, event, text
+from sqlalchemy import Engine, create_engine, event, text
 from sqlalchemy.exc import OperationalError
 
 from audit.chain import GENESIS
@@ -21,6 +21,8 @@ from audit.sql.verify import verify_database
 from bulkhead.errors import AuditUnavailableError
 from tests.contract.test_audit_store import FIRST, PLATFORM
 from tests.simulator.audit_world import decision, new_leaf, opening
+
+CHANGES = {"ALTER", "CREATE", "DELETE", "DROP", "INSERT", "UPDATE"}
 
 
 def test_migrations_make_the_tables(tmp_path):
@@ -66,6 +68,37 @@ def test_migrations_keep_the_records(database):
     report = verify_database(store, vkeys={})
     assert (report.records, report.indexed) == (302, 302)
     assert len(store.commit([new_leaf(2, decision())], last).places) == 1
+    store.close()
+
+
+def test_a_migration_that_is_interrupted(tmp_path):
+    """A migration that ends at any of its statements has changed nothing; the next start makes it whole."""
+    database = tmp_path / "a.db"
+    store = open_store(database, busy_timeout_s=1.0)
+    store.commit([opening(PLATFORM), opening(FIRST), new_leaf(2, decision())], GENESIS)
+    with store._writing() as connection:
+        migrate(connection, "0001")
+    store.close()
+    for stop in itertools.count():
+        changes = itertools.count()
+
+        def interrupt(_connection, _cursor, statement, *_rest, changes=changes, stop=stop):
+            if statement.lstrip().split()[0] in CHANGES and next(changes) == stop:
+                raise KeyError(statement)
+
+        event.listen(Engine, "before_cursor_execute", interrupt)
+        try:
+            store = open_store(database, busy_timeout_s=1.0)
+        except KeyError:
+            with pytest.raises(AuditUnavailableError, match="schema 0001"):
+                open_reader(database)
+            continue
+        finally:
+            event.remove(Engine, "before_cursor_execute", interrupt)
+        break
+    assert stop > 5
+    report = verify_database(store, vkeys={})
+    assert report.records == 3
     store.close()
 
 

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from bulkhead.cli.console import compose, emit_rows, example, json_option, note, to_json
+from bulkhead.cli.console import compose, emit_rows, example, json_option, note, one_line, to_json
 from bulkhead.cli.record_text import US_PER_S, what, when, where, who, why
 from bulkhead.cli.settings import on_channel
 from bulkhead.encoding import MAX_SAFE_INTEGER
+from bulkhead.errors import UnavailableError
 
 if TYPE_CHECKING:
     from bulkhead.client.audit import AuditLog, AuditRecord, RecordFilter
@@ -146,10 +147,15 @@ async def _follow(channel: "Channel", wanted: "RecordFilter", limit: int, interv
     last, quiet = seen - 1, seen + 1
     while True:
         await asyncio.sleep(interval_s)
-        seen = await size()
-        if seen <= quiet:
+        try:
+            seen = await size()
+            if seen <= quiet:
+                continue
+            came = await _take(log, wanted, seen, after=last, oldest_first=True)
+        except UnavailableError as error:  # whoever follows waits for a server that is away
+            note(one_line(error))
             continue
-        for record in await _take(log, wanted, seen, after=last, oldest_first=True):
+        for record in came:
             _line(record, as_json=as_json)
             last = max(last, record.index)
         last, quiet = max(last, seen - 1), seen + 1
