@@ -15,8 +15,9 @@ from typing import Final
 import grpc
 
 from data_plane.config import WorkerConfig
-from data_plane.engine import ChatMessage, EngineConfig, EngineRequest, SamplingParams, open_engine
-from data_plane.inference.port import Engine
+from data_plane.engine import EngineConfig, open_engine
+from data_plane.inference.port import ChatMessage, Engine, EngineRequest
+from data_plane.inference.sampling_params import SamplingParams
 from data_plane.session.loading import GUESS_TOKENS
 from service.tls import LocalAuthority, server_credentials, spiffe_uri
 

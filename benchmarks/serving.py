@@ -18,8 +18,9 @@ import grpc
 from benchmarks.plain_server import METHOD, SCOPE, engine_config
 from benchmarks.report import Row, median, verdict
 from bulkhead.client import AsyncBulkhead, AsyncSession
-from data_plane.engine import ChatMessage, EngineRequest, SamplingParams, open_engine
-from data_plane.inference.port import Engine
+from data_plane.engine import open_engine
+from data_plane.inference.port import ChatMessage, Engine, EngineRequest
+from data_plane.inference.sampling_params import SamplingParams
 
 PROMPT: Final = "Write a long and detailed story about a lighthouse keeper, number {}."
 NEW_TOKENS: Final = 64

@@ -7,7 +7,8 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
-from data_plane.engine import Engine, EngineRequest, SamplingParams
+from data_plane.inference.port import Engine, EngineRequest
+from data_plane.inference.sampling_params import SamplingParams
 
 __all__ = ["Run", "batch", "replay"]
 

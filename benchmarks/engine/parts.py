@@ -18,8 +18,9 @@ from benchmarks.engine.limits import Limits
 from benchmarks.engine.line_process import CLOCKS
 from benchmarks.engine.vllm_peer import VllmPeer
 from benchmarks.report import Row, median, percentile, verdict
-from data_plane.engine import Engine, EngineConfig, open_engine
+from data_plane.engine import EngineConfig, open_engine
 from data_plane.engine.config import WeightFormat
+from data_plane.inference.port import Engine
 
 __all__ = ["Setting", "context", "replay", "speed", "start_and_memory"]
 

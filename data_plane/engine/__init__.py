@@ -1,4 +1,4 @@
-"""The engine room: the port that workers use, and the native torch engine behind it.
+"""The native torch engine behind the port that workers use (:mod:`data_plane.inference.port`).
 
 Importing this package imports neither torch nor transformers; :func:`open_engine` imports torch, in a thread.
 """
@@ -6,37 +6,9 @@ Importing this package imports neither torch nor transformers; :func:`open_engin
 import asyncio
 
 from data_plane.engine.config import EngineConfig
-from data_plane.inference.port import (
-    ChatMessage,
-    Embedding,
-    EmbedRequest,
-    Engine,
-    EngineRequest,
-    EngineState,
-    FinishReason,
-    ModelDescription,
-    TokenDelta,
-    Usage,
-)
-from data_plane.inference.sampling_params import SamplingParams, Structure, StructureKind
+from data_plane.inference.port import Engine
 
-__all__ = [
-    "ChatMessage",
-    "EmbedRequest",
-    "Embedding",
-    "Engine",
-    "EngineConfig",
-    "EngineRequest",
-    "EngineState",
-    "FinishReason",
-    "ModelDescription",
-    "SamplingParams",
-    "Structure",
-    "StructureKind",
-    "TokenDelta",
-    "Usage",
-    "open_engine",
-]
+__all__ = ["EngineConfig", "open_engine"]
 
 
 async def open_engine(config: EngineConfig) -> Engine:

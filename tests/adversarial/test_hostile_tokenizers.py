@@ -11,8 +11,9 @@ import pytest
 
 from bulkhead.errors import InvalidRequestError
 from bulkhead.models import DirectorySource
-from data_plane.engine import EngineRequest, SamplingParams
 from data_plane.engine.tokenizer import Tokenizer
+from data_plane.inference.port import EngineRequest
+from data_plane.inference.sampling_params import SamplingParams
 from tests.simulator.tiny_engine import answer, chat_request, running_engine, token_request
 from tests.simulator.tiny_model import make_tiny_model
 

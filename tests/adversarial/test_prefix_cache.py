@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from data_plane.engine import EngineRequest, SamplingParams
 from data_plane.engine.prefix import PrefixNames
+from data_plane.inference.port import EngineRequest
+from data_plane.inference.sampling_params import SamplingParams
 from tests.simulator.tiny_engine import answer, running_engine
 from tests.simulator.tiny_model import make_tiny_model
 

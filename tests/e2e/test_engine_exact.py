@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-from data_plane.engine import Engine, EngineRequest, SamplingParams, runner
+from data_plane.engine import runner
+from data_plane.inference.port import Engine, EngineRequest
+from data_plane.inference.sampling_params import SamplingParams
 from scripts import fetch_model
 from tests.simulator.tiny_engine import Answer, answer, chat_request, running_engine
 

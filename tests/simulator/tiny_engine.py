@@ -6,17 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_plane.engine import (
-    ChatMessage,
-    Engine,
-    EngineConfig,
-    EngineRequest,
-    FinishReason,
-    SamplingParams,
-    TokenDelta,
-    Usage,
-    open_engine,
-)
+from data_plane.engine import EngineConfig, open_engine
+from data_plane.inference.port import ChatMessage, Engine, EngineRequest, FinishReason, TokenDelta, Usage
+from data_plane.inference.sampling_params import SamplingParams
 
 
 @dataclass(frozen=True, slots=True)

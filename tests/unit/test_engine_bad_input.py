@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from bulkhead.errors import BulkheadError, ContextLengthError, InvalidRequestError
-from data_plane.engine import ChatMessage, Engine, EngineRequest, SamplingParams, Structure, StructureKind
+from data_plane.inference.port import ChatMessage, Engine, EngineRequest
+from data_plane.inference.sampling_params import SamplingParams, Structure, StructureKind
 from tests.simulator.tiny_engine import answer, chat_request, running_engine, token_request
 from tests.simulator.tiny_model import CHAT_TEMPLATE, CONTEXT, make_tiny_model
 

@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from data_plane.engine import EngineRequest, SamplingParams, Structure, StructureKind, runner
+from data_plane.engine import runner
 from data_plane.engine.edits import make_edits
 from data_plane.engine.sampling import Sampler, choose
+from data_plane.inference.port import EngineRequest
+from data_plane.inference.sampling_params import SamplingParams, Structure, StructureKind
 from tests.simulator.tiny_engine import answer, running_engine
 from tests.simulator.tiny_model import make_tiny_model
 

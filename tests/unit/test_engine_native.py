@@ -16,7 +16,7 @@ from bulkhead.errors import (
     ShuttingDownError,
     UnsupportedError,
 )
-from data_plane.engine import EmbedRequest, EngineState, FinishReason
+from data_plane.inference.port import EmbedRequest, EngineState, FinishReason
 from tests.simulator.tiny_engine import answer, chat_request, running_engine, token_request
 from tests.simulator.tiny_model import CONTEXT, make_tiny_model, random_prompts
 

@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 
 from bulkhead.errors import BulkheadError, InvalidRequestError
-from data_plane.engine import EngineRequest, FinishReason, SamplingParams, Structure, StructureKind, TokenDelta, grammar
+from data_plane.engine import grammar
+from data_plane.inference.port import EngineRequest, FinishReason, TokenDelta
+from data_plane.inference.sampling_params import SamplingParams, Structure, StructureKind
 from tests.simulator.tiny_engine import answer, chat_request, running_engine, token_request
 from tests.simulator.tiny_model import CONTEXT, make_tiny_model
 

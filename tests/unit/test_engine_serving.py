@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 
 from bulkhead.errors import DeadlineError, InvalidRequestError, ShuttingDownError
-from data_plane.engine import Engine, EngineRequest, SamplingParams, Structure, StructureKind, grammar, stepper
+from data_plane.engine import grammar, stepper
 from data_plane.engine.lookup import Lookup
+from data_plane.inference.port import Engine, EngineRequest
+from data_plane.inference.sampling_params import SamplingParams, Structure, StructureKind
 from data_plane.session.observing import sound
 from tests.simulator.tiny_engine import Answer, answer, chat_request, running_engine, token_request
 from tests.simulator.tiny_model import make_tiny_model, random_prompts

@@ -4,8 +4,8 @@ import time
 import pytest
 
 from bulkhead.errors import InvalidRequestError
-from data_plane.engine import ChatMessage
 from data_plane.engine.template import MAX_TEMPLATE_CHARS, ChatTemplate
+from data_plane.inference.port import ChatMessage
 from tests.simulator.tiny_model import CHAT_TEMPLATE
 
 CONVERSATION = (
