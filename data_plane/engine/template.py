@@ -4,8 +4,9 @@ The program runs in Jinja's immutable sandbox, which keeps it from Python's inte
 That alone bounds neither time nor memory, so here in addition:
 
 - every text and every list that the program builds is measured with all that it holds: concatenation, block sets,
-  macros, literals, ``+``, ``replace`` and ``join``; ``*`` and ``%`` on text, ``**``, ``varargs`` and ``kwargs`` are
-  refused;
+  macros, literals, slices, ``+``, what methods and filters return; ``*`` and ``%`` on text, ``**``, ``varargs`` and
+  ``kwargs`` are refused;
+- what it builds is added up, so that many things below the bound are bounded too;
 - only the string methods and filters that published templates use are there; those that take a width are not;
 - lines executed and processor time are counted while it runs.
 
@@ -13,8 +14,10 @@ The environment is the one of transformers' ``apply_chat_template``, except that
 a function of its messages alone. https://huggingface.co/docs/transformers/chat_templating_writing
 """
 
+import functools
 import json
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from types import FrameType
@@ -32,6 +35,7 @@ __all__ = ["ChatTemplate"]
 MAX_TEMPLATE_CHARS: Final = 1 << 16  # the longest published ones, with tools, have about 20,000
 MAX_TEXT_CHARS: Final = 1 << 23  # no supported context holds as much
 ITEM_WEIGHT: Final = 32  # of a place in a list, in characters: handling it costs as much
+MAX_BUILT_CHARS: Final = 1 << 26  # all texts and lists of one rendering; a template that copies once per turn fits
 MAX_INDENTED: Final = 1 << 16
 MAX_DEPTH: Final = 32
 MAX_LINES: Final = 500_000  # 1,024 messages through the longest published template stay below 50,000
@@ -68,6 +72,8 @@ def _measure(value: Any, known: dict[int, tuple[int, int]]) -> tuple[int, int]:
         raise _BombError("a namespace as text or in a list")
     if not isinstance(value, list | tuple | dict):
         return 1, 0
+    if ITEM_WEIGHT * len(value) > MAX_TEXT_CHARS:
+        raise _BombError("a list of more places than the largest prompt has characters for")
     if id(value) not in known:
         parts = [part for item in value.items() for part in item] if isinstance(value, dict) else value
         measures = [_measure(part, known) for part in parts]
@@ -84,6 +90,23 @@ def _checked(value: Any) -> Any:
     return value
 
 
+_built = threading.local()  # ``left``: how much the rendering on this thread may still build, in characters
+
+
+def _count(size: int) -> None:
+    _built.left -= size
+    if _built.left < 0:
+        raise _BombError("all texts and lists together")
+
+
+def _made(value: Any) -> Any:
+    """Measure and count what was just built: a text, or a list's own places."""
+    if isinstance(value, str | list | tuple | dict):
+        _checked(value)
+        _count(len(value) if isinstance(value, str) else ITEM_WEIGHT * len(value))
+    return value
+
+
 def _text(value: Any) -> str:
     return str(_checked(value))
 
@@ -96,20 +119,25 @@ def _concat(parts: Iterable[str]) -> str:
         if size > MAX_TEXT_CHARS:
             raise _BombError("a text of more than the largest prompt")
         pieces.append(part)
+    _count(size)
     return "".join(pieces)
 
 
 class _Measured(NodeTransformer):
-    """Puts literals and ``~`` through the environment's filters that measure."""
+    """Puts literals, slices and ``~`` through the environment's filters that measure."""
 
     def visit_List(self, node: nodes.List | nodes.Dict) -> nodes.Node:  # noqa: N802 - Jinja's name
-        return self._through("checked", self.generic_visit(node))
+        return self._through("made", self.generic_visit(node))
 
     visit_Dict = visit_List  # noqa: N815 - Jinja's name
 
     def visit_Tuple(self, node: nodes.Tuple) -> nodes.Node:  # noqa: N802 - Jinja's name
         inside = self.generic_visit(node)
-        return inside if node.ctx == "store" else self._through("checked", inside)
+        return inside if node.ctx == "store" else self._through("made", inside)
+
+    def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:  # noqa: N802 - Jinja's name
+        inside = self.generic_visit(node)
+        return self._through("made", inside) if isinstance(node.arg, nodes.Slice) else inside
 
     def visit_Concat(self, node: nodes.Concat) -> nodes.Node:  # noqa: N802 - Jinja's name
         self.generic_visit(node)
@@ -132,9 +160,9 @@ class _Environment(sandbox.ImmutableSandboxedEnvironment):
             finalize=_checked,
             optimized=False,
         )
-        filters = {name: self.filters[name] for name in _FILTERS}
+        filters = {name: _measured(self.filters[name]) for name in _FILTERS}
         filters |= {name: _on_text(self.filters[name]) for name in _TEXT_FILTERS}
-        measured = {"checked": _checked, "join_text": _join, "join": _join, "replace": _replace, "string": _text}
+        measured = {"made": _made, "join_text": _join, "join": _join, "replace": _replace, "string": _text}
         self.filters = filters | measured | {"tojson": _to_json}
         self.globals = {
             "range": self.globals["range"],
@@ -154,7 +182,7 @@ class _Environment(sandbox.ImmutableSandboxedEnvironment):
         owner = getattr(function, "__self__", None)
         if isinstance(owner, str) and function.__name__ == "replace":
             return _replace(owner, *args, **kwargs)
-        return super().call(context, function, *args, **kwargs)
+        return _made(super().call(context, function, *args, **kwargs))
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         numbers = isinstance(left, int | float) and isinstance(right, int | float)
@@ -164,7 +192,7 @@ class _Environment(sandbox.ImmutableSandboxedEnvironment):
             raise _BombError("a huge number")
         if isinstance(left, str) and isinstance(right, str):
             return _concat((left, right))
-        return _checked(super().call_binop(context, operator, left, right))
+        return _made(super().call_binop(context, operator, left, right))
 
 
 class ChatTemplate:
@@ -232,6 +260,7 @@ def _metered(render: Callable[[], str]) -> str:
 
     previous = sys.gettrace()
     sys.settrace(on_call)
+    _built.left = MAX_BUILT_CHARS
     try:
         return render()
     finally:
@@ -239,7 +268,15 @@ def _metered(render: Callable[[], str]) -> str:
 
 
 def _on_text(function: Callable[..., str]) -> Callable[..., str]:
-    return lambda value, *args: function(_text(value), *args)
+    return lambda value, *args: str(_made(function(_text(value), *args)))
+
+
+def _measured(function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)  # with it what Jinja is to pass to it
+    def measured(*args: Any, **kwargs: Any) -> Any:
+        return _made(function(*args, **kwargs))
+
+    return measured
 
 
 def _join(values: Iterable[Any], separator: str = "", attribute: str | None = None) -> str:
@@ -253,7 +290,7 @@ def _replace(text: str, old: str, new: str, count: int = -1) -> str:
     found = text.count(old) if count < 0 else min(count, text.count(old))
     if len(text) + found * len(new) > MAX_TEXT_CHARS:
         raise _BombError("a text of more than the largest prompt")
-    return text.replace(old, new, count)
+    return str(_made(text.replace(old, new, count)))
 
 
 def _to_json(value: Any, indent: int | None = None) -> str:

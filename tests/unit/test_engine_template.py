@@ -68,6 +68,9 @@ def grown(expression: str, *, start: str = "'aaaaaaaa'") -> str:
     )
 
 
+# A text of 6 MiB, which alone is within the bound.
+GROWN = "{% set ns = namespace(x='aa ') %}{% for i in range(21) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}"
+GROWN += "{% set x = ns.x %}"
 BOMBS = {
     "endless loop": "{% for a in range(99999) %}{% for b in range(99999) %}{% set c = b %}{% endfor %}{% endfor %}",
     "text times number": "{{ 'a' * 10000000000 }}",
@@ -102,6 +105,16 @@ BOMBS = {
     "width by filter": "{{ 'a' | center(10000000000) }}",
     "width by format": "{{ '{:10000000000}'.format(1) }}",
     "width by percent": "{{ '%10000000000d' % 1 }}",
+    "many texts": GROWN + "".join(f"{{% set a{i} = x ~ 'a' %}}" for i in range(1500)),
+    "many slices": GROWN + "".join(f"{{% set a{i} = x[{i + 1}:] %}}" for i in range(1500)),
+    "many lists of words": GROWN + "".join(f"{{% set a{i} = x.split() %}}" for i in range(60)),
+    "many lists of letters": GROWN + "".join(f"{{% set a{i} = x | list %}}" for i in range(200)),
+    "many capitals": GROWN + "".join(f"{{% set a{i} = x | upper %}}" for i in range(1000)),
+    "texts that recursion holds": GROWN
+    + (
+        "{% macro f(x, n) %}{% set y = x ~ 'a' %}{% if n %}{{ f(y, n - 1) | length }}{% endif %}{% endmacro %}"
+        "{{ f(x, 150) }}"
+    ),
     "huge power": "{{ 10 ** 10 ** 10 }}",
     "huge product": grown("ns.x * ns.x", start="99"),
     "recursion": "{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}",
