@@ -46,12 +46,13 @@ test-long: setup-model lint ## the full counts that the suite samples, then the 
 	$(PY) -m pytest -m "long and alone" -v || status=1; \
 	$(SUITE); exit $$status
 
-lint: setup ## format, style, types, layers, protos, policies, generated code
+lint: setup ## format, style, types, layers, protos, policies, generated code, what the pages name
 	@echo "[lint] ruff" && $(BIN)/ruff format --check --quiet . && $(BIN)/ruff check --quiet .
 	@echo "[lint] mypy --strict" && $(BIN)/mypy --no-error-summary $(PACKAGES)
 	@echo "[lint] import layers" && $(BIN)/lint-imports --no-cache | tail -n 3
 	@echo "[lint] protos" && $(BIN)/buf lint proto && $(PY) scripts/generate_proto.py --check
 	@echo "[lint] policies" && $(PY) -m control_plane.authz.check policies
+	@echo "[lint] pages" && $(PY) -m pytest -q --no-header --disable-warnings tests/unit/test_docs.py
 
 format: setup ## format Python and Rego
 	@$(BIN)/ruff format . && $(BIN)/ruff check --fix-only --quiet . ; $(PY) -m control_plane.authz.check policies --format
