@@ -243,6 +243,21 @@ async def test_a_list_says_what_was_not_looked_at(tmp_path: Path) -> None:
     assert len(json.loads(shown.stdout)) == 3
 
 
+async def test_a_list_of_all_logs_has_no_place_to_go_on_at(tmp_path: Path) -> None:
+    """A platform officer names the log that is followed or continued; the hint under a list does not say otherwise."""
+    async with running_platform() as platform:
+        config = platform.write_config(tmp_path)
+        text = config.read_text()
+        config.write_text("\n".join(line for line in text.splitlines() if not line.strip().startswith("tenant = ")))
+        for options in (["--follow"], ["--after", "1"]):
+            refused = await _invoke(config, "audit", "list", *options)
+            assert (refused.exit_code, "--tenant" in refused.stderr) == (2, True)
+        few = await _invoke(config, "audit", "list", "--limit", "1")
+        named = await _invoke(config, "audit", "list", "--limit", "1", "--tenant", "platform")
+    assert (few.exit_code, "--after" in few.stderr) == (0, False)
+    assert (named.exit_code, "--after 0" in named.stderr) == (0, True)
+
+
 @pytest.mark.parametrize("moment", ["1960-01-01", "1970-01-01", "9999-01-01", "999999d", "yesterday"])
 async def test_a_time_out_of_range_is_wrong_usage(tmp_path: Path, moment: str) -> None:
     """A bound that no record can be held against is refused, never taken for none."""

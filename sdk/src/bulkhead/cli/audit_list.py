@@ -10,7 +10,7 @@ import click
 
 from bulkhead.cli.console import compose, emit_rows, example, json_option, note, one_line, to_json
 from bulkhead.cli.record_text import US_PER_S, what, when, where, who, why
-from bulkhead.cli.settings import on_channel
+from bulkhead.cli.settings import on_channel, settings_of
 from bulkhead.encoding import MAX_SAFE_INTEGER
 from bulkhead.errors import UnavailableError
 
@@ -67,6 +67,11 @@ def list_records(
 ) -> None:
     """List records, newest first. What is listed is the server's word: `prove` and `verify` check it."""
     wanted = _filter(**chosen)
+    one_log = bool(wanted.tenant_id or settings_of(ctx).profile().tenant_id)
+    if not one_log and (follow or after is not None):
+        raise click.UsageError(
+            "--follow and --after are of one log: give --tenant, whose log (`platform` for the platform's)"
+        )
     if follow:
         on_channel(ctx, lambda channel: _follow(channel, wanted, limit, interval, as_json=as_json))
         return
@@ -75,7 +80,6 @@ def list_records(
     )
     _table(records, as_json=as_json)
     if len(records) == limit and not as_json:
-        one_log = len({record.origin for record in records}) == 1
         continues = f"--after {records[-1].index} continues, " if one_log else ""
         note(f"the first {limit}; {continues}--limit shows more")
     if unindexed:
