@@ -161,8 +161,10 @@ def _architecture(config: Fields) -> str:
 
 def _refuse_unknown_arithmetic(values: Mapping[str, Json]) -> None:
     known: Mapping[str, Json] = {"hidden_act": "silu", "quantization_config": None, "partial_rotary_factor": 1.0}
+    rope = values.get("rope_parameters", values.get("rope_scaling"))
+    stated = {**rope, **values} if isinstance(rope, dict) else values  # transformers 5 states the last one there
     for name, expected in known.items():
-        if (value := values.get(name, expected)) != expected:
+        if (value := stated.get(name, expected)) != expected:
             raise UnsupportedError(f"the native engine does not run models with {name} = {json.dumps(value)[:100]}")
 
 

@@ -41,7 +41,8 @@ class WeightSource:
         """Return the tensor ``name`` in its stored type (fp32, bf16 or fp16), as memory of its own.
 
         Raises:
-            InvalidRequestError: no such tensor, another shape than config.json implies, or data that cannot be read.
+            InvalidRequestError: no such tensor, another shape than config.json implies, more than memory holds, or data
+                that cannot be read.
             UnsupportedError: another type.
             SealedModelError: as :meth:`ModelSource.read_into`.
         """
@@ -54,7 +55,10 @@ class WeightSource:
             raise UnsupportedError(
                 f"tensor {name} is of type {place.dtype}; the native engine reads fp32, bf16 and fp16"
             )
-        tensor = torch.empty(shape, dtype=dtype)
+        try:
+            tensor = torch.empty(shape, dtype=dtype)
+        except RuntimeError as error:  # a file with holes may be longer than any memory
+            raise InvalidRequestError(f"tensor {name} of {place.size} bytes does not fit in memory") from error
         self._source.read_into(place.path, place.offset, tensor.view(-1).view(torch.uint8).numpy().data)
         return tensor
 

@@ -10,7 +10,7 @@ import pytest
 
 from bulkhead.errors import BulkheadError, ConfigError, InvalidRequestError, UnsupportedError
 from bulkhead.models import DirectorySource
-from data_plane.engine import EngineConfig, runner
+from data_plane.engine import EngineConfig, runner, weights
 from data_plane.engine.runner import ModelRunner
 from data_plane.engine.spec import read_spec
 from data_plane.engine.tensor_file import read_header
@@ -64,6 +64,8 @@ def test_a_sound_directory_loads(model: Path) -> None:
         ({"rope_scaling": {"rope_type": "longrope", "factor": 8.0}}, "rope_scaling"),
         ({"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4}}, "rope_scaling"),
         ({"quantization_config": {"quant_method": "gptq"}}, "quantization_config"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+        ({"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
     ],
 )
 def test_what_the_engine_does_not_run_is_refused_by_name(model: Path, fields: dict[str, object], words: str) -> None:
@@ -160,6 +162,10 @@ def _huge_header(model: Path) -> None:
     (model / "model.safetensors").write_bytes((2**63).to_bytes(8, "little") + b"{}")
 
 
+def _header_of_lists(model: Path) -> None:
+    rewrite(model, b"[" + b"[]," * (3 << 20) + b"[]]", b"")
+
+
 def _pickled(model: Path) -> None:
     (model / "model.safetensors").unlink()
     (model / "pytorch_model.bin").write_bytes(pickle.dumps({"model.norm.weight": [1.0]}))
@@ -184,6 +190,7 @@ WEIGHTS: list[Callable[[Path], None]] = [
     _unexplained,
     _integers,
     _huge_header,
+    _header_of_lists,
     _pickled,
     _leading_out,
     _misplaced,
@@ -229,6 +236,17 @@ def test_damaged_text_files_are_a_typed_error(model: Path, name: str, content: b
     with pytest.raises(BulkheadError) as caught:
         load(model)
     assert isinstance(caught.value, InvalidRequestError | UnsupportedError)
+
+
+def test_a_tensor_that_memory_does_not_hold_is_a_typed_error(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file with holes costs its maker nothing and may exceed any memory: the allocator's refusal has a name."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(weights.torch, "empty", refuse)
+    with DirectorySource(model) as source, pytest.raises(InvalidRequestError, match="does not fit in memory"):
+        weights.open_weights(source).take("model.norm.weight", 64)
 
 
 @pytest.mark.alone  # a time limit
