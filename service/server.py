@@ -1,5 +1,6 @@
 """A gRPC server as every process of the platform runs it: limits, health, reflection of its own port only."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -64,6 +65,8 @@ def new_server(
             *_BACKLOG_OPTIONS,
             ("grpc.max_receive_message_length", max_message_bytes),
             ("grpc.max_send_message_length", max_message_bytes),
+            # Core cancels calls that nobody took for 30 s, untyped; they end by their own deadline instead.
+            ("grpc.server_max_unrequested_time_in_server", math.ceil(max_call_s)),
             ("grpc.so_reuseport", 0),  # a second process on the same port must fail, not share it
             ("grpc.keepalive_time_ms", 20_000),
             ("grpc.keepalive_timeout_ms", 10_000),

@@ -10,7 +10,7 @@ import dataclasses
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -45,7 +45,7 @@ from control_plane.services.issuers import IssuerAdmin, IssuerKeys, Issuers
 from control_plane.services.journal import Journal
 from control_plane.services.refusals import RefusalRecorder
 from control_plane.services.settings import FleetSettings, SessionSettings
-from control_plane.storage.engine import Database, Transaction
+from control_plane.storage.engine import CALL_TIMEOUT_S, Database, Transaction
 from control_plane.storage.migrate import migrate
 from control_plane.storage.tenancy import Credentials, Models, Principals, Tenants
 from service.bulkhead_fleet.v1 import fleet_pb2_grpc as agents_pb2_grpc
@@ -58,6 +58,8 @@ BUNDLE: Final = "cd" * 32
 MODEL: Final = "tiny"
 MODEL_DIGEST: Final = b"m" * 32
 CALLER_METADATA: Final = "x-test-caller"
+CALL_S: Final = 25.0  # a call that takes longer hangs
+MAX_APPEND_S: Final = 60.0  # what an audit log takes as a limit
 FAST: Final = FleetSettings(
     allow_simulated=True,
     heartbeat_timeout_s=60.0,
@@ -116,7 +118,9 @@ class SessionWorld:
         session_settings: SessionSettings,
         fleet_settings: FleetSettings,
         hardware: HardwareTrust | None = None,
+        call_s: float = CALL_S,
     ) -> None:
+        self.call_s = call_s
         self.database = database
         self.audit = audit
         self.journal = Journal(audit=audit)
@@ -161,7 +165,7 @@ class SessionWorld:
             now_us=now_us,
         )
         server = new_server(
-            max_call_s=30.0,
+            max_call_s=self.call_s + 5,
             admit=self._admit,
             on_refusal=self._on_refusal,
             unlimited=frozenset({"/bulkhead_fleet.v1.FleetService/Connect"}),
@@ -278,7 +282,7 @@ class SessionWorld:
         """Open a session as ``name`` and return what the stream said."""
         stub = session_pb2_grpc.SessionServiceStub(self.channel)
         opened = Opened()
-        async for event in stub.OpenSession(request, metadata=as_caller(name), timeout=25):
+        async for event in stub.OpenSession(request, metadata=as_caller(name), timeout=self.call_s):
             if event.HasField("progress"):
                 opened.phases.append(event.progress.phase)
             else:
@@ -289,20 +293,20 @@ class SessionWorld:
         """Renew a session as ``name``."""
         stub = session_pb2_grpc.SessionServiceStub(self.channel)
         request = session_pb2.RenewSessionRequest(session_id=session_id, nonce=nonce or secrets.token_bytes(32))
-        return (await stub.RenewSession(request, metadata=as_caller(name), timeout=25)).grant
+        return (await stub.RenewSession(request, metadata=as_caller(name), timeout=self.call_s)).grant
 
     async def close_session(self, name: str, session_id: str) -> None:
         """Close a session as ``name``."""
         stub = session_pb2_grpc.SessionServiceStub(self.channel)
         await stub.CloseSession(
-            session_pb2.CloseSessionRequest(session_id=session_id), metadata=as_caller(name), timeout=25
+            session_pb2.CloseSessionRequest(session_id=session_id), metadata=as_caller(name), timeout=self.call_s
         )
 
     async def session(self, name: str, session_id: str) -> session_pb2.Session:
         """Return a session as ``name`` sees it."""
         stub = session_pb2_grpc.SessionQueryServiceStub(self.channel)
         request = session_pb2.GetSessionRequest(session_id=session_id)
-        return (await stub.GetSession(request, metadata=as_caller(name), timeout=25)).session
+        return (await stub.GetSession(request, metadata=as_caller(name), timeout=self.call_s)).session
 
     async def _admit(self, method: str, context: Any) -> None:
         metadata = dict(context.invocation_metadata() or ())
@@ -365,13 +369,21 @@ async def session_world(
     audit: AuditConfig | None = None,
     hardware: HardwareTrust | None = None,
     policy: LimitingPolicy | None = None,
+    limit_s: float = 0.0,
 ) -> AsyncIterator[SessionWorld]:
-    """Open a control plane over the databases in ``directory``, new or left by an earlier one."""
+    """Open a control plane over the databases in ``directory``, new or left by an earlier one.
+
+    With ``limit_s`` calls, appends, agents and the state may take that long each, in place of their own limits: for
+    bursts, in which whoever comes last waits for all others, on a slow machine for longer than any service should.
+    """
     config = audit or AuditConfig(
         database=directory / "audit.db", lock=directory / "audit.lock", keys_dir=directory / "keys", domain="test"
     )
+    if limit_s:
+        config = replace(config, append_timeout_s=min(limit_s, MAX_APPEND_S))
+        fleet = replace(fleet, attest_timeout_s=limit_s, create_timeout_s=limit_s, heartbeat_timeout_s=limit_s)
     await _state_file(directory)
-    database = Database(url=f"sqlite:///{directory / 'state.db'}")
+    database = Database(url=f"sqlite:///{directory / 'state.db'}", timeout_s=limit_s or CALL_TIMEOUT_S)
     log = await AuditLog.open(config)
     world = SessionWorld(
         database=database,
@@ -381,6 +393,7 @@ async def session_world(
         session_settings=sessions or SessionSettings(),
         fleet_settings=fleet,
         hardware=hardware,
+        call_s=limit_s or CALL_S,
     )
     try:
         await database.write(_insert_model)
