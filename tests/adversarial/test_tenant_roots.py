@@ -76,6 +76,18 @@ class TestWorker:
                 world.make_server().open(self.invented(world, certificate), now_s=NOW_S)
             assert type(caught.value) is error
 
+    def test_a_stolen_session_key_ends_with_its_root(self, world: World) -> None:
+        """A key with a certificate that runs on serves at the old root's worker; at the new root's it is refused."""
+        certificate = world.certificate()
+        stolen = Envelope.parse(world.client(world.grant()).begin(Method.GENERATE, PROMPT, now_s=NOW_S).envelope)
+        assert stolen.certificate == certificate
+        assert world.make_server().open(stolen.encode(), now_s=NOW_S)
+        world.root = World(seed=9).root  # the record has another now, and so have the workers started since
+        issued = Envelope.parse(world.client(world.grant()).begin(Method.GENERATE, PROMPT, now_s=NOW_S).envelope)
+        with pytest.raises(CertificateRootError):
+            world.make_server().open(replace(issued, certificate=certificate).encode(), now_s=NOW_S)
+        assert world.make_server().open(issued.encode(), now_s=NOW_S)
+
     def test_without_a_root_the_same_invention_is_served(self) -> None:
         """What the root is for: where a tenant has none, whoever issues tickets can invent session keys."""
         world = World()
