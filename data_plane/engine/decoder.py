@@ -118,17 +118,19 @@ class Decoder:
     def logits(self, batch: StepBatch, cache: KvCache) -> torch.Tensor:
         """Compute a step: write its keys and values to ``cache`` and return logits, fp32 [sampled rows, vocabulary]."""
         heads, head_dim, rows = self._spec.heads, self._spec.head_dim, len(batch.tokens)
-        turns, turned = self._rotary.turns(batch.positions), self._spec.heads + self._spec.kv_heads
+        turned = heads + self._spec.kv_heads
+        turns = self._rotary.turns(batch.positions, turned=turned, left=self._spec.kv_heads)
         x = self._embedding.index_select(0, batch.tokens).float()
         for index, layer in enumerate(self._layers):
-            projected = layer.attention_in(_normalise(x, layer.attention_norm, self._epsilon)).view(rows, -1, head_dim)
+            vectors = layer.attention_in(_normalise(x, layer.attention_norm, self._epsilon))
+            projected = vectors.view(rows, -1, head_dim)
             if layer.head_norms is not None:
                 projected[:, :turned] = _normalise(projected[:, :turned], layer.head_norms, self._head_epsilon)
-            self._rotary.apply_(projected[:, :turned], turns)
+            self._rotary.apply_(vectors, turns)
             cache.write(index, batch.slots, projected[:, heads:])
             attended = self._attention(batch, projected, cache.layer(index), windowed=layer.windowed)
             x.add_(layer.attention_out(attended))
-            gate, up = layer.gate_up(_normalise(x, layer.mlp_norm, self._epsilon)).chunk(2, dim=-1)
+            gate, up = layer.gate_up(_normalise(x, layer.mlp_norm, self._epsilon)).view(rows, 2, -1).unbind(1)
             x.add_(layer.down(functional.silu(gate).mul_(up)))
         if batch.sampled is not None:
             x = x.index_select(0, batch.sampled)

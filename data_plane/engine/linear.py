@@ -34,6 +34,10 @@ __all__ = [
     "works",
 ]
 
+_HALF_PRODUCT: Final = """
+def product(x: Tensor, weight: torch.classes.quantized.LinearPackedParamsBase) -> Tensor:
+    return torch.ops.quantized.linear_dynamic_fp16(x, weight)
+"""
 HALF_EXPONENT: Final = 15  # the largest half is below 2^16; weights are scaled to stay below 2^15
 _HALF_ROWS: Final = 512  # fbgemm packs so many inputs together and fills the last pack up with zeros
 HALF_ERROR: Final = 2.0**-26  # of a matrix's largest weight: a quarter of fp32's own rounding
@@ -89,7 +93,7 @@ class HalfLinear:
         ValueError: half precision would change a weight by more than a quarter of fp32's rounding of the largest.
     """
 
-    __slots__ = ("_packed", "_unscale", "bytes")
+    __slots__ = ("_packed", "_product", "_unscale", "bytes")
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> None:
         scale = _half_scale(weight)
@@ -97,14 +101,14 @@ class HalfLinear:
         wide = weight.float() if scale == 1.0 else weight.float() * scale
         # A bias is added to scaled products, which are unscaled through x: so it goes in as it is.
         self._packed: Any = torch.ops.quantized.linear_prepack_fp16(wide, None if bias is None else bias.float())
+        self._product = _half_product()
         self.bytes = 2 * len(weight) * -(-weight.shape[1] // _HALF_ROWS) * _HALF_ROWS
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """Return [rows, out] in fp32."""
         if self._unscale != 1.0:
             x = x * self._unscale
-        result: torch.Tensor = torch.ops.quantized.linear_dynamic_fp16(x, self._packed)
-        return result
+        return self._product(x, self._packed)
 
     def erase(self) -> None:
         """Give the weight back; :func:`.memory.overwriting_what_is_freed` then overwrites it."""
@@ -144,6 +148,16 @@ class Int8Linear:
 
 Linear: TypeAlias = PlainLinear | PackedLinear | HalfLinear | Int8Linear
 _CHUNK_ROWS: Final = 4096  # bounds what is widened to fp32 at a time
+
+
+@cache
+def _half_product() -> Callable[[torch.Tensor, Any], torch.Tensor]:
+    """Return fbgemm's product, in a script: called as it is, torch looks at the packed weight for 8 microseconds.
+
+    That is whether it is the stand-in of a compiler's trace, and as long as a tenth of what one row's product takes.
+    """
+    product: Callable[[torch.Tensor, Any], torch.Tensor] = torch.jit.CompilationUnit(_HALF_PRODUCT).product
+    return product
 
 
 def _half_scale(weight: torch.Tensor) -> float:

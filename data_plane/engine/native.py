@@ -17,6 +17,7 @@ from bulkhead.errors import (
 from data_plane.engine.config import EngineConfig
 from data_plane.engine.intake import Intake
 from data_plane.engine.job import Job
+from data_plane.engine.memory import returning_what_is_freed
 from data_plane.engine.runner import ModelRunner
 from data_plane.engine.stepper import Stepper
 from data_plane.engine.stream import DeltaStream
@@ -53,7 +54,7 @@ class NativeEngine:
     @classmethod
     def open(cls, *, config: EngineConfig, loop: asyncio.AbstractEventLoop) -> Self:
         """Load the model and start. Blocks for seconds; raises as :func:`data_plane.engine.open_engine`."""
-        with config.open_model() as source:
+        with config.open_model() as source, returning_what_is_freed():
             stepper = Stepper(load=lambda: ModelRunner(config, source), threads=config.threads, loop=loop)
             runner = stepper.start()
             try:
