@@ -63,7 +63,7 @@ proto: setup ## generate the gRPC code again
 bench: setup-model ## the table of benchmarks (benchmarks/results/ keeps the committed ones)
 	@$(PY) -m benchmarks.run
 
-bench-engine: setup-model ## the native engine against vLLM's CPU build and this machine's limits (12 minutes)
+bench-engine: setup-model ## the native engine against vLLM's CPU build and this machine's limits (15 minutes)
 	@$(PY) -m benchmarks.engine
 
 fuzz: setup ## atheris on every parser, T seconds each (default 60), as many at a time as there are cores

@@ -1,6 +1,6 @@
 """Measure the native engine and print a table.
 
-    make bench-engine                            all parts (some 12 minutes; the first run fetches vLLM)
+    make bench-engine                            all parts (some 15 minutes; the first run fetches vLLM)
     python -m benchmarks.engine --only speed --sequences 16
     python -m benchmarks.engine --only speed --clock cpu
     python -m benchmarks.engine --only replay    with AZURE_TRACE=.../AzureLLMInferenceTrace_conv.csv
@@ -22,7 +22,7 @@ from benchmarks.engine.line_process import CLOCKS
 from benchmarks.engine.vllm_peer import install
 from benchmarks.report import Row, as_json, machine, table
 
-PARTS: Final = ("speed", "context", "replay", "memory")
+PARTS: Final = ("speed", "context", "replay", "start", "memory")
 
 
 def _say(text: str) -> None:
@@ -37,10 +37,10 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--sequences", type=int, nargs="+", default=[1, 16, 64])
-    parser.add_argument("--weights", choices=["fp32", "bf16", "int8"], nargs="+", default=["fp32", "bf16", "int8"])
+    parser.add_argument("--weights", choices=["fp32", "bf16", "int8"], nargs="+", default=["fp32", "bf16"])
     parser.add_argument("--requests", type=int, default=10_000, help="of the memory part")
     parser.add_argument("--trace", type=Path, default=os.environ.get("AZURE_TRACE"), help="CSV; default $AZURE_TRACE")
-    parser.add_argument("--stretch", type=float, default=8.0, help="how much further apart the trace's arrivals are")
+    parser.add_argument("--stretch", type=float, default=16.0, help="how much further apart the trace's arrivals are")
     parser.add_argument("--no-vllm", action="store_true", help="without the peer")
     parser.add_argument("--peer-type", choices=["float32", "bfloat16"], default="float32", help="vLLM computes in it")
     parser.add_argument(
@@ -79,9 +79,12 @@ def main() -> int:
     elif "replay" in wanted:
         _say("replay of the trace")
         rows += asyncio.run(parts.replay(setting, options.trace, count=32, stretch=options.stretch))
+    if "start" in wanted:
+        _say("start")
+        rows += parts.start(setting)
     if "memory" in wanted:
-        _say("start and memory")
-        rows += parts.start_and_memory(setting, options.requests)
+        _say("memory")
+        rows += parts.memory(setting, options.requests)
     print(as_json(rows) if options.as_json else f"{machine()}\n{model.name}\n\n{table(rows)}")
     return 0
 

@@ -6,6 +6,7 @@ Measured in a process of its own: two sets of OpenMP threads in one process slow
 import json
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -22,10 +23,14 @@ __all__ = ["Limits"]
 
 
 class Limits(LineProcess):
-    """The process that measures limits for one model and format of weights, by one of :data:`.line_process.CLOCKS`."""
+    """The process that measures limits for one model and format of weights, by one of :data:`.line_process.CLOCKS`.
 
-    def __init__(self, *, model: Path, threads: int, weights: WeightFormat, clock: str = "wall") -> None:
-        super().__init__([sys.executable, "-m", __name__, str(model), str(threads), weights, clock], threads=threads)
+    ``running`` is the most sequences that the format is chosen for.
+    """
+
+    def __init__(self, *, model: Path, threads: int, weights: WeightFormat, running: int, clock: str = "wall") -> None:
+        command = [sys.executable, "-m", __name__, str(model), str(threads), weights, clock, str(running)]
+        super().__init__(command, threads=threads)
 
     def step_s(self, rows: int, *, context: int = 0) -> float:
         """Return the seconds of one decode step of ``rows`` sequences: products, and with a context, attention."""
@@ -35,8 +40,9 @@ class Limits(LineProcess):
 class _Products:
     """The matrix products of one decode step, in the engine's own layout, with random bf16 weights."""
 
-    def __init__(self, spec: DecoderSpec, weights: WeightFormat, now: Callable[[], float]) -> None:
+    def __init__(self, spec: DecoderSpec, weights: WeightFormat, running: int, now: Callable[[], float]) -> None:
         self._now = now
+        make = partial(make_linear, weights=weights, rows=running)
         query, kv, hidden, wide = (
             spec.heads * spec.head_dim,
             spec.kv_heads * spec.head_dim,
@@ -46,7 +52,7 @@ class _Products:
         shapes = [(query + 2 * kv, hidden), (hidden, query), (2 * wide, hidden), (hidden, wide)] * spec.layers
         shapes.append((spec.vocabulary, hidden))
         self._products: list[tuple[Linear, int]] = [
-            (make_linear((torch.randn(shape) * 0.05).bfloat16(), weights=weights), shape[1]) for shape in shapes
+            (make((torch.randn(shape) * 0.05).bfloat16()), shape[1]) for shape in shapes
         ]
 
     def step_s(self, rows: int, *, steps: int = 7) -> float:
@@ -87,7 +93,7 @@ def main() -> None:
         spec = read_spec(source)
     (format_,) = (known for known in get_args(WeightFormat) if known == weights)
     now = CLOCKS[sys.argv[4]]
-    products = _Products(spec, format_, now)
+    products = _Products(spec, format_, int(sys.argv[5]), now)
     products.step_s(1)
     print(json.dumps("ready"), flush=True)
     for line in sys.stdin:

@@ -22,11 +22,12 @@ from data_plane.engine import EngineConfig, open_engine
 from data_plane.engine.config import WeightFormat
 from data_plane.inference.port import Engine
 
-__all__ = ["Setting", "context", "replay", "speed", "start_and_memory"]
+__all__ = ["Setting", "context", "memory", "replay", "speed", "start"]
 
 PROMPT, NEW = 32, 64
 GOALS: Final = {1: 1.5, 16: 2.0, 64: 2.3}  # of vLLM
 LIMIT_GOALS: Final = {16: 0.70, 64: 0.75}  # of the products alone
+CONTEXT_REPEATS: Final = 3  # of half a minute each
 PAUSE_S: Final = 0.3  # threads of the other process spin a while after their last work
 
 
@@ -56,6 +57,10 @@ class Setting:
         return VllmPeer(
             python=self.vllm, model=self.model, threads=self.threads, dtype=self.peer_type, clock=self.clock
         )
+
+    def limits(self, weights: WeightFormat, *, running: int) -> Limits:
+        """Start the process that measures the limits of an engine for ``running`` sequences."""
+        return Limits(model=self.model, threads=self.threads, weights=weights, running=running, clock=self.clock)
 
     @asynccontextmanager
     async def engine(self, weights: WeightFormat = "fp32", **options: Any) -> AsyncIterator[Engine]:
@@ -91,10 +96,10 @@ async def speed(setting: Setting, counts: Sequence[int], formats: Sequence[Weigh
     rows: list[Row] = []
     peer = setting.peer()
     for weights in formats:
-        with Limits(model=setting.model, threads=setting.threads, weights=weights, clock=setting.clock) as limits:
-            async with setting.engine(weights) as engine:
-                await native.batch(engine, prompts(2, PROMPT, seed=0), new_tokens=4)
-                for count in counts:
+        for count in counts:
+            with setting.limits(weights, running=count) as limits:
+                async with setting.engine(weights, max_running=count) as engine:
+                    await native.batch(engine, prompts(2, PROMPT, seed=0), new_tokens=4)
                     rows += await _speed_of(setting, engine, limits, peer, count, weights)
     if peer is not None:
         peer.close()
@@ -147,14 +152,17 @@ async def _speed_of(  # noqa: PLR0917 - the loop's body
 
 
 async def context(setting: Setting, count: int = 16, length: int = 1024) -> list[Row]:
-    """Decoding at a mean context of ``length`` against products and contiguous attention; rate of long prompts."""
+    """Decoding at a mean context of ``length`` against products and contiguous attention; rate of long prompts.
+
+    A step takes all prompts whole, so that all sequences decode side by side from then on.
+    """
     peer, new_tokens = setting.peer(), 16
     now = CLOCKS[setting.clock]
-    limits = Limits(model=setting.model, threads=setting.threads, weights="fp32", clock=setting.clock)
+    limits = setting.limits("fp32", running=count)
     decode, limit, prefill, theirs = [], [], [], []
-    async with setting.engine(step_tokens=512, kv_memory_mib=2048) as engine:
+    async with setting.engine(step_tokens=count * length, kv_memory_mib=2048, max_running=count) as engine:
         await native.batch(engine, prompts(2, PROMPT, seed=0), new_tokens=4)
-        for repeat in range(setting.repeats):
+        for repeat in range(min(setting.repeats, CONTEXT_REPEATS)):
             work = prompts(count, length - new_tokens // 2, seed=repeat)
             limit.append(count / await asyncio.to_thread(limits.step_s, count, context=length))
             await asyncio.sleep(PAUSE_S)
@@ -170,7 +178,7 @@ async def context(setting: Setting, count: int = 16, length: int = 1024) -> list
     if peer is not None:
         peer.close()
     share = median([mine / most for mine, most in zip(decode, limit, strict=True)])
-    return [
+    rows = [
         Row(
             what=f"decode tokens/{setting.per}, {count} sequences, fp32, mean context {length}",
             measured=f"{_spread(decode)}; {share:.2f} of the limit",
@@ -184,6 +192,7 @@ async def context(setting: Setting, count: int = 16, length: int = 1024) -> list
             peer=f"vLLM {setting.peer_type} {_spread(theirs)}" if theirs else "",
         ),
     ]
+    return [_shown(row) for row in rows]
 
 
 def slice_of_trace(path: Path, *, skip: int, count: int, stretch: float) -> list[dict[str, Any]]:
@@ -237,18 +246,25 @@ def _per_token(times: list[list[float]]) -> list[float]:
     return [(item[-1] - item[0]) / (len(item) - 1) for item in times if len(item) > 1]
 
 
-def start_and_memory(setting: Setting, requests: int) -> list[Row]:
-    """Time and memory of starting, and growth over many requests, in processes of their own."""
-    runs = [_probe(setting, 0) for _ in range(max(1, min(3, setting.repeats)))]
+def start(setting: Setting) -> list[Row]:
+    """Time of starting, in a process of its own; the median of some."""
+    runs = [_probe(setting, 0) for _ in range(setting.repeats)]
     run = sorted(runs, key=lambda item: item["import_s"] + item["load_s"])[len(runs) // 2]
-    mib = 2**20
-    peak = (run["load_peak"] - run["import_rss"]) / run["weights"]
-    rows = [
+    return [
         Row(
             what="start to the first token",
             measured=f"{run['import_s'] + run['load_s'] + run['first_token_s']:.2f} s: import {run['import_s']:.2f} s "
             f"(torch {run['torch_s']:.2f} s), load {run['load_s']:.2f} s, first token {run['first_token_s']:.2f} s",
-        ),
+        )
+    ]
+
+
+def memory(setting: Setting, requests: int) -> list[Row]:
+    """Memory of starting, and growth over many requests, in a process of its own."""
+    run = _probe(setting, requests)
+    mib = 2**20
+    peak = (run["load_peak"] - run["import_rss"]) / run["weights"]
+    rows = [
         Row(
             what="peak resident size at load, above the import",
             measured=f"{(run['load_peak'] - run['import_rss']) / mib:.0f} MiB: {peak:.2f} of weights and token table "
@@ -258,7 +274,7 @@ def start_and_memory(setting: Setting, requests: int) -> list[Row]:
         ),
     ]
     if requests:
-        resident = _probe(setting, requests)["resident"]
+        resident = run["resident"]
         settled = resident[max(1, len(resident) // 10) :]  # the first tenth fills the allocator's pools
         growth = (settled[-1] - settled[0]) / mib / (500 * (len(settled) - 1) / 1000)
         rows.append(

@@ -24,8 +24,8 @@ class EngineConfig:
     Attributes:
         model_path: a Hugging Face model directory (config.json, *.safetensors, tokenizer.json).
         threads: intra-operation threads: cores / active partitions of the machine.
-        weights: ``fp32`` gives the exact answers of the model; ``bf16`` halves memory traffic at one sequence and
-            rounds weights and the activations that meet them.
+        weights: ``fp32`` gives the exact answers of the model; ``bf16`` rounds weights and, where ``max_running`` lets
+            more than a few requests run, the activations that meet them: see :mod:`.linear`.
         kv_memory_mib: memory for attention state; committed as it is first used.
         block_tokens: tokens per block of attention state.
         max_running: requests in one batch.

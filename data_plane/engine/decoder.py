@@ -12,8 +12,7 @@ from torch.nn import functional
 from data_plane.engine.attention import Attention
 from data_plane.engine.batch import StepBatch
 from data_plane.engine.cache import KvCache
-from data_plane.engine.config import WeightFormat
-from data_plane.engine.linear import Linear, make_linear
+from data_plane.engine.linear import Linear, LinearMaker
 from data_plane.engine.rotary import Rotary, interleave
 from data_plane.engine.spec import DecoderSpec
 from data_plane.engine.weights import WeightSource
@@ -60,7 +59,7 @@ class _Reader:
 class _Layer:
     """Weights of one decoder layer."""
 
-    def __init__(self, *, spec: DecoderSpec, source: WeightSource, index: int, weights: WeightFormat) -> None:
+    def __init__(self, *, spec: DecoderSpec, source: WeightSource, index: int, make: LinearMaker) -> None:
         reader = _Reader(spec, source, index)
         query, kv, hidden, wide = (
             spec.heads * spec.head_dim,
@@ -69,16 +68,16 @@ class _Layer:
             spec.intermediate,
         )
         gate_up = [reader.matrix(f"mlp.{name}_proj", wide, hidden, bias=spec.mlp_bias) for name in ("gate", "up")]
-        self.gate_up = _joined(gate_up, weights)
-        self.down = _joined([reader.matrix("mlp.down_proj", hidden, wide, bias=spec.mlp_bias)], weights)
+        self.gate_up = _joined(gate_up, make)
+        self.down = _joined([reader.matrix("mlp.down_proj", hidden, wide, bias=spec.mlp_bias)], make)
         inputs = [
             reader.turned("self_attn.q_proj", spec.heads),
             reader.turned("self_attn.k_proj", spec.kv_heads),
             reader.matrix("self_attn.v_proj", kv, hidden, bias=spec.input_bias),
         ]
-        self.attention_in = _joined(inputs, weights)
+        self.attention_in = _joined(inputs, make)
         output = reader.matrix("self_attn.o_proj", hidden, query, bias=spec.output_bias)
-        self.attention_out = _joined([output], weights)
+        self.attention_out = _joined([output], make)
         self.attention_norm = reader.norm("input_layernorm", hidden)
         self.mlp_norm = reader.norm("post_attention_layernorm", hidden)
         self.head_norms = reader.head_norms() if spec.qk_norm else None
@@ -90,18 +89,18 @@ class _Layer:
 
 
 class Decoder:
-    """The model. Activations and attention state are fp32 throughout."""
+    """The model, with products that ``make`` gives. Activations and attention state are fp32 throughout."""
 
-    def __init__(self, *, spec: DecoderSpec, source: WeightSource, weights: WeightFormat) -> None:
+    def __init__(self, *, spec: DecoderSpec, source: WeightSource, make: LinearMaker) -> None:
         self._spec = spec
         # The largest come first: what a tensor needs while it is packed then lies beside the least.
         # The table stays in the stored type: looking up a row and widening it is exact and free.
         self._embedding = source.take("model.embed_tokens.weight", spec.vocabulary, spec.hidden)
         tied = spec.tied_head
         head = self._embedding if tied else source.take("lm_head.weight", spec.vocabulary, spec.hidden)
-        self._head = make_linear(head, weights=weights)
+        self._head = make(head, None)
         del head
-        self._layers = [_Layer(spec=spec, source=source, index=index, weights=weights) for index in range(spec.layers)]
+        self._layers = [_Layer(spec=spec, source=source, index=index, make=make) for index in range(spec.layers)]
         self._norm = _norm_weight(source.take("model.norm.weight", spec.hidden))
         source.finish(ignored_suffixes=IGNORED_TENSORS if tied else IGNORED_TENSORS[:1])
         self._attention = Attention(heads=spec.heads, kv_heads=spec.kv_heads, head_dim=spec.head_dim)
@@ -162,8 +161,8 @@ def _normalise(x: torch.Tensor, weight: torch.Tensor, epsilon: torch.Tensor) -> 
     return x.div(torch.hypot(size, epsilon)).mul_(weight)
 
 
-def _joined(parts: list[tuple[torch.Tensor, torch.Tensor | None]], weights: WeightFormat) -> Linear:
+def _joined(parts: list[tuple[torch.Tensor, torch.Tensor | None]], make: LinearMaker) -> Linear:
     """Return one product whose outputs are those of ``parts`` in a row."""
     matrices, biases = [weight for weight, _ in parts], [bias for _, bias in parts if bias is not None]
     weight = matrices[0] if len(parts) == 1 else torch.cat(matrices)
-    return make_linear(weight, torch.cat(biases).float() if biases else None, weights=weights)
+    return make(weight, torch.cat(biases).float() if biases else None)

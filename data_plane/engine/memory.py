@@ -1,7 +1,7 @@
 """How the C library treats large blocks: given back at once while loading, kept while serving, overwritten at the end.
 
-``mallopt`` and ``malloc_trim`` are glibc's (their man pages, section 3); with another C library nothing here has an effect, and the end of the process is
-what clears memory.
+``mallopt`` and ``malloc_trim`` are glibc's (man pages, section 3); with another C library nothing here has an effect,
+and the end of the process is what clears memory.
 """
 
 import ctypes

@@ -1,6 +1,7 @@
 """The model with its memory: loads a model directory, computes steps, and overwrites everything at the end."""
 
 from collections.abc import Sequence as Sequences
+from functools import partial
 from itertools import islice
 
 import torch
@@ -13,6 +14,7 @@ from data_plane.engine.cache import KvCache, bytes_per_block
 from data_plane.engine.config import EngineConfig
 from data_plane.engine.decoder import Decoder
 from data_plane.engine.generation import read_defaults
+from data_plane.engine.linear import make_linear
 from data_plane.engine.memory import overwriting_what_is_freed, returning_what_is_freed
 from data_plane.engine.sampling import Choice, Sampler, choose
 from data_plane.engine.scheduler import Chunk, Scheduler
@@ -41,7 +43,8 @@ class ModelRunner:
         block_tokens = config.block_tokens
         blocks, context = _plan_memory(config, self.spec)
         with torch.inference_mode(), returning_what_is_freed(), overwriting_what_is_freed():
-            self._decoder = Decoder(spec=self.spec, source=open_weights(source), weights=config.weights)
+            make = partial(make_linear, weights=config.weights, rows=config.max_running)
+            self._decoder = Decoder(spec=self.spec, source=open_weights(source), make=make)
             self._cache = KvCache(spec=self.spec, blocks=blocks, block_tokens=block_tokens)
         self._cut = Cut(
             blocks=blocks,

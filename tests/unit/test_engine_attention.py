@@ -220,6 +220,19 @@ def test_without_the_private_operators_the_plain_product_serves(monkeypatch: pyt
     assert not works(gone)
 
 
+def test_bf16_arithmetic_is_chosen_by_how_many_sequences_may_run_never_by_how_many_do() -> None:
+    """Few: rounded weights are held as halves, and activations stay fp32; more: oneDNN's bf16 at any row count."""
+    generator = torch.Generator().manual_seed(0)
+    weight, x = torch.randn(64, 128, generator=generator), torch.randn(9, 128, generator=generator)
+    few = linear.make_linear(weight, weights="bf16", rows=linear.FEW_ROWS)
+    assert isinstance(few, linear.HalfLinear)
+    assert torch.allclose(few(x), functional.linear(x, weight.bfloat16().float()), atol=1e-4)
+    many = linear.make_linear(weight, weights="bf16", rows=linear.FEW_ROWS + 1)
+    assert isinstance(many, linear.PackedLinear)
+    for product in (few, many):
+        assert torch.allclose(product(x[:1]), product(x)[:1], atol=1e-2)
+
+
 @pytest.mark.parametrize(("weights", "most"), [("bf16", 0.3), ("int8", 0.6)])
 def test_rounded_weights_stay_close(weights: WeightFormat, most: float) -> None:
     """bf16 and int8 return fp32 within their precision of the exact product."""
