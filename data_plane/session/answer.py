@@ -51,6 +51,11 @@ class AnswerBuffer:
             await self._emptied.wait()
         if self._outcome is not None:
             return
+        if not self._records and type(record) is Delta and len(record.text) <= self._limits.characters:
+            self._records.append(record)  # the reader keeps up: nothing to join, nothing to cut
+            self._size += len(record.text) + 1
+            self._filled.set()
+            return
         for piece in self._pieces(record):
             last = self._records[-1] if self._records else None
             if isinstance(piece, Delta) and isinstance(last, Delta) and self._joinable(last, piece):

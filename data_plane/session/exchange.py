@@ -110,9 +110,10 @@ class Exchange:
         self._call = asyncio.current_task()
         try:
             self._receive(chunks)
-            async with contextlib.aclosing(self._answer(method)) as parts:
+            async with self._producing(method) as watch, contextlib.aclosing(self._response.parts()) as parts:
                 async for part in parts:
-                    yield part
+                    with watch:
+                        yield part
         finally:
             self._response.settle()
 
@@ -123,7 +124,9 @@ class Exchange:
         if not whole:
             raise MalformedRequestError("the request ends before its final chunk")
 
-    async def _answer(self, method: Method) -> AsyncGenerator[SealedPart, None]:
+    @contextlib.asynccontextmanager
+    async def _producing(self, method: Method) -> AsyncGenerator[IdleWatch, None]:
+        """Fill the response until the ticket expires; the watch cuts a call whose reader takes nothing."""
         producing = asyncio.create_task(self._produce(method))
         rest_s = self._request.claims.expires_at_s - self._ports.wall_s()
         expiry = asyncio.get_running_loop().call_later(
@@ -131,10 +134,7 @@ class Exchange:
         )
         watch = IdleWatch(self._cut, idle_s=STALL_S)
         try:
-            async with contextlib.aclosing(self._response.parts()) as parts:
-                async for part in parts:
-                    with watch:
-                        yield part
+            yield watch
         finally:
             expiry.cancel()
             watch.stop()

@@ -9,7 +9,6 @@
 """
 
 import asyncio
-import contextlib
 import itertools
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from dataclasses import dataclass
@@ -90,16 +89,13 @@ class Response:
         self._aborted = True
         self.buffer.abort(error)
 
-    async def parts(self) -> AsyncGenerator[SealedPart, None]:
+    def parts(self) -> AsyncGenerator[SealedPart, None]:
         """Yield what is to be sent, in order and in time; call when the request is whole.
 
         Raises:
             AuditLeaseError: the receipt could not be recorded; no final chunk was given out.
         """
-        write = self._on_ticks if self._padding is PaddingMode.STRICT else self._as_ready
-        async with contextlib.aclosing(write()) as parts:
-            async for part in parts:
-                yield part
+        return self._on_ticks() if self._padding is PaddingMode.STRICT else self._as_ready()
 
     def settle(self) -> None:
         """Make the receipt of a request that did not come to its regular end; does nothing after one that did."""

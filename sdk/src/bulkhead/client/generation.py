@@ -7,7 +7,7 @@ accepted; execution is then at least once, and both receipts carry the same requ
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from types import TracebackType
@@ -95,16 +95,21 @@ class Answer:
                 return
 
     async def _exchange(self, link: Link, request: ClientRequest) -> AsyncGenerator[Content | End, None]:
+        # One generator from the stream's messages to the events: every token of an answer comes by here.
         failure: Failure | None = None
         try:
-            async with aclosing(self._receive(link, request)) as events:
-                async for event in events:
-                    if isinstance(event, Complete):
-                        self.complete = event
-                    elif isinstance(event, Failure):
-                        failure = event
-                    else:
-                        yield event
+            async with aclosing(self._send(link, request)) as messages:
+                async for message in messages:
+                    for event in _opened(message, request):
+                        if isinstance(event, Complete):
+                            self.complete = event
+                        elif isinstance(event, Failure):
+                            failure = event
+                        else:
+                            yield event
+                    if request.complete:
+                        await _farewell(messages)
+                        break
         except SealError:
             raise
         except BulkheadError as error:
@@ -115,28 +120,30 @@ class Answer:
         if failure is not None:
             raise failure.error()
 
-    async def _receive(self, link: Link, request: ClientRequest) -> AsyncGenerator[ClientEvent, None]:
+    def _send(self, link: Link, request: ClientRequest) -> AsyncGenerator[inference_pb2.SealedChunks, None]:
         remaining_s = link.grant.claims.expires_at_s - self._keeper.now_s() + EXPIRY_GRACE_S
         stub = inference_pb2_grpc.InferenceServiceStub(link.channel.raw)
-        stream = link.channel.stream(
+        return link.channel.stream(
             stub.Embed if self._method is Method.EMBED else stub.Generate,
             inference_pb2.SealedRequest(envelope=request.envelope, chunk=request.chunks),
             deadline_s=max(remaining_s, 1.0),
             idle_s=self._stall_s,
         )
-        async with aclosing(stream) as messages:
-            async for message in messages:
-                if message.worker_nonce:
-                    request.accept(message.worker_nonce)
-                for chunk in message.chunk:
-                    if (event := request.receive(chunk)) is not None:
-                        yield event
-                if request.complete:
-                    break
-            if request.complete:  # statuses outside the seal are hints: the answer stands whatever comes now
-                with suppress(BulkheadError, StopAsyncIteration, TimeoutError):
-                    async with asyncio.timeout(FAREWELL_S):
-                        await anext(messages)
+
+
+def _opened(message: inference_pb2.SealedChunks, request: ClientRequest) -> Iterator[ClientEvent]:
+    if message.worker_nonce:
+        request.accept(message.worker_nonce)
+    for chunk in message.chunk:
+        if (event := request.receive(chunk)) is not None:
+            yield event
+
+
+async def _farewell(messages: AsyncGenerator[inference_pb2.SealedChunks, None]) -> None:
+    """Wait a little for the stream's end. Statuses outside the seal are hints: the answer stands whatever comes."""
+    with suppress(BulkheadError, StopAsyncIteration, TimeoutError):
+        async with asyncio.timeout(FAREWELL_S):
+            await anext(messages)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

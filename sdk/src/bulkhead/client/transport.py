@@ -19,7 +19,7 @@ import random
 import re
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator
-from contextlib import aclosing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, Self, TypeAlias, TypeVar, cast
@@ -232,11 +232,15 @@ class Channel:
             try:
                 for attempt in itertools.count(1):
                     try:
-                        messages = self._messages(method, request, call.metadata, until=until, idle_s=idle_s)
-                        async with aclosing(messages):
-                            async for message in messages:
+                        running = method(request, timeout=self._left(until), metadata=call.metadata)
+                        with self._watched(running, idle_s=idle_s) as watch:
+                            while True:
+                                with watch:
+                                    message = await running.read()
+                                if message is grpc.aio.EOF:
+                                    break
                                 call.heard = True
-                                yield message
+                                yield cast("Response", message)
                     except BulkheadError as error:
                         if not idempotent or attempt >= self._retry.attempts or not _may_repeat(error):
                             raise
@@ -292,24 +296,12 @@ class Channel:
     def _left(self, until: float) -> float:
         return max(until - self._clock(), 0.001)
 
-    async def _messages(
-        self,
-        method: "grpc.aio.UnaryStreamMultiCallable[Request, Response]",
-        request: Request,
-        metadata: _Metadata,
-        *,
-        until: float,
-        idle_s: float,
-    ) -> AsyncGenerator[Response, None]:
-        call = method(request, timeout=self._left(until), metadata=metadata)
+    @contextmanager
+    def _watched(self, call: "grpc.aio.UnaryStreamCall[Request, Response]", *, idle_s: float) -> "Iterator[IdleWatch]":
+        """Cancel a call at the end, and when a message takes too long; what is raised meanwhile becomes our error."""
         watch = IdleWatch(call.cancel, idle_s=idle_s)
         try:
-            while True:
-                with watch:
-                    message = await call.read()
-                if message is grpc.aio.EOF:
-                    return
-                yield cast("Response", message)
+            yield watch
         except grpc.aio.AioRpcError as error:
             raise error_from_rpc(error, self._peer) from error
         except asyncio.CancelledError as error:

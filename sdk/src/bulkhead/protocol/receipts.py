@@ -80,8 +80,7 @@ class Commitment:
 
     def add_record(self, record: bytes) -> None:
         """Append a response record behind its u32 length."""
-        self._mac.update(len(record).to_bytes(4, "big"))
-        self._mac.update(record)
+        self._mac.update(len(record).to_bytes(4, "big") + record)
 
     def digest(self) -> bytes:
         """Return the commitment (32 bytes) to what was added so far."""
