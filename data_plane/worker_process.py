@@ -1,11 +1,14 @@
 """The worker as a process: confined first, then connected to its agent."""
 
 import asyncio
+import gc
 import os
 import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import Final
 
 import structlog
@@ -13,7 +16,9 @@ import structlog
 from data_plane.rpc.control_channel import AgentChannel
 from data_plane.rpc.inference_server import InferenceServer
 from data_plane.sandbox import SandboxPlan, confine
+from data_plane.session.serving import RequestServer
 from data_plane.session.worker import WorkerProgram
+from service.tls import Identity
 
 __all__ = ["run_worker"]
 
@@ -35,11 +40,15 @@ def run_worker(plan: SandboxPlan) -> int:
     return asyncio.run(_serve(plan, sandbox))
 
 
+async def _listen(requests: RequestServer, *, identity: Callable[[], Identity], socket_path: Path) -> InferenceServer:
+    gc.collect()
+    gc.freeze()  # model and libraries stay: a collection that walked all of it would hold up a step and its streams
+    return await InferenceServer.start(requests, identity=identity, socket_path=socket_path)
+
+
 async def _serve(plan: SandboxPlan, sandbox: tuple[str, ...]) -> int:
     link = await AgentChannel.open(socket.socket(fileno=plan.keep_fd))
-    program = WorkerProgram(
-        link=link, listen=InferenceServer.start, sandbox=sandbox, wall_s=time.time, monotonic_s=time.monotonic
-    )
+    program = WorkerProgram(link=link, listen=_listen, sandbox=sandbox, wall_s=time.time, monotonic_s=time.monotonic)
     loop = asyncio.get_running_loop()
 
     def orphaned() -> None:
