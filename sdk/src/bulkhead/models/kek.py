@@ -19,12 +19,11 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from bulkhead.errors import AlreadyExistsError, ConfigError, ModelKeyError
 from bulkhead.files import create_file
-from bulkhead.models.manifest import SealedManifest
+from bulkhead.models.manifest import WRAP_NONCE_BYTES, SealedManifest
 
 __all__ = ["FileKek", "KeyEncryptionKey", "create_kek", "open_kek", "unwrap_key"]
 
 KEK_BYTES: Final = 32
-NONCE_BYTES: Final = 12
 _ID_LABEL: Final = b"bulkhead/v1 key encryption key"
 
 
@@ -102,13 +101,13 @@ class FileKek:
 
     def wrap(self, key: bytes | bytearray, *, context: bytes) -> bytes:
         """See :meth:`KeyEncryptionKey.wrap`."""
-        nonce = self._random_bytes(NONCE_BYTES)
+        nonce = self._random_bytes(WRAP_NONCE_BYTES)
         return nonce + self._aead.encrypt(nonce, key, context)
 
     def unwrap(self, wrapped: bytes, *, context: bytes) -> bytearray:
         """See :meth:`KeyEncryptionKey.unwrap`."""
         try:
-            return bytearray(self._aead.decrypt(wrapped[:NONCE_BYTES], wrapped[NONCE_BYTES:], context))
+            return bytearray(self._aead.decrypt(wrapped[:WRAP_NONCE_BYTES], wrapped[WRAP_NONCE_BYTES:], context))
         except (InvalidTag, ValueError) as error:
             raise ModelKeyError("the wrapped key is of another key encryption key or model, or was altered") from error
 

@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import Any, Final
 
 from bulkhead.errors import AlreadyExistsError, ConfigError, KeyBrokerError, ModelKeyError
-from bulkhead.models.kek import NONCE_BYTES
+from bulkhead.models.manifest import WRAP_NONCE_BYTES
 
 __all__ = ["TokenKek"]
 
@@ -87,7 +87,7 @@ class TokenKek:
 
     def wrap(self, key: bytes | bytearray, *, context: bytes) -> bytes:
         """See :meth:`bulkhead.models.kek.KeyEncryptionKey.wrap`."""
-        nonce = self._random_bytes(NONCE_BYTES)
+        nonce = self._random_bytes(WRAP_NONCE_BYTES)
         with self._key() as kek:
             sealed: bytes = kek.encrypt(bytes(key), **self._mechanism(nonce, context))
         return nonce + sealed
@@ -96,7 +96,9 @@ class TokenKek:
         """See :meth:`bulkhead.models.kek.KeyEncryptionKey.unwrap`."""
         with self._key() as kek:
             try:
-                return bytearray(kek.decrypt(wrapped[NONCE_BYTES:], **self._mechanism(wrapped[:NONCE_BYTES], context)))
+                return bytearray(
+                    kek.decrypt(wrapped[WRAP_NONCE_BYTES:], **self._mechanism(wrapped[:WRAP_NONCE_BYTES], context))
+                )
             except self._pkcs11.exceptions.PKCS11Error as error:
                 # Tokens do not agree on how they say that a tag is wrong: SoftHSM says CKR_GENERAL_ERROR.
                 raise ModelKeyError(

@@ -28,12 +28,20 @@ from bulkhead.errors import InvalidRequestError, ModelManifestError, ModelSignat
 from bulkhead.fields import Fields
 from bulkhead.ids import check_name
 
-__all__ = ["MAX_MANIFEST_BYTES", "SealedManifest", "WrappedKey", "claimed_signer", "wrapping_context"]
+__all__ = [
+    "MAX_MANIFEST_BYTES",
+    "WRAP_NONCE_BYTES",
+    "SealedManifest",
+    "WrappedKey",
+    "claimed_signer",
+    "wrapping_context",
+]
 
 FORMAT: Final = 1
 MAX_MANIFEST_BYTES: Final = 3 << 20  # 4,096 files with the longest paths, 0.7 kB each; a message holds it
 MAX_WRAPPED: Final = 8  # key encryption keys: an old and a new one of platform and tenant, and spare
 MAX_WRAPPED_BYTES: Final = 512
+WRAP_NONCE_BYTES: Final = 12  # a wrapped key begins with them
 MIN_CHUNK_BYTES: Final = 4096
 MAX_CHUNK_BYTES: Final = 16 << 20
 _LABEL: Final = b"bulkhead/v1 sealed model"
