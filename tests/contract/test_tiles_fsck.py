@@ -139,5 +139,5 @@ def test_a_hundred_thousand_records(vkey, tmp_path):
     for size in sizes:
         with reading(tmp_path / "audit.db") as reader:
             export_tiles(reader, INFO, notes[size], tmp_path / str(size))
-        said = run_fsck((tmp_path / str(size)).as_uri(), vkey, timeout_s=60)
+        said = run_fsck((tmp_path / str(size)).as_uri(), vkey, timeout_s=600)
         assert fsck_success(size, root_of(notes[size])) in said
