@@ -139,20 +139,23 @@ class _PacedEngine(ScriptedEngine):
 
     def __init__(self, asks: Sequence[Ask], token_s: float) -> None:
         super().__init__()
-        self._answers = {ask.prompt: ask.tokens for ask in asks}
+        self._asks = tuple(asks)
         self._token_s = token_s
         self._random = random.Random(5)
         self.context_tokens = 4_096
 
+    async def tokenize(self, request: EngineRequest) -> tuple[int, ...]:
+        """Return which prompt it is, five times."""
+        return (next(at for at, ask in enumerate(self._asks) if ask.prompt == request.messages[0].content),) * 5
+
     async def generate(self, request: EngineRequest) -> AsyncGenerator[TokenDelta, None]:
         """Follow the prompt's answer."""
-        prompt = request.messages[0].content
-        await asyncio.sleep(len(prompt) * PREFILL_S_A_CHARACTER)
-        tokens = self._answers[prompt]
-        for number, text in enumerate(tokens):
+        ask = self._asks[request.prompt_token_ids[0]]
+        await asyncio.sleep(len(ask.prompt) * PREFILL_S_A_CHARACTER)
+        for number, text in enumerate(ask.tokens):
             await asyncio.sleep(self._token_s * self._random.uniform(0.8, 1.2))
             yield TokenDelta(text=text, token_ids=(number,))
-        usage = Usage(prompt_tokens=5, completion_tokens=len(tokens))
+        usage = Usage(prompt_tokens=5, completion_tokens=len(ask.tokens))
         yield TokenDelta(text="", token_ids=(), finish_reason=FinishReason.STOP, usage=usage)
 
 
