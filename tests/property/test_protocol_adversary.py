@@ -480,6 +480,10 @@ _PARTS = 8
 def test_every_run_ends_authentic_or_in_the_right_error():
     """No order of drops, copies, swaps, cuts, flips and splices yields an answer that was not given."""
     seen = run(examples=250, steps=50)
+    for part in range(100, 105):  # which games a seed gives depends on the modules loaded: hypothesis borrows constants
+        if all(seen[move] for move in MOVES):
+            break
+        seen += run(examples=100, steps=50, part=part)
     assert seen["complete"] > 20, "the runs must reach whole answers, not only refusals"
     assert [move for move in MOVES if not seen[move]] == []
 
