@@ -4,7 +4,9 @@ The stable code travels as ``ErrorInfo.reason`` in ``grpc-status-details-bin`` (
 restores the class from it. Statuses that gRPC core makes itself carry no ErrorInfo.
 """
 
+import string
 from typing import Any, Final, NoReturn
+from urllib.parse import quote
 
 import grpc
 from google.protobuf import any_pb2
@@ -18,7 +20,9 @@ ERROR_DOMAIN: Final = "bulkhead.dev"
 DETAILS_KEY: Final = "grpc-status-details-bin"
 # gRPC core drops header lists above 8 KiB; base64 adds a third, and the message travels twice.
 MAX_MESSAGE_CHARACTERS: Final = 512
+MAX_ENCODED_MESSAGE_BYTES: Final = 1_536  # in grpc-message all but printable ASCII takes three bytes for each of UTF-8
 MAX_DETAILS_BYTES: Final = 3_072
+_UNQUOTED: Final = (string.punctuation + " ").replace("%", "")
 
 
 def status_of(error: BulkheadError) -> grpc.StatusCode:
@@ -36,13 +40,20 @@ async def abort_with(context: grpc.aio.ServicerContext[Any, Any], error: Bulkhea
         grpc.aio.AbortError: always; grpc turns it into the status.
     """
     code = status_of(error)
-    message = error.message[:MAX_MESSAGE_CHARACTERS]
+    message = _bounded_message(error.message)
     info = error_details_pb2.ErrorInfo(reason=error.code, domain=ERROR_DOMAIN, metadata=_bounded(error.details))
     packed = any_pb2.Any()
     packed.Pack(info)
     number = code.value[0]
     status = status_pb2.Status(code=number, message=message, details=[packed])
     await context.abort(code, message, ((DETAILS_KEY, status.SerializeToString()),))
+
+
+def _bounded_message(message: str) -> str:
+    message = message[:MAX_MESSAGE_CHARACTERS]
+    while len(quote(message, safe=_UNQUOTED, errors="replace")) > MAX_ENCODED_MESSAGE_BYTES:
+        message = message[: len(message) * 3 // 4]
+    return message
 
 
 def _bounded(details: Any) -> dict[str, str]:

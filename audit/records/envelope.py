@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from audit.records.reasons import Reason, bounded
 from bulkhead.encoding import Json, JsonObject, canonical_json
 from bulkhead.errors import InvalidRequestError, MalformedRequestError, RecordError
 from bulkhead.ids import RECORD, new_id
@@ -181,15 +182,6 @@ class Subject:
 
 
 @dataclass(frozen=True, slots=True)
-class Reason:
-    """One reason of a decision: stable code, the policy that gave it, one sentence."""
-
-    code: str
-    policy: str
-    message: str
-
-
-@dataclass(frozen=True, slots=True)
 class Record:
     """A finished record.
 
@@ -240,7 +232,7 @@ def build_record(
         subject: who, if a principal acted.
         resource: (type, id).
         decision: for decisions.
-        reasons: for decisions.
+        reasons: for decisions; in at most 2 KiB, what is cut says so (:func:`~audit.records.reasons.bounded`).
         data: what only this action has.
         **texts: ``model``, ``tier``, ``session``, ``partition``, ``pair_id``, ``bundle``, ``evidence``; empty ones
             are left out.
@@ -266,7 +258,7 @@ def build_record(
     if decision is not None:
         raw["decision"] = decision.value
     if reasons:
-        raw["reasons"] = [{"code": item.code, "policy": item.policy, "message": item.message} for item in reasons]
+        raw["reasons"] = _bounded_reasons(stamp.record_id, reasons)
     raw.update({name: value for name, value in texts.items() if value})
     if data:
         refused = next(_refused_members(data, _MAX_DEPTH), None)
@@ -287,6 +279,13 @@ def _encode(record_id: str, raw: dict[str, Json]) -> Record:
         return Record(leaf, read_fields(raw))
     except RecordError as error:
         raise InvalidRequestError(error.message, details={"record": record_id}) from error
+
+
+def _bounded_reasons(record_id: str, reasons: Sequence[Reason]) -> list[Json]:
+    try:
+        return [dict(item.to_json()) for item in bounded(reasons)]
+    except MalformedRequestError as error:
+        raise _invalid(record_id, error.message) from error
 
 
 def _invalid(record_id: str, problem: str) -> InvalidRequestError:

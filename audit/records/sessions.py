@@ -6,6 +6,7 @@
 from collections.abc import Sequence
 
 from audit.records.envelope import Action, Decision, Reason, Record, Stamp, Subject, build_record
+from audit.records.reasons import shortened
 from bulkhead.encoding import Json, JsonObject
 from bulkhead.transparency.leaf import Cause
 
@@ -41,7 +42,7 @@ def decision(
         model: the model's name; the SDK compares it.
         tier: the tier that placement must meet at least, obligations included; the SDK compares it.
         decision: allow, deny or error.
-        reasons: codes with sentences.
+        reasons: codes with sentences; bounded as :func:`~audit.records.build_record` says.
         bundle: hex SHA-256 of the bundle that decided (of the reply, not of the configuration); empty for ``error``.
         policy_input: the engine's input in full, the tenant's facts included, so that the decision can be replayed.
         obligations: as decided.
@@ -103,14 +104,14 @@ def outcome(
         evidence: hex SHA-256 of the evidence that was appraised.
         evidence_kind: ``hardware``, ``operator`` or ``simulated``.
         code: stable error code, if it failed.
-        message: one sentence, if it failed.
+        message: one sentence, if it failed; cut, with a mark, where it is long.
         details: further facts, e.g. keyset and model digests, the agent's id.
 
     Raises:
         InvalidRequestError: see :func:`~audit.records.build_record`.
     """
     data: dict[str, Json] = {"result": result, **(details or {})}
-    data.update(_present(evidence_kind=evidence_kind, code=code, message=message))
+    data.update(_present(evidence_kind=evidence_kind, code=code, message=shortened(message)))
     return build_record(
         stamp,
         action=Action.OUTCOME,

@@ -10,6 +10,7 @@ from pathlib import PurePosixPath
 from typing import Final
 
 from bulkhead import ids
+from bulkhead.encoding import canonical_json
 from bulkhead.errors import InvalidRequestError
 from control_plane.authz.vocabulary import check_word
 from control_plane.domain.roles import CredentialKind, Role, Scope
@@ -17,6 +18,7 @@ from control_plane.domain.tiers import Tier
 
 __all__ = [
     "DIGEST_BYTES",
+    "MAX_FACTS_BYTES",
     "UPDATABLE",
     "Credential",
     "Custody",
@@ -26,12 +28,14 @@ __all__ = [
     "SealedModel",
     "Tenant",
     "TenantStatus",
+    "check_facts_fit",
     "check_tenancy",
 ]
 
 MAX_REGIONS: Final = 64  # these three are policy's bounds: a tenant beyond them could never open a session
 MAX_PACKS: Final = 16
 MAX_MODELS: Final = 128
+MAX_FACTS_BYTES: Final = 5_632  # of those three together, so that the policy input fits its 12 KiB whatever is asked
 MAX_SESSION_LIMIT: Final = 100_000
 MAX_OUTPUT_TOKENS: Final = 2**31 - 1
 MAX_BROKER_CHARACTERS: Final = 255  # a DNS name and a port
@@ -117,6 +121,11 @@ class Tenant:
         _check_range(self.max_output_tokens, 1, MAX_OUTPUT_TOKENS, "max_output_tokens")
         if len(self.tenant_root) not in {0, DIGEST_BYTES}:
             raise InvalidRequestError(f"tenant_root: none, or the SHA-256 ({DIGEST_BYTES} bytes) of its public key")
+
+    @property
+    def facts_bytes(self) -> int:
+        """Size of regions, packs and models as the policy input holds them (RFC 8785)."""
+        return sum(len(canonical_json([*sorted(set(words))])) for words in (self.regions, self.packs, self.models))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -255,6 +264,21 @@ class Model:
             raise InvalidRequestError("path: printable characters only")
         _check_range(self.context_length, 1, MAX_CONTEXT_LENGTH, "context_length")
         _check_range(self.memory_mib, 1, MAX_MEMORY_MIB, "memory_mib")
+
+
+def check_facts_fit(tenant: Tenant, before: Tenant | None = None) -> None:
+    """Refuse facts that no policy input has room for; a tenant that has too many already may keep or shorten them.
+
+    Raises:
+        InvalidRequestError: regions, packs and models together are too long; details: ``bytes`` and ``limit``.
+    """
+    size = tenant.facts_bytes
+    if size > MAX_FACTS_BYTES and (before is None or size > before.facts_bytes):
+        raise InvalidRequestError(
+            f"regions, packs and models: {size} bytes together, at most {MAX_FACTS_BYTES} fit into a policy decision;"
+            " with more the tenant could open no session: name fewer, or use shorter names",
+            details={"bytes": str(size), "limit": str(MAX_FACTS_BYTES)},
+        )
 
 
 def check_tenancy(role: Role, tenant_id: str) -> None:

@@ -11,7 +11,7 @@ from bulkhead import ids
 from bulkhead.encoding import Json, JsonObject
 from bulkhead.errors import AlreadyExistsError, ConflictError, InvalidRequestError, NotFoundError, UnknownModelError
 from control_plane.authz.input import AdminResource
-from control_plane.domain.tenancy import UPDATABLE, Model, ModelStatus, Tenant, TenantStatus
+from control_plane.domain.tenancy import UPDATABLE, Model, ModelStatus, Tenant, TenantStatus, check_facts_fit
 from control_plane.domain.tiers import Tier
 from control_plane.services.administration import Administration, Change, Step
 from control_plane.services.authorisation import AdminCall, Authorisation, Question
@@ -45,6 +45,7 @@ class TenantAdmin:
 
         Raises:
             AlreadyExistsError: the name is taken.
+            InvalidRequestError: regions, packs and models are together too long for a policy input.
             BulkheadError: as :meth:`Administration.change`.
         """
         tenant = dataclasses.replace(
@@ -55,6 +56,7 @@ class TenantAdmin:
             log_vkey="",
             created_us=self._now_us(),
         )
+        check_facts_fit(tenant)
         named = ("tenant", tenant.tenant_id)
 
         def plan(tx: Transaction) -> Change:
@@ -89,7 +91,8 @@ class TenantAdmin:
             changes: field of :data:`UPDATABLE` -> its new value.
 
         Raises:
-            InvalidRequestError: no field, an unknown one, or a value out of its bounds.
+            InvalidRequestError: no field, an unknown one, a value out of its bounds, or facts that are together too
+                long for a policy input.
             NotFoundError: no such tenant.
             ConflictError: it changed meanwhile.
             BulkheadError: as :meth:`Administration.change`.
@@ -101,6 +104,7 @@ class TenantAdmin:
         def plan(tx: Transaction) -> Change:
             before = _tenant(tx, tenant_id)
             after = dataclasses.replace(before, **changes, revision=before.revision + 1)
+            check_facts_fit(after, before)
             known = tenant_facts(after)
             details: dict[str, Json] = {"revision": after.revision, **{name: known[name] for name in sorted(changes)}}
             if before.tenant_root != after.tenant_root:

@@ -139,3 +139,46 @@ def test_a_full_leaf_fits():
     assert size(room) == MAX_LEAF_BYTES
     with pytest.raises(InvalidRequestError):
         size(room + 1)
+
+
+def denied(reasons: list[records.Reason]) -> list[tuple[str, str, str]]:
+    record = records.build_record(
+        STAMPS.stamp(), action=records.Action.DECISION, tenant=TENANT, cause=CAUSE,
+        decision=records.Decision.DENY, reasons=reasons,
+    )  # fmt: skip
+    assert parse_leaf(record.leaf) == record.fields
+    return [(item["code"], item["policy"], item["message"]) for item in record.fields.reasons]
+
+
+def test_reasons_are_recorded_whole_up_to_the_edge():
+    """A list of exactly 2 KiB stands as it is; with one byte more its messages are cut, and each that was says so."""
+    reasons = [records.Reason("A", "p", "é" * 100), records.Reason("B", "p", "x" * 100)]
+    reasons += [records.Reason(f"C{number}", "p", "y" * 360) for number in range(4)]
+    room = 2_048 - len(canonical_json([item.to_json() for item in reasons]))
+    edge = [*reasons[:-1], records.Reason("C3", "p", "y" * (360 + room))]
+    assert 0 <= room < 152
+    assert denied(edge) == [(item.code, item.policy, item.message) for item in edge]
+    cut = denied([*reasons[:-1], records.Reason("C3", "p", "y" * (361 + room))])
+    assert cut[:2] == [("A", "p", "é" * 100), ("B", "p", "x" * 100)]
+    assert cut[2:] == [(f"C{number}", "p", "y" * 256 + "… [cut]") for number in range(4)]
+
+
+def test_more_reasons_than_a_record_holds_are_counted():
+    """Many long reasons: the first stand, with short messages, and the last says how many were left out."""
+    found = denied([records.Reason(f"C{number}", "p" * 200, '"' * 512) for number in range(64)])
+    assert [code for code, _, _ in found[:-1]] == [f"C{number}" for number in range(len(found) - 1)]
+    left_out = 64 - (len(found) - 1)
+    assert found[-1] == (
+        "REASONS_CUT", "", f"{left_out} further reasons are left out: a record has no room for them."
+    )  # fmt: skip
+    assert len(found) > 5
+    assert denied([records.Reason("C", "", "")] * 65)[-1][0] == "REASONS_CUT"
+
+
+def test_a_long_error_does_not_keep_an_outcome_from_the_log():
+    """The message of a failed open is cut, and says so."""
+    record = records.outcome(
+        STAMPS.stamp(), tenant=TENANT, subject=SUBJECT, cause=CAUSE, session="sess_1", pair_id="pair_1",
+        result="failed", model="tiny", code="WORKER_FAILED", message="w" * MAX_LEAF_BYTES,
+    )  # fmt: skip
+    assert record.fields.data["message"] == "w" * 512 + "… [cut]"

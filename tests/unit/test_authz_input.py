@@ -2,15 +2,25 @@ import dataclasses
 
 import pytest
 
+from audit import records
 from bulkhead.encoding import canonical_json
 from bulkhead.errors import InvalidRequestError
+from bulkhead.transparency.leaf import MAX_LEAF_BYTES
+from control_plane.authz.decision import Exclusive, KeyCustody, MaxTokens, MinTier, Padding, Region, Retention
 from control_plane.authz.input import (
     ACTIONS,
+    MAX_INPUT_BYTES,
+    MAX_REGIONS,
     AdminResource,
     BundleResource,
     LogResource,
+    PlatformFacts,
 )
+from control_plane.authz.resources import MAX_DATA_CLASSES
+from control_plane.domain.tenancy import MAX_FACTS_BYTES
+from control_plane.domain.tiers import Tier
 from tests.simulator import policies
+from tests.simulator.audit_world import stamper
 
 PERSONAL = ("Ada Lovelace", "ada@example.org", "10.0.0.1", "2001:db8::1", "+44 20 7946 0958", "host.example.org")
 
@@ -148,3 +158,49 @@ def test_admin_ids_have_the_form_of_their_type():
         AdminResource(type="tenant", id="agent_01h455vb4pex5vsknk084sn02q")
     with pytest.raises(InvalidRequestError):
         AdminResource(type="planet")
+
+
+def _words(count: int, characters: int = 63) -> tuple[str, ...]:
+    return tuple(f"{chr(97 + number // 26)}{chr(97 + number % 26)}{'x' * (characters - 2)}" for number in range(count))
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_the_largest_decision_can_be_recorded(allowed):
+    """Every bound reached at once: the input fits 12 KiB, and with the longest reasons its record fits 16 KiB."""
+    number = 2**32 - 1
+    models = _words((MAX_FACTS_BYTES - 4) // 66)
+    asked = policies.open_session(
+        facts={"regions": (), "packs": (), "models": models, "session_limit": number, "max_output_tokens": number}
+        | {"sessions_open": 2**53 - 1, "revision": 2**53 - 1, "minimum_tier": Tier.CONFIDENTIAL},
+        model="m" * 63,
+        minimum_tier=Tier.CONFIDENTIAL,
+        region="r" * 63,
+        purpose="p" * 63,
+        data_classes=_words(MAX_DATA_CLASSES),
+        max_output_tokens=number,
+        key_custody="platform",
+    )
+    platform = PlatformFacts(tiers=tuple(Tier), regions=_words(MAX_REGIONS), simulated=False)
+    context = dataclasses.replace(asked.context, platform=platform)
+    asked = dataclasses.replace(asked, context=context)
+    assert len(asked.to_bytes()) + 66 > MAX_INPUT_BYTES - 512  # no room is given away
+    obligations = (MinTier(Tier.CONFIDENTIAL), Region("r" * 63), Exclusive(), Retention(36_525), MaxTokens(number))
+    record = records.decision(
+        stamper(writer="w" * 64).stamp(),
+        tenant=policies.TENANT,
+        subject=records.Subject(policies.DEVELOPER, ("developer",)),
+        cause=records.tenant_cause(credential="c" * 64, request_id="q" * 64),
+        session=policies.SESSION,
+        pair_id="p" * 64,
+        model="m" * 63,
+        tier="confidential",
+        decision=records.Decision.ALLOW if allowed else records.Decision.DENY,
+        reasons=[] if allowed else [records.Reason("C" * 64, "p" * 256, "\U0001f512" * 512)] * 64,
+        bundle="0" * 64,
+        policy_input=asked.to_json(),
+        obligations=[item.to_json() for item in (*obligations, KeyCustody("platform"), Padding("strict"))]
+        if allowed
+        else [],
+    )
+    assert len(record.leaf) <= MAX_LEAF_BYTES
+    assert [item["code"] for item in record.fields.reasons][-1:] == ([] if allowed else ["REASONS_CUT"])

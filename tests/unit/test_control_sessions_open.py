@@ -198,6 +198,28 @@ async def test_denial_is_told_with_reasons_recorded_and_ends_there(world, acme, 
     assert (await world.session("acme", found[1].session)).state == "denied"
 
 
+async def test_a_talkative_policys_denial_is_recorded_and_told(world, acme, agent) -> None:
+    """Sixty-four reasons of 512 characters in a script of three bytes each: told and recorded, cut."""
+    world.policy.deny = tuple(Reason(f"RULE_{number}", "hipaa", "\u6f22" * 512) for number in range(64))
+    error = await refused(world, "acme", request())
+    assert (error.code(), code_of(error)) == (grpc.StatusCode.PERMISSION_DENIED, "POLICY_DENIED")
+    found = await world.records(acme.tenant_id)
+    assert [record.action for record in found] == ["log.opened", "decision"]
+    assert found[1].reasons[0]["code"] == "RULE_0"
+    assert found[1].reasons[-1]["code"] == "REASONS_CUT"
+
+
+async def test_a_flood_of_made_up_codes_is_summed_up(world, acme, agent) -> None:
+    """A policy whose codes differ each time: the sum names sixty-four of them and counts the others together."""
+    for number in range(10 + 64 + 7):
+        world.core.denials.admit(acme, f"CODE_{number}")
+    await world.core.denials.sum_up(everything=True)
+    data = (await world.records(acme.tenant_id))[-1].data
+    assert data["left_out"] == 71
+    assert len(data["codes"]) == 65
+    assert data["codes"]["OTHER"] == 7
+
+
 async def test_flood_of_denials_is_recorded_as_ten_and_a_sum(world, acme, agent) -> None:
     """Thirty denials of one principal make ten records, and one that counts the other twenty."""
     world.policy.deny = (Reason("MODEL_NOT_ENTITLED", "tenancy", "The tenant may not use this model."),)

@@ -21,9 +21,10 @@ from bulkhead.errors import (
 )
 from control_plane.authz.decision import Exclusive, Reason
 from control_plane.domain.roles import Role, Scope
-from control_plane.domain.tenancy import Model, ModelStatus, TenantStatus
+from control_plane.domain.tenancy import MAX_FACTS_BYTES, Model, ModelStatus, TenantStatus
 from control_plane.domain.tiers import Tier
 from control_plane.services.paging import page_size, page_token
+from control_plane.storage.tenancy import Tenants
 from tests.simulator.administered import BUNDLE, Administered, administered, wanted_tenant
 
 
@@ -152,6 +153,37 @@ async def test_bad_updates_are_refused_and_change_nothing(world: Administered, c
         await world.tenants.update(world.call(), tenant.tenant_id, changes)
     assert (await world.tenancy_query.tenant(world.call(), "acme")) == tenant
     assert len(world.policy.asked) == asked + 1  # the read just above
+
+
+def _words(count: int, characters: int) -> tuple[str, ...]:
+    return tuple(f"{chr(97 + number // 26)}{chr(97 + number % 26)}{'x' * (characters - 2)}" for number in range(count))
+
+
+async def test_facts_that_no_decision_could_hold_are_refused(world: Administered) -> None:
+    """Within each bound but together too long: INVALID_REQUEST with the sizes, at the limit they fit."""
+    tenant = await world.tenant()
+    full: dict[str, object] = {"models": _words(88, 60), "regions": ("eu-central", "us-east"), "packs": ()}
+    missing = MAX_FACTS_BYTES - dataclasses.replace(tenant, **full).facts_bytes  # type: ignore[arg-type]
+    full["packs"] = ("p" * (missing - 2),)  # and its quotes
+    with pytest.raises(InvalidRequestError, match="open no session") as caught:
+        await world.tenants.update(world.call(), tenant.tenant_id, {**full, "packs": ("p" * (missing - 1),)})
+    assert caught.value.details == {"bytes": str(MAX_FACTS_BYTES + 1), "limit": str(MAX_FACTS_BYTES)}
+    with pytest.raises(InvalidRequestError, match="open no session"):
+        await world.tenants.create(world.call(), dataclasses.replace(tenant, name="b", models=_words(128, 60)))
+    assert await world.tenancy_query.tenant(world.call(), "acme") == tenant
+    assert (await world.tenants.update(world.call(), tenant.tenant_id, full)).facts_bytes == MAX_FACTS_BYTES
+
+
+async def test_a_tenant_with_too_many_facts_can_be_suspended_and_mended(world: Administered) -> None:
+    """What an earlier build took is not stuck: other fields may change, and the lists may become shorter."""
+    tenant = await world.tenant()
+    large = dataclasses.replace(tenant, models=_words(128, 60), revision=2)
+    await world.database.write(lambda tx: Tenants.of(tx).update(large, from_revision=1))
+    await world.tenants.update(world.call(), tenant.tenant_id, {"status": TenantStatus.SUSPENDED})
+    await world.tenants.update(world.call(), tenant.tenant_id, {"models": _words(127, 60)})
+    with pytest.raises(InvalidRequestError, match="open no session"):
+        await world.tenants.update(world.call(), tenant.tenant_id, {"models": _words(128, 60)})
+    await world.tenants.update(world.call(), tenant.tenant_id, {"models": ("tiny",)})
 
 
 async def test_repeating_a_request_gives_the_same_answer(world: Administered) -> None:

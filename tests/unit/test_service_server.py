@@ -11,7 +11,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from bulkhead.errors import BulkheadError, CredentialMissingError, PolicyDeniedError, SessionLimitError
 from bulkhead.v1 import fleet_pb2, fleet_pb2_grpc, session_pb2, session_pb2_grpc
-from service.errors_rpc import MAX_DETAILS_BYTES, status_of
+from service.errors_rpc import MAX_DETAILS_BYTES, MAX_ENCODED_MESSAGE_BYTES, status_of
 from service.interceptors import current_request_id
 from service.server import add_health, add_reflection, new_server
 
@@ -28,6 +28,8 @@ class _Fleet(fleet_pb2_grpc.FleetQueryServiceServicer):
                 raise PolicyDeniedError("not for you", details={"reasons": "[]"})
             case "huge":
                 raise SessionLimitError("x" * 5_000, details={"a": "y" * 9_000, "kept": "z"})
+            case "script":
+                raise PolicyDeniedError("\u6f22" * 5_000, details={"reasons": "r" * 2_000})
             case "defect":
                 raise ValueError("quotes the prompt")
             case "slow":
@@ -107,6 +109,16 @@ async def test_our_errors_travel_with_their_code() -> None:
         code, message, info = await _fail(_list(channel, "deny"))
     assert (code, message) == (grpc.StatusCode.PERMISSION_DENIED, "not for you")
     assert (info.reason, info.domain, dict(info.metadata)) == ("POLICY_DENIED", "bulkhead.dev", {"reasons": "[]"})
+
+
+async def test_long_errors_in_any_script_still_arrive() -> None:
+    """A message whose every character takes nine bytes on the wire is cut, not lost with its code."""
+    async with _serving() as (channel, _):
+        code, message, info = await _fail(_list(channel, "script"))
+    assert (code, info.reason) == (grpc.StatusCode.PERMISSION_DENIED, "POLICY_DENIED")
+    assert set(message) == {"\u6f22"}
+    assert 3 * len(message.encode()) <= MAX_ENCODED_MESSAGE_BYTES
+    assert dict(info.metadata) == {"reasons": "r" * 2_000}
 
 
 async def test_oversized_errors_still_arrive() -> None:

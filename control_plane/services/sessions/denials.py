@@ -17,6 +17,8 @@ from control_plane.services.journal import Journal
 __all__ = ["DenialLimiter"]
 
 WINDOW_US: Final = 60 * 1_000_000
+MAX_CODES: Final = 64  # of one window, beside the others' sum: a policy may make codes up as it goes
+OTHER_CODES: Final = "OTHER"
 MAX_PRINCIPALS: Final = 4_096  # windows open at once; beyond that the oldest is summed up early
 
 
@@ -54,7 +56,8 @@ class DenialLimiter:
         if window.recorded < self._per_minute:
             window.recorded += 1
             return True
-        window.left_out[code] += 1
+        known = code in window.left_out or len(window.left_out) < MAX_CODES
+        window.left_out[code if known else OTHER_CODES] += 1
         return False
 
     async def sum_up(self, *, everything: bool = False) -> None:
