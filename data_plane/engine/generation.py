@@ -30,7 +30,7 @@ def read_defaults(source: ModelSource) -> SamplingParams:
     given: dict[str, Any] = {
         name: config.number(name, low=-MAX_NUMBER, high=MAX_NUMBER) for name in _NUMBERS if name in config
     }
-    given |= {ours: config.integer(theirs) for theirs, ours in _COUNTS.items() if theirs in config}
+    given |= {ours: config.integer(theirs, low=-1) for theirs, ours in _COUNTS.items() if theirs in config}
     try:
         return replace(OPENAI_DEFAULTS, **given)
     except InvalidRequestError as error:

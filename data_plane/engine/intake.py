@@ -63,7 +63,8 @@ class Intake:
             self._check_tokens("a prompt token id", tokens)
         keep = request.sampling.truncate_prompt_tokens
         if keep == -1:
-            answer = request.sampling.max_tokens or max(1, request.sampling.min_tokens)
+            most, least = request.sampling.max_tokens, request.sampling.min_tokens
+            answer = max(1, least) if most is None else most
             keep = max(1, self._model.context_tokens - answer)
         if not tokens:
             raise InvalidRequestError("the prompt has no tokens")
@@ -89,7 +90,7 @@ class Intake:
     async def _job(
         self, request: EngineRequest, prompt: list[int], bad_words: list[list[int]], stream: DeltaStream, index: int
     ) -> Job:
-        params, first = request.sampling, index == 0
+        params, first, rest = request.sampling, index == 0, self._model.context_tokens - len(prompt)
         if params.seed is not None:
             params = replace(params, seed=(params.seed + index) % (MAX_SEED + 1))
         ending = self._end_tokens | frozenset(params.stop_token_ids)
@@ -101,7 +102,7 @@ class Intake:
             request_id=request.request_id,
             tokens=list(prompt),  # grows by the answer
             prompt_tokens=len(prompt),
-            max_tokens=params.max_tokens or self._model.context_tokens - len(prompt),
+            max_tokens=rest if params.max_tokens is None else max(1, params.max_tokens),
             scope=request.scope,
             priority=request.priority,
             prompt_logits=first and params.prompt_logprobs is not None,
@@ -123,7 +124,7 @@ class Intake:
 
     def _check_length(self, prompt: int, wanted: int | None) -> None:
         context = self._model.context_tokens
-        if prompt + (wanted or 1) > context:
+        if prompt + (1 if wanted is None else wanted) > context:
             asked = f" and max_tokens of {wanted}" if wanted else ""
             raise ContextLengthError(
                 f"a prompt of {prompt} tokens{asked} does not fit the context of {context} tokens",

@@ -74,6 +74,15 @@ class Job:
         if choice.error is not None:
             return choice.error
         params, sequence, token = self.sampler.params, self.sequence, choice.token
+        if params.max_tokens == 0:  # the step that told what the prompt tells chose a token as well
+            return TokenDelta(
+                text="",
+                token_ids=(),
+                index=self.index,
+                prompt_logprobs=self._prompt_logprobs(),
+                finish_reason=FinishReason.LENGTH,
+                usage=self._usage(0),
+            )
         late = sequence.completion_tokens >= params.min_tokens
         ended = late and (token in self._eos or token in self._stop_tokens)
         full = sequence.completion_tokens >= sequence.max_tokens
@@ -99,12 +108,12 @@ class Job:
             delta,
             finish_reason=FinishReason.STOP if ended or stopped is not None else FinishReason.LENGTH,
             stop_reason=stopped if stopped is not None else token if ended and token in self._stop_tokens else None,
-            usage=Usage(
-                prompt_tokens=sequence.prompt_tokens,
-                completion_tokens=sequence.completion_tokens,
-                cached_tokens=sequence.cached,
-            ),
+            usage=self._usage(sequence.completion_tokens),
         )
+
+    def _usage(self, completion: int) -> Usage:
+        sequence = self.sequence
+        return Usage(prompt_tokens=sequence.prompt_tokens, completion_tokens=completion, cached_tokens=sequence.cached)
 
     def _prompt_logprobs(self) -> tuple[TokenLogprob, ...]:
         if not self.sampler.prompt or self.sequence.completion_tokens > 1:

@@ -41,11 +41,11 @@ _PATTERNS: Final[Mapping[StructureKind, tuple[int, int]]] = MappingProxyType(
 # Lowest and highest value; None, where a field allows it, is not looked at.
 _RANGES: Final[Mapping[str, tuple[float, float]]] = MappingProxyType(
     {
-        "max_tokens": (1, inf),
+        "max_tokens": (0, inf),
         "min_tokens": (0, inf),
         "temperature": (0, sealed.MAX_TEMPERATURE),
         "top_p": (0, 1),
-        "top_k": (0, inf),
+        "top_k": (-1, inf),
         "min_p": (0, 1),
         "repetition_penalty": (0, sealed.MAX_REPETITION),
         "presence_penalty": (-sealed.MAX_PENALTY, sealed.MAX_PENALTY),
@@ -99,11 +99,12 @@ class SamplingParams:
     """How tokens are chosen, and when an answer ends.
 
     Attributes:
-        max_tokens: most tokens to produce; None for as many as the context leaves.
+        max_tokens: most tokens to produce; None for as many as the context leaves; 0, with ``echo`` or
+            ``prompt_logprobs``, for none.
         min_tokens: fewest; until then no end-of-turn token, stop token or stop string ends the answer.
         temperature: divides the logits; 0 takes the most likely token.
         top_p: smallest set of most likely tokens whose probability reaches this; in (0, 1].
-        top_k: only the k most likely tokens; 0 for all.
+        top_k: only the k most likely tokens; 0 or -1 for all.
         min_p: only tokens at least this likely relative to the most likely one; in [0, 1].
         repetition_penalty: divides positive and multiplies negative logits of tokens in prompt or answer; 1 for none.
         presence_penalty: subtracted from the logits of tokens in the answer; in [-2, 2].
@@ -164,7 +165,9 @@ class SamplingParams:
             _between("the length of a stop string or bad word", len(text), 1, sealed.MAX_STOP_CHARS)
         for _, bias in self.logit_bias:
             _between("a logit bias", bias, -sealed.MAX_BIAS, sealed.MAX_BIAS)
-        if self.min_tokens > (self.max_tokens or self.min_tokens):
+        if self.max_tokens == 0 and not self.echo and self.prompt_logprobs is None:
+            raise InvalidRequestError("max_tokens is at least 1 without echo and prompt_logprobs")
+        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise InvalidRequestError("min_tokens is at most max_tokens")
         if self.structure is not None and self.min_tokens:
             raise InvalidRequestError("min_tokens cannot be held where a form of the answer says its end")

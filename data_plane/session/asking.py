@@ -23,6 +23,7 @@ def engine_request(asked: GenerateRequest, *, request_id: str, scope: bytes, def
     Raises:
         InvalidRequestError: a value that the engine refuses.
     """
+    told = asked.logprobs if asked.echo and asked.prompt_logprobs is None else asked.prompt_logprobs  # as vLLM does
     stated = {name: value for name in _LEFT_OPEN if (value := getattr(asked, name)) is not None}
     return EngineRequest(
         request_id=request_id,
@@ -48,7 +49,7 @@ def engine_request(asked: GenerateRequest, *, request_id: str, scope: bytes, def
             skip_special_tokens=asked.skip_special_tokens,
             ignore_eos=asked.ignore_eos,
             logprobs=asked.logprobs,
-            prompt_logprobs=asked.prompt_logprobs,
+            prompt_logprobs=told,
             echo=asked.echo,
             truncate_prompt_tokens=asked.truncate_prompt_tokens,
             structure=_structure(asked),

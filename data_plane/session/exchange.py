@@ -189,9 +189,9 @@ class Exchange:
         """
         asked, engine, clock = request.sampling, self._ports.engine, asyncio.get_running_loop().time
         most = min(self._request.claims.limits.max_tokens, self._ports.max_output_tokens or MAX_TOKENS) // asked.n
-        if most < max(1, asked.min_tokens):
+        if asked.max_tokens != 0 and most < max(1, asked.min_tokens):
             raise InvalidRequestError("the session's limit of tokens is below the least that is asked for")
-        most = min(most, asked.max_tokens or most)
+        most = most if asked.max_tokens is None else min(most, asked.max_tokens)
         if asked.max_tokens is not None:  # as it is to run, for a prompt may be cut to what its answer leaves
             request = replace(request, sampling=replace(asked, max_tokens=most))
         began_s = clock()

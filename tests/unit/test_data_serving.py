@@ -339,6 +339,14 @@ async def test_limits_of_ticket_and_context_reach_the_engine() -> None:
     assert [request.sampling.max_tokens for request in bench.engine.requests] == [50, 20, 50, 25]
 
 
+async def test_no_token_at_all_is_within_every_limit() -> None:
+    """A request for what the prompt tells alone passes a ticket of fewer tokens than answers; echo takes logprobs."""
+    bench = make(limits=TicketLimits(max_tokens=1, max_concurrent_requests=4))
+    await bench.events(bench.begin(max_tokens=0, n=2, echo=True, logprobs=3))
+    (request,) = bench.engine.requests
+    assert (request.sampling.max_tokens, request.sampling.prompt_logprobs) == (0, 3)
+
+
 async def test_a_models_default_limit_is_no_limit_that_was_asked_for() -> None:
     """generation_config.json's max_new_tokens yields to the context and the ticket; a request's own may be refused."""
     bench = make(limits=TicketLimits(max_tokens=50, max_concurrent_requests=4))

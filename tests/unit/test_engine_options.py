@@ -228,6 +228,38 @@ async def test_echo_and_raw_prompts(model: Path) -> None:
     assert bare.usage.prompt_tokens == len("once upon")
 
 
+async def test_nothing_but_what_the_prompt_tells(model: Path) -> None:
+    """With echo or prompt_logprobs no token need be produced, by a prompt that fills the context either."""
+    full = tuple(40 + place % 50 for place in range(CONTEXT))
+    echo, told, longest, one = await ask(
+        model,
+        EngineRequest(request_id="e", prompt="once upon", sampling=SamplingParams(max_tokens=0, echo=True, n=2)),
+        token_request("p", PROMPT, max_tokens=0, prompt_logprobs=1, temperature=1.0, logprobs=1),
+        token_request("l", full, max_tokens=0, echo=True, truncate_prompt_tokens=-1),
+        token_request("o", PROMPT, max_tokens=1, prompt_logprobs=1),
+        kv_memory_mib=32,
+    )
+    assert (echo.text, echo.tokens) == ("once upon" * 2, ())
+    assert (told.text, told.tokens, told.deltas[-1].logprobs) == ("", (), ())
+    assert told.deltas[-1].prompt_logprobs == one.deltas[0].prompt_logprobs != ()
+    for item, tokens in ((echo, len("once upon")), (told, len(PROMPT)), (longest, CONTEXT)):
+        assert item.finish_reason is FinishReason.LENGTH
+        assert (item.usage.prompt_tokens, item.usage.completion_tokens) == (tokens, 0)
+    with pytest.raises(InvalidRequestError, match="max_tokens"):
+        SamplingParams(max_tokens=0)
+
+
+async def test_a_top_k_of_minus_one_is_all(model: Path) -> None:
+    """As 0, which vLLM prefers; nothing below."""
+    sampling = {"max_tokens": 12, "temperature": 1.0, "seed": 5, "ignore_eos": True}
+    ours, theirs = await ask(
+        model, token_request("a", PROMPT, top_k=0, **sampling), token_request("b", PROMPT, top_k=-1, **sampling)
+    )
+    assert ours.tokens == theirs.tokens
+    with pytest.raises(InvalidRequestError, match="top_k"):
+        SamplingParams(top_k=-2)
+
+
 async def test_prompts_are_cut_where_asked(model: Path) -> None:
     """truncate_prompt_tokens keeps the last tokens; -1 keeps what the context holds beside the answer."""
     long = tuple(40 + place % 50 for place in range(CONTEXT + 100))
@@ -350,7 +382,7 @@ async def test_defaults_are_the_models_makers(tmp_path: Path) -> None:
         found = engine.describe().defaults
     assert (found.temperature, found.top_k, found.top_p, found.repetition_penalty) == (0.6, 20, 0.95, 1.05)
     assert (found.max_tokens, found.min_p) == (99, 0.0)
-    for bad in ({"temperature": "hot"}, {"top_k": 1.5}, {"top_p": 3}, {"top_k": True}):
+    for bad in ({"temperature": "hot"}, {"top_k": 1.5}, {"top_k": -2}, {"top_p": 3}, {"top_k": True}):
         (path / "generation_config.json").write_text(json.dumps({"eos_token_id": 2} | bad))
         with pytest.raises(InvalidRequestError, match=r"generation_config\.json"):
             async with running_engine(path):

@@ -127,10 +127,11 @@ class AsyncSession:
 
         Args:
             messages: a conversation, or one user turn as a string; empty to continue ``prompt``.
-            max_tokens: most completion tokens; None for as many as ticket and context allow.
+            max_tokens: most completion tokens; None for as many as ticket and context allow; 0 with ``echo`` or
+                ``prompt_logprobs``.
             temperature: 0 is greedy; None takes the model's own default, as vLLM's server does.
             top_p: above 0, at most 1; None likewise.
-            top_k: 0 for all tokens; None likewise.
+            top_k: 0 or -1 for all tokens; None likewise.
             seed: makes sampling repeatable.
             stop: texts that end the answer.
             prompt: text to continue without a chat template.

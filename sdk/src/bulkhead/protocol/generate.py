@@ -65,11 +65,12 @@ class GenerateRequest:
     Attributes:
         messages: the conversation, 1 to 1,024 turns; empty with ``prompt``.
         prompt: text that is continued without a chat template, instead of ``messages``.
-        max_tokens: most completion tokens; None for as many as ticket and context allow.
+        max_tokens: most completion tokens; None for as many as ticket and context allow; 0, with ``echo`` or
+            ``prompt_logprobs``, for nothing beyond the prompt's.
         min_tokens: fewest completion tokens.
         temperature: 0 (greedy) to 100; None for the model's own default.
         top_p: above 0, at most 1; None likewise.
-        top_k: 0 for all tokens; None likewise.
+        top_k: 0 or -1 for all tokens; None likewise.
         min_p: least likelihood relative to the likeliest token, 0 to 1; None likewise.
         repetition_penalty: above 0, at most 10, 1 for none; None likewise.
         presence_penalty: -2 to 2.
@@ -84,7 +85,8 @@ class GenerateRequest:
         skip_special_tokens: special tokens have no text.
         ignore_eos: go on past the model's end of turn.
         logprobs: log probabilities with each token, and of so many likeliest (0 to 20); None for none.
-        prompt_logprobs: the same of the prompt's tokens from the second on.
+        prompt_logprobs: the same of the prompt's tokens from the second on; None for none, or with ``echo`` as
+            ``logprobs`` says.
         echo: the answer begins with the prompt.
         truncate_prompt_tokens: keep so many last tokens of the prompt; -1 for what the context holds.
         json_schema: JSON schema, as text, that the answer is held to.
@@ -220,11 +222,11 @@ def parse_generate_request(payload: bytes) -> GenerateRequest:
         request = GenerateRequest(
             messages=messages,
             prompt=prompt,
-            max_tokens=read.integer("max_tokens", low=1, high=MAX_TOKENS),
+            max_tokens=read.integer("max_tokens", high=MAX_TOKENS),
             min_tokens=read.integer("min_tokens", high=MAX_TOKENS) or 0,
             temperature=read.number("temperature", low=0, high=MAX_TEMPERATURE),
             top_p=read.positive("top_p", high=1),
-            top_k=read.integer("top_k", high=MAX_TOKENS),
+            top_k=read.integer("top_k", low=-1, high=MAX_TOKENS),
             min_p=read.number("min_p", low=0, high=1),
             repetition_penalty=read.positive("repetition_penalty", high=MAX_REPETITION),
             presence_penalty=read.number("presence_penalty", low=-MAX_PENALTY, high=MAX_PENALTY) or 0.0,
@@ -288,7 +290,9 @@ def _check_together(given: Fields, request: GenerateRequest) -> None:
         raise given.wrong("prompt", "absent beside messages")
     if request.truncate_prompt_tokens == 0:
         raise given.wrong("truncate_prompt_tokens", "-1 or a positive count")
-    if request.min_tokens > (request.max_tokens or MAX_TOKENS):
+    if request.max_tokens == 0 and not request.echo and request.prompt_logprobs is None:
+        raise given.wrong("max_tokens", "at least 1 without echo and prompt_logprobs")
+    if request.min_tokens > (MAX_TOKENS if request.max_tokens is None else request.max_tokens):
         raise given.wrong("min_tokens", "at most max_tokens")
     if sum(map(bool, (request.json_schema, request.regex, request.choice))) > 1:
         raise given.wrong("json_schema", "the only one of json_schema, regex and choice")
