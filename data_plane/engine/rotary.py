@@ -37,6 +37,7 @@ _YARN: Final[Mapping[str, float]] = MappingProxyType(
 _LEAST: Final = 1e-9  # of any of these numbers: all are positive
 MAX_FACTOR: Final = 4096.0  # published factors stay below 64
 MAX_NUMBER: Final = 2.0**24  # of the others
+USUAL_THETA: Final = 10_000.0  # where config.json does not say
 MIN_THETA: Final = 2.0  # published ones lie between 10,000 and 1e9
 MAX_THETA: Final = 1e15
 
@@ -78,11 +79,11 @@ def read_rope(config: Fields, *, context: int) -> RopeSpec:
     """
     if "rope_parameters" in config:
         scaling = config.nested("rope_parameters")
-        theta = scaling.number("rope_theta", low=MIN_THETA, high=MAX_THETA)
+        holder = scaling if "rope_theta" in scaling else config
     else:
-        theta = config.number("rope_theta", low=MIN_THETA, high=MAX_THETA) if "rope_theta" in config else 10_000.0
         none = Fields({}, what="config.json", error=InvalidRequestError)
-        scaling = config.nested("rope_scaling") if "rope_scaling" in config else none
+        scaling, holder = config.nested("rope_scaling") if "rope_scaling" in config else none, config
+    theta = holder.number("rope_theta", low=MIN_THETA, high=MAX_THETA) if "rope_theta" in holder else USUAL_THETA
     kind = next((scaling.value(name) for name in ("rope_type", "type") if name in scaling), "default")
     if not isinstance(kind, str) or kind not in _REQUIRED:
         raise UnsupportedError(f"the native engine does not run models with rope_scaling = {json.dumps(kind)[:100]}")

@@ -6,7 +6,8 @@ arithmetic in a way this engine does not know is refused by name, so that no mod
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Final
 
 from bulkhead.encoding import Json
@@ -36,16 +37,41 @@ class _Family:
     """Biases of query, key and value; None: ``attention_bias`` says so, for the output too."""
     qk_norm: bool = False
     windows: bool | None = None
-    """Whether ``sliding_window`` holds where ``use_sliding_window`` does not say; None: it has no meaning."""
+    """Whether ``sliding_window`` holds unless ``use_sliding_window`` denies it, and for all layers; None: never."""
     mlp_bias: bool = False
     """Whether ``mlp_bias`` has a meaning."""
+    unsaid: Mapping[str, Json] = field(default_factory=dict)
+    """What a config.json that leaves a name out means by that; one that says null means that there is none.
+
+    The values are those of transformers' configuration classes, as far as they are not the same for all families and
+    a model's tensors would not contradict another value. Sizes that tensors have must be said.
+    """
 
 
+_QWEN: Final[Mapping[str, Json]] = MappingProxyType(
+    {
+        "max_position_embeddings": 32_768,
+        "num_key_value_heads": 32,
+        "use_sliding_window": False,
+        "sliding_window": 4096,
+        "max_window_layers": 28,
+    }
+)
 FAMILIES: Final[Mapping[str, _Family]] = {
-    "LlamaForCausalLM": _Family(input_bias=None, mlp_bias=True),
-    "MistralForCausalLM": _Family(windows=True),
-    "Qwen2ForCausalLM": _Family(input_bias=True, windows=False),
-    "Qwen3ForCausalLM": _Family(input_bias=None, qk_norm=True, windows=False),
+    "LlamaForCausalLM": _Family(
+        input_bias=None, mlp_bias=True, unsaid={"max_position_embeddings": 2048, "eos_token_id": 2}
+    ),
+    "MistralForCausalLM": _Family(
+        windows=True,
+        unsaid={
+            "max_position_embeddings": 131_072,
+            "num_key_value_heads": 8,
+            "sliding_window": 4096,
+            "eos_token_id": 2,
+        },
+    ),
+    "Qwen2ForCausalLM": _Family(input_bias=True, windows=False, unsaid=_QWEN),
+    "Qwen3ForCausalLM": _Family(input_bias=None, qk_norm=True, windows=False, unsaid={**_QWEN, "head_dim": 128}),
 }
 
 
@@ -89,16 +115,26 @@ def read_json(source: ModelSource, path: str, *, max_bytes: int) -> dict[str, Js
     Raises:
         InvalidRequestError: missing, unreadable, longer than ``max_bytes``, or not a JSON object.
     """
+    return _read(source, path, max_bytes=max_bytes)[0]
+
+
+def _read(source: ModelSource, path: str, *, max_bytes: int) -> tuple[dict[str, Json], frozenset[str]]:
+    """Return what :func:`read_json` does, and which names of the object are null in the file."""
+    nulls: frozenset[str] = frozenset()
+
+    def without_nulls(entries: dict[str, Json]) -> dict[str, Json]:
+        nonlocal nulls  # in the end those of the outermost object, which is complete last
+        nulls = frozenset(name for name, entry in entries.items() if entry is None)
+        return {name: entry for name, entry in entries.items() if entry is not None}
+
     data = read_file(source, path, max_bytes=max_bytes)
     try:
-        value = json.loads(
-            data, object_hook=lambda entries: {name: entry for name, entry in entries.items() if entry is not None}
-        )
+        value = json.loads(data, object_hook=without_nulls)
     except (ValueError, RecursionError) as error:
         raise InvalidRequestError(f"model file {path} is not JSON") from error
     if not isinstance(value, dict):
         raise InvalidRequestError(f"model file {path} is not a JSON object")
-    return value
+    return value, nulls
 
 
 def read_spec(source: ModelSource) -> DecoderSpec:
@@ -108,16 +144,17 @@ def read_spec(source: ModelSource) -> DecoderSpec:
         UnsupportedError: an architecture, activation, scaling or quantisation that this engine does not run, by name.
         InvalidRequestError: config.json is missing, malformed, out of bounds or contradicts itself.
     """
-    values = read_json(source, "config.json", max_bytes=MAX_CONFIG_BYTES)
-    config = Fields(values, what="config.json", error=InvalidRequestError)
-    architecture = _architecture(config)
+    values, nulls = _read(source, "config.json", max_bytes=MAX_CONFIG_BYTES)
+    architecture = _architecture(Fields(values, what="config.json", error=InvalidRequestError))
     family = FAMILIES[architecture]
     _refuse_unknown_arithmetic(values)
+    filled = {name: value for name, value in family.unsaid.items() if name not in nulls} | values
+    config = Fields(filled, what="config.json", error=InvalidRequestError)
     heads = config.integer("num_attention_heads", low=1, high=MAX_HEADS)
     hidden = config.integer("hidden_size", low=1, high=MAX_WIDTH)
     layers = config.integer("num_hidden_layers", low=1, high=MAX_LAYERS)
     context = config.integer("max_position_embeddings", low=1, high=MAX_CONTEXT)
-    window, windowed = _windows(config, layers, usual=family.windows)
+    window, windowed = _windows(config, layers, always=family.windows)
     stated_bias = _flag(config, "attention_bias")
     spec = DecoderSpec(
         architecture=architecture,
@@ -132,7 +169,7 @@ def read_spec(source: ModelSource) -> DecoderSpec:
         rope=read_rope(config, context=context),
         context=context,
         tied_head=_flag(config, "tie_word_embeddings"),
-        end_tokens=_end_tokens(source, values),
+        end_tokens=_end_tokens(source, stated=values, filled=filled),
         input_bias=stated_bias if family.input_bias is None else family.input_bias,
         output_bias=stated_bias and family.input_bias is None,
         mlp_bias=family.mlp_bias and _flag(config, "mlp_bias"),
@@ -168,15 +205,14 @@ def _refuse_unknown_arithmetic(values: Mapping[str, Json]) -> None:
             raise UnsupportedError(f"the native engine does not run models with {name} = {json.dumps(value)[:100]}")
 
 
-def _windows(config: Fields, layers: int, *, usual: bool | None) -> tuple[int, frozenset[int]]:
+def _windows(config: Fields, layers: int, *, always: bool | None) -> tuple[int, frozenset[int]]:
     """Return the sliding window and its layers: all, those above ``max_window_layers``, or as ``layer_types`` says."""
-    stated = "use_sliding_window" in config
-    used = config.boolean("use_sliding_window") if stated else usual
-    if usual is None or not used or "sliding_window" not in config:
+    used = config.boolean("use_sliding_window") if "use_sliding_window" in config else always
+    if always is None or not used or "sliding_window" not in config:
         return 0, frozenset()
     window = config.integer("sliding_window", low=1, high=MAX_CONTEXT)
     if "layer_types" not in config:
-        first = _size(config, "max_window_layers", 0, MAX_LAYERS, default=28) if stated else 0
+        first = 0 if always else config.integer("max_window_layers", high=MAX_LAYERS)
         return window, frozenset(range(min(first, layers), layers))
     types = config.array("layer_types", max_items=MAX_LAYERS)
     if len(types) != layers or any(kind not in ("full_attention", "sliding_attention") for kind in types):
@@ -184,10 +220,11 @@ def _windows(config: Fields, layers: int, *, usual: bool | None) -> tuple[int, f
     return window, frozenset(index for index, kind in enumerate(types) if kind == "sliding_attention")
 
 
-def _end_tokens(source: ModelSource, values: Mapping[str, Json]) -> frozenset[int]:
+def _end_tokens(source: ModelSource, *, stated: Mapping[str, Json], filled: Mapping[str, Json]) -> frozenset[int]:
+    values = filled
     if "generation_config.json" in source.files:
         generation = read_json(source, "generation_config.json", max_bytes=MAX_CONFIG_BYTES)
-        values = generation if "eos_token_id" in generation else values
+        values = generation if "eos_token_id" in generation else stated
     value = values.get("eos_token_id", [])
     tokens = value if isinstance(value, list) else [value]
     ids = frozenset(token for token in tokens if isinstance(token, int) and not isinstance(token, bool) and token >= 0)

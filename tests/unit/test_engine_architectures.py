@@ -68,10 +68,17 @@ def make(path: Path, family: str, options: dict[str, Any], *, dtype: torch.dtype
     return type(model).from_pretrained(path, dtype=torch.float32).eval()
 
 
-def engine_logits(path: Path, tokens: list[int], *, step_tokens: int, block_tokens: int) -> torch.Tensor:
+def engine_logits(
+    path: Path, tokens: list[int], *, step_tokens: int, block_tokens: int, memory_mib: int = 2
+) -> torch.Tensor:
     """Return the logits after each token from the prompt's last one on [answer, vocabulary]."""
     config = EngineConfig(
-        model_path=path, threads=1, kv_memory_mib=2, block_tokens=block_tokens, max_running=2, step_tokens=step_tokens
+        model_path=path,
+        threads=1,
+        kv_memory_mib=memory_mib,
+        block_tokens=block_tokens,
+        max_running=2,
+        step_tokens=step_tokens,
     )
     rows: list[torch.Tensor] = []
     with torch.inference_mode(), DirectorySource(path) as source:

@@ -99,7 +99,6 @@ def test_what_the_engine_does_not_run_is_refused_by_name(model: Path, fields: di
         {"rope_theta": 1, "rope_scaling": {"rope_type": "yarn", "factor": 2.0}},
         {"max_position_embeddings": 10**400},
         {"tie_word_embeddings": False},
-        {"rope_parameters": {"rope_type": "default"}},
         {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}},
         {"rope_scaling": {"rope_type": "yarn"}},
         {"rope_scaling": {"rope_type": "linear", "factor": float("inf")}},
