@@ -33,13 +33,15 @@ class Intake:
     Args:
         tokenizer: the model's.
         model: what is served.
-        end_tokens: the model's end-of-turn tokens.
+        end_tokens: the model's end-of-turn tokens; the tokenizer's own is one as well.
     """
 
     def __init__(self, *, tokenizer: Tokenizer, model: ModelDescription, end_tokens: frozenset[int]) -> None:
         self._tokenizer = tokenizer
         self._model = model
-        self._end_tokens = end_tokens
+        own = tokenizer.end_token
+        self._end_tokens = end_tokens = end_tokens if own is None else end_tokens | {own}
+        self._turn_end = own if own is not None or len(end_tokens) != 1 else min(end_tokens)
         self._closed = False
         self._text = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine-text")
         self._grammars = GrammarCompiler(
@@ -87,6 +89,11 @@ class Intake:
             bad_words = await self._off_loop(lambda: [ids for text in params.bad_words for ids in spellings(text)])
         return [await self._job(request, prompt, bad_words, stream, index) for index in range(params.n)]
 
+    async def prompt_text(self, job: Job) -> str:
+        """Return the prompt of an answer that has not begun as text; raises as :meth:`jobs`."""
+        special = not job.sampler.params.skip_special_tokens
+        return await self._off_loop(lambda: self._tokenizer.decode_long(job.sequence.tokens, special=special))
+
     async def _job(
         self, request: EngineRequest, prompt: list[int], bad_words: list[list[int]], stream: DeltaStream, index: int
     ) -> Job:
@@ -114,6 +121,7 @@ class Intake:
             decode=partial(self._tokenizer.decode, special=not params.skip_special_tokens),
             stream=stream,
             end_tokens=self._end_tokens,
+            turn_end=self._turn_end,
             index=index,
             profile=request.profile and first,
         )

@@ -32,6 +32,8 @@ class Job:
         decode: from token ids to text.
         stream: where deltas go.
         end_tokens: the model's end-of-turn tokens.
+        turn_end: the one of them that is the tokenizer's own; any other that ends the answer is its stop reason, as in
+            vLLM.
         index: which of a request's answers this is.
         profile: whether the step of the second token is to be traced; its trace is then put into ``trace``.
     """
@@ -44,6 +46,7 @@ class Job:
         decode: Callable[[Sequence[int]], str],
         stream: DeltaStream,
         end_tokens: frozenset[int],
+        turn_end: int | None = None,
         index: int = 0,
         profile: bool = False,
     ) -> None:
@@ -57,6 +60,7 @@ class Job:
         self.timing = Timing()
         self._decode = decode
         self._eos = _NONE if params.ignore_eos else end_tokens
+        self._turn_end = None if params.ignore_eos else turn_end
         self._stop_tokens = frozenset(params.stop_token_ids)
         self._text = TextStream(
             decode=decode,
@@ -64,10 +68,6 @@ class Job:
             keep_stop=params.include_stop_str_in_output,
             before=sequence.tokens[-PROMPT_CONTEXT:],
         )
-
-    def prompt_text(self) -> str:
-        """Return the prompt as text; before the first token was taken."""
-        return self._decode(self.sequence.tokens[: self.sequence.prompt_tokens])
 
     def take(self, choice: Choice) -> TokenDelta | BulkheadError:
         """Return the delta that ``choice``, whose token was just appended to the sequence, gives rise to."""
@@ -107,7 +107,7 @@ class Job:
         return replace(
             delta,
             finish_reason=FinishReason.STOP if ended or stopped is not None else FinishReason.LENGTH,
-            stop_reason=stopped if stopped is not None else token if ended and token in self._stop_tokens else None,
+            stop_reason=token if stopped is None and ended and token != self._turn_end else stopped,
             usage=self._usage(sequence.completion_tokens),
         )
 

@@ -79,6 +79,7 @@ class NativeEngine:
             try:
                 async with asyncio.timeout_at(over_s):
                     jobs = await self._intake.jobs(request, stream)
+                    echo = await self._intake.prompt_text(jobs[0]) if request.sampling.echo else ""
             except TimeoutError as error:
                 raise _late(request) from error
             self._check_serving()
@@ -88,16 +89,10 @@ class NativeEngine:
                 timer = loop.call_at(over_s, self._expire, request, stream, jobs)
             if request.sampling.echo:
                 for job in jobs:
-                    yield TokenDelta(text=job.prompt_text(), token_ids=(), index=job.index)
-            completed, open_answers = 0, answers
-            while open_answers:
-                delta = await stream.take()
-                if delta.usage is not None:
-                    open_answers -= 1
-                    completed += delta.usage.completion_tokens
-                    whole = replace(delta.usage, completion_tokens=completed)
-                    delta = replace(delta, usage=None if open_answers else whole)
-                yield delta
+                    yield TokenDelta(text=echo, token_ids=(), index=job.index)
+            tally = _Tally(answers)
+            while tally.open:
+                yield tally.of_request(await stream.take())
         finally:
             if timer is not None:
                 timer.cancel()
@@ -177,6 +172,26 @@ class NativeEngine:
         self._answers += answers
         stream = self._streams[request_id] = DeltaStream()
         return stream
+
+
+class _Tally:
+    """Makes one usage of those of a request's answers."""
+
+    def __init__(self, answers: int) -> None:
+        self.open = answers
+        self._completed = 0
+        self._cached = 0
+
+    def of_request(self, delta: TokenDelta) -> TokenDelta:
+        """Return a delta with the usage of the whole request where the last answer ends, else with none."""
+        if delta.usage is None:
+            return delta
+        self.open -= 1
+        self._completed += delta.usage.completion_tokens
+        if delta.index == 0:  # what the prompt found: the others find what this one left as well
+            self._cached = delta.usage.cached_tokens
+        whole = replace(delta.usage, completion_tokens=self._completed, cached_tokens=self._cached)
+        return replace(delta, usage=None if self.open else whole)
 
 
 def _late(request: EngineRequest) -> DeadlineError:

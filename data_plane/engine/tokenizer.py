@@ -1,7 +1,7 @@
 """The model's tokenizer and chat template: text to token ids and back. Blocking; called off the event loop."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import tokenizers  # type: ignore[import-untyped]  # published without types
@@ -31,6 +31,8 @@ class Tokenizer:
         vocabulary: rows of the model's embedding; a tokenizer that yields higher ids is refused.
         context_tokens: the longest prompt; bounds the text that is tokenised at all.
 
+    ``end_token`` is the one that tokenizer_config.json names as the end of a turn; None if it names none.
+
     Raises:
         InvalidRequestError: a file is missing, too long, malformed, or does not fit the model.
         SealedModelError: as :meth:`ModelSource.read_into`.
@@ -42,7 +44,10 @@ class Tokenizer:
         entries: dict[str, int] = self._tokenizer.get_vocab(with_added_tokens=True)
         if not entries or max(entries.values()) >= vocabulary:
             raise InvalidRequestError("tokenizer.json yields token ids that the model has no embedding for")
-        self._template = _template(source)
+        config = _config(source)
+        self._template = _template(source, config)
+        end = _token_text(config.get("eos_token"))
+        self.end_token: int | None = None if end is None else entries.get(end)
         self._context_tokens = context_tokens
         # A token stands for at most as many bytes as its name has: byte-level names spell each byte with one
         # character or more, the others spell the text itself.
@@ -97,6 +102,11 @@ class Tokenizer:
         text: str = _sound(lambda: self._tokenizer.decode(ids, skip_special_tokens=not special))
         return text
 
+    def decode_long(self, ids: Sequence[int], *, special: bool = False) -> str:
+        """Return what :meth:`decode` does; without Python's lock, which a batch of one is decoded without."""
+        (text,) = _sound(lambda: self._tokenizer.decode_batch([ids], skip_special_tokens=not special))
+        return str(text)
+
     def spellings(self, word: str) -> list[list[int]]:
         """Return the token sequences that spell ``word`` at the start of a text and after a space, as vLLM does.
 
@@ -133,10 +143,13 @@ def _load(source: ModelSource) -> tokenizers.Tokenizer:
     return tokenizer
 
 
-def _template(source: ModelSource) -> ChatTemplate | None:
-    config: dict[str, Json] = {}
-    if "tokenizer_config.json" in source.files:
-        config = read_json(source, "tokenizer_config.json", max_bytes=MAX_CONFIG_BYTES)
+def _config(source: ModelSource) -> dict[str, Json]:
+    if "tokenizer_config.json" not in source.files:
+        return {}
+    return read_json(source, "tokenizer_config.json", max_bytes=MAX_CONFIG_BYTES)
+
+
+def _template(source: ModelSource, config: Mapping[str, Json]) -> ChatTemplate | None:
     template = config.get("chat_template")
     if "chat_template.jinja" in source.files:
         try:

@@ -120,7 +120,7 @@ class EngineRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
-    """Tokens of one request; ``cached_tokens`` of the prompt were not computed again."""
+    """Tokens of one request; ``cached_tokens`` of the prompt were not computed again (for the first of its answers)."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -138,7 +138,8 @@ class TokenDelta:
         logprobs: of ``token_ids``, if asked for.
         prompt_logprobs: of the prompt's tokens from the second on, if asked for; with the first answer's first delta.
         finish_reason: set on the last delta of each answer and only there.
-        stop_reason: with ``stop``, the stop string or stop token that ended the answer; None for the end of turn.
+        stop_reason: with ``stop``, the stop string or token that ended the answer; None for the tokenizer's own end of
+            turn.
         usage: of the whole request, set on its very last delta.
         trace: of the step that was to be traced, as a gzipped Chrome trace; with the token of that step. It has names
             and times of operators, no shapes, stacks or data. An answer of one token has none.

@@ -142,7 +142,7 @@ class End:
     Attributes:
         finish_reason: ``stop`` or ``length``; of the first answer.
         usage: tokens of all answers.
-        stop_reason: the text or token that the request named and that ended the first answer.
+        stop_reason: the text or token that ended the first answer; None for the end of turn that the tokenizer names.
         cached_tokens: tokens of the prompt that were not computed again.
         others: finish and stop reason of each further answer, in order.
     """
