@@ -169,6 +169,13 @@ class AuditReader(Protocol):
         """
         ...
 
+    def open_pairs(self, log_id: int, start: int, stop: int) -> IndexedLeaves:
+        """Return, newest first, a log's open pairs with ``start <= index < stop``, at most 4,096 places.
+
+        That is: allowed decisions on sessions whose pair has neither an outcome nor a renewal, anywhere in the index.
+        """
+        ...
+
     def close(self) -> None:
         """Release the database."""
         ...

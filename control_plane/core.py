@@ -14,6 +14,7 @@ from control_plane.services.issuers import Issuers
 from control_plane.services.journal import Journal
 from control_plane.services.key_release import KeyReleaser, SqlFloors, TenantBroker
 from control_plane.services.leases import Leases
+from control_plane.services.leftovers import Leftovers
 from control_plane.services.lifecycle import Lifecycle
 from control_plane.services.pool import PartitionPool
 from control_plane.services.receipt_batches import Batches
@@ -206,6 +207,7 @@ class Core(FleetCore):
             expiry_grace_s=session_settings.expiry_grace_s,
             now_us=now_us,
         )
+        self.leftovers = Leftovers(database=database, journal=journal, open_timeout_s=session_settings.open_timeout_s)
         self.reconciler = Reconciler(
             database=database,
             journal=journal,
@@ -217,6 +219,7 @@ class Core(FleetCore):
             book=self.book,
             releaser=self.releaser,
             issuers=issuers,
+            leftovers=self.leftovers,
             idle_grace_s=session_settings.idle_grace_s,
             now_us=now_us,
         )

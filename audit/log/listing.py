@@ -6,7 +6,7 @@ from bulkhead.errors import RecordError
 from bulkhead.transparency.leaf import parse_leaf
 from bulkhead.transparency.merkle import leaf_hash
 
-__all__ = ["list_records"]
+__all__ = ["list_open_pairs", "list_records"]
 
 
 def list_records(store: AuditReader, query: RecordFilter, page: Page) -> RecordPage:
@@ -26,6 +26,12 @@ def list_records(store: AuditReader, query: RecordFilter, page: Page) -> RecordP
     """
     found = store.query(query, page)
     return RecordPage(tuple(_compared(item) for item in found.rows), found.next, found.indexed, found.size)
+
+
+def list_open_pairs(store: AuditReader, log_id: int, start: int, stop: int) -> RecordPage:
+    """List a log's open pairs among some places, each compared as in :func:`list_records`; raise as that does."""
+    found = store.open_pairs(log_id, start, stop)
+    return RecordPage(tuple(_compared(item) for item in found.rows), "", found.indexed, found.size)
 
 
 def _compared(item: IndexedLeaf) -> ListedRecord:

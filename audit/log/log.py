@@ -16,7 +16,7 @@ from audit.config import AuditConfig
 from audit.keys import LogKeys
 from audit.log.deadlines import Deadlines
 from audit.log.known import KnownLogs
-from audit.log.listing import list_records
+from audit.log.listing import list_open_pairs, list_records
 from audit.log.opening import Opened, open_parts, platform_log
 from audit.log.prover import Prover
 from audit.log.publishing import Publisher, current_path, keep_publishing
@@ -154,6 +154,11 @@ class AuditLog:
     def logs(self) -> tuple[LogInfo, ...]:
         """Return every log, the platform's first."""
         return self._known.every()
+
+    @property
+    def shared(self) -> bool:
+        """Whether other processes may append to the database, too."""
+        return self._store.shared
 
     def size(self, log_id: int) -> int:
         """Return how many records of a log are acknowledged.
@@ -311,6 +316,18 @@ class AuditLog:
             AuditUnavailableError: the database cannot be read.
         """
         return await self._read(lambda: list_records(self._store, query, page))
+
+    async def open_pairs(self, log_id: int, start: int, stop: int) -> RecordPage:
+        """List, newest first, a log's open pairs with ``start <= index < stop``, at most 4,096 places.
+
+        That is: allowed decisions on sessions whose pair has neither an outcome nor a renewal in the index;
+        ``indexed`` says how far that reaches.
+
+        Raises:
+            RecordError: the index or a leaf was tampered with; names the record.
+            AuditUnavailableError: the database cannot be read.
+        """
+        return await self._read(lambda: list_open_pairs(self._store, log_id, start, stop))
 
     async def export(
         self, log_ids: Sequence[int], stream: BinaryIO, *, first: int = 0, progress: Progress | None = None

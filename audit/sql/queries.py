@@ -7,17 +7,33 @@ from typing import Any, Final
 from sqlalchemy import ColumnElement, Connection, Row, asc, desc, func, select
 
 from audit.model import MAX_PAGE, Head, IndexRow, LogInfo, Order, Page, RecordFilter, StoredLeaf
+from audit.records import Action, Decision
 from audit.sql.tables import audit_head, audit_index, audit_leaf, audit_log
 from audit.store import IndexedLeaf, IndexedLeaves
 from bulkhead.errors import InvalidRequestError
 from bulkhead.transparency.merkle import Frontier
 
-__all__ = ["as_bytes", "as_int", "as_text", "index_row", "read_heads", "read_logs", "run_query", "stored_leaf"]
+__all__ = [
+    "as_bytes",
+    "as_int",
+    "as_text",
+    "index_row",
+    "read_heads",
+    "read_logs",
+    "run_open_pairs",
+    "run_query",
+    "stored_leaf",
+]
 
 _TOKEN: Final = re.compile(r"([ip])(0|[1-9][0-9]{0,17})")
 _INDEX: Final = audit_index.c
 _LEAF: Final = audit_leaf.c
 _INDEX_COLUMNS: Final = len(_INDEX)
+_LEAF_COLUMNS: Final = (
+    _LEAF.pos.label("leaf_pos"), _LEAF.log_id, _LEAF.idx, _LEAF.record_id, _LEAF.leaf, _LEAF.leaf_hash
+)  # fmt: skip
+_PAIRS: Final = 500  # looked up at once
+_CLOSING: Final = frozenset({Action.OUTCOME.value, Action.SESSION_RENEWED.value})
 
 
 def run_query(connection: Connection, query: RecordFilter, page: Page) -> IndexedLeaves:
@@ -43,9 +59,8 @@ def run_query(connection: Connection, query: RecordFilter, page: Page) -> Indexe
     ordered = key + 0 if span else key
     places = select(key).where(*conditions).order_by(order(ordered)).limit(page.limit + 1).subquery()
     placed = key == places.c[key.name]
-    leaves = (_LEAF.pos.label("leaf_pos"), _LEAF.log_id, _LEAF.idx, _LEAF.record_id, _LEAF.leaf, _LEAF.leaf_hash)
     found = connection.execute(
-        select(audit_index, *leaves)
+        select(audit_index, *_LEAF_COLUMNS)
         .join_from(places, audit_index, placed if query.log_id is None else placed & (_INDEX.log_id == query.log_id))
         .join(audit_leaf, _INDEX.pos == _LEAF.pos, isouter=True)
         .order_by(order(key))
@@ -56,6 +71,36 @@ def run_query(connection: Connection, query: RecordFilter, page: Page) -> Indexe
         last = rows[-1].row
         token = f"p{last.pos}" if query.log_id is None else f"i{last.index}"
     return IndexedLeaves(rows, token, *_sizes(connection, query.log_id))
+
+
+def run_open_pairs(connection: Connection, log_id: int, start: int, stop: int) -> IndexedLeaves:
+    """Return the open pairs among a log's places; see :meth:`audit.store.AuditReader.open_pairs`.
+
+    Two look-ups rather than one statement that leaves out what has an outcome: of that a planner may make a reading of
+    the whole index.
+    """
+    decided = connection.execute(
+        select(_INDEX.idx, _INDEX.pair_id).where(
+            _INDEX.log_id == log_id,
+            _INDEX.action == Action.DECISION.value,
+            _INDEX.decision == Decision.ALLOW.value,
+            _INDEX.session != "",
+            _INDEX.idx >= start,
+            _INDEX.idx < stop,
+        )
+    ).all()
+    pairs = sorted({as_text(row.pair_id) for row in decided})
+    closed: set[str] = set()
+    for first in range(0, len(pairs), _PAIRS):
+        these = _INDEX.pair_id.in_(pairs[first : first + _PAIRS])
+        found = connection.execute(select(_INDEX.pair_id, _INDEX.log_id, _INDEX.action).where(these))
+        closed |= {row.pair_id for row in found if row.log_id == log_id and row.action in _CLOSING}
+    places = sorted((row.idx for row in decided if row.pair_id not in closed), reverse=True)
+    rows: list[IndexedLeaf] = []
+    for first in range(0, len(places), _PAIRS):
+        here = (_INDEX.log_id == log_id) & _INDEX.idx.in_(places[first : first + _PAIRS])
+        rows += _with_leaves(connection, here)
+    return IndexedLeaves(tuple(rows), "", *_sizes(connection, log_id))
 
 
 def read_logs(connection: Connection) -> tuple[LogInfo, ...]:
@@ -113,6 +158,16 @@ def stored_leaf(row: Sequence[Any]) -> StoredLeaf:
     return StoredLeaf(
         as_int(pos), as_int(log_id), as_int(index), as_text(record_id), as_bytes(leaf), as_bytes(leaf_hash)
     )
+
+
+def _with_leaves(connection: Connection, wanted: ColumnElement[bool]) -> list[IndexedLeaf]:
+    found = connection.execute(
+        select(audit_index, *_LEAF_COLUMNS)
+        .join_from(audit_index, audit_leaf, _INDEX.pos == _LEAF.pos, isouter=True)
+        .where(wanted)
+        .order_by(desc(_INDEX.idx))
+    )
+    return [IndexedLeaf(index_row(row), _leaf_beside(row)) for row in found]
 
 
 def _leaf_beside(row: Row[Any]) -> StoredLeaf | None:

@@ -14,7 +14,7 @@ from audit.sql.appender import Appender
 from audit.sql.backend import Backend
 from audit.sql.driver import Driver, driver_of, transaction
 from audit.sql.projector import Projector
-from audit.sql.queries import as_bytes, as_int, as_text, read_heads, read_logs, run_query, stored_leaf
+from audit.sql.queries import as_bytes, as_int, as_text, read_heads, read_logs, run_open_pairs, run_query, stored_leaf
 from audit.sql.statements import (
     LAST_ROUND,
     LEAF_HASHES,
@@ -172,6 +172,11 @@ class SqlAuditReader:
         """Return a page of the index."""
         with self.reading() as connection:
             return run_query(connection, query, page)
+
+    def open_pairs(self, log_id: int, start: int, stop: int) -> IndexedLeaves:
+        """Return the open pairs among some places of a log."""
+        with self.reading() as connection:
+            return run_open_pairs(connection, log_id, start, stop)
 
 
 class SqlAuditStore(SqlAuditReader):

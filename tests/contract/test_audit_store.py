@@ -12,7 +12,7 @@ from audit.store import AuditStore, NewLeaf, Placed
 from bulkhead.errors import ConflictError, InvalidRequestError, LogForkError, NotFoundError
 from bulkhead.transparency.merkle import Frontier
 from tests.simulator.audit_memory_store import MemoryAuditStore
-from tests.simulator.audit_world import OTHER, TENANT, decision, event, new_leaf, opening, stamper
+from tests.simulator.audit_world import OTHER, TENANT, closing, decision, event, new_leaf, opening, stamper
 
 PLATFORM = LogInfo(log_id=1, origin="audit.test/platform/1", tenant=None, epoch=1, slot=None)
 FIRST = LogInfo(log_id=2, origin="audit.test/t/a/1", tenant=TENANT, epoch=1, slot=0)
@@ -265,6 +265,30 @@ def test_filters(store, logs, commit, query):
     model.project(99)
     found = [item.row.pos for item in store.query(query, Page()).rows]
     assert found == [item.row.pos for item in model.query(query, Page()).rows]
+
+
+def test_open_pairs(store, logs, commit):
+    """Allowed decisions without outcome or renewal, of one log and some places of it, newest first, and none other."""
+    model = MemoryAuditStore()
+    model.commit([opening(PLATFORM), opening(FIRST), opening(SECOND)], GENESIS)
+    leaves = [new_leaf(2, decision(number=n, allow=n % 4 > 0)) for n in range(1_200)]
+    leaves += [new_leaf(2, closing(n, renewed=n % 3 == 0)) for n in range(600)]
+    leaves += [new_leaf(3, decision(number=1_199, tenant=OTHER)), new_leaf(3, closing(1_000, tenant=OTHER))]
+    for batch in (leaves[:1_000], leaves[1_000:]):
+        commit(*batch)
+        model.commit(batch, model.last_commit())
+        store.project(2_000)
+        model.project(2_000)
+    for log_id, start, stop in ((2, 0, 1_801), (2, 601, 603), (2, 603, 1_100), (2, 1, 600), (3, 0, 3), (9, 0, 3)):
+        found = store.open_pairs(log_id, start, stop)
+        expected = model.open_pairs(log_id, start, stop)
+        assert [item.row.index for item in found.rows] == [item.row.index for item in expected.rows]
+        assert [item.stored and item.stored.leaf for item in found.rows] == [
+            item.stored and item.stored.leaf for item in expected.rows
+        ]
+        assert (found.indexed, found.size) == (expected.indexed, expected.size)
+    assert len(store.open_pairs(2, 0, 1_801).rows) == 450
+    assert len(store.open_pairs(3, 0, 3).rows) == 1
 
 
 @pytest.mark.parametrize(

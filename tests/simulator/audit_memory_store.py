@@ -148,6 +148,24 @@ class MemoryAuditStore:
         size = len(self._leaves) if query.log_id is None else len(self._of(query.log_id))
         return IndexedLeaves(tuple(rows[: page.limit]), token, len(indexed), size)
 
+    def open_pairs(self, log_id: int, start: int, stop: int) -> IndexedLeaves:
+        sizes = self.query(RecordFilter(log_id=log_id), Page(limit=1))
+        every = [
+            IndexedLeaf(IndexRow.of(stored.pos, stored.log_id, stored.index, parse_leaf(stored.leaf)), stored)
+            for stored in reversed(self._leaves[: self._indexed])
+            if stored.log_id == log_id
+        ]
+        closed = {item.row.pair_id for item in every if item.row.action in {"outcome", "session.renewed"}}
+        rows = tuple(
+            item
+            for item in every
+            if start <= item.row.index < stop
+            and (item.row.action, item.row.decision) == ("decision", "allow")
+            and item.row.session
+            and item.row.pair_id not in closed
+        )
+        return IndexedLeaves(rows, "", sizes.indexed, sizes.size)
+
 
 def _clash(log: LogInfo, new: LogInfo) -> bool:
     same_epoch = log.epoch == new.epoch

@@ -59,6 +59,23 @@ def decision(
     )
 
 
+def closing(number: int, *, tenant: str = TENANT, renewed: bool = False, stamps: Stamper = _STAMPER) -> Record:
+    """Return what closes the pair of :func:`decision` with that number: an outcome, or a renewal."""
+    pair: dict[str, Any] = {
+        "tenant": tenant,
+        "subject": records.Subject("subj_01h455vb4pex5vsknk084sn02q", ("developer",)),
+        "cause": records.tenant_cause(credential="cred_1", request_id=f"req_{number}"),
+        "session": f"sess_{number}",
+        "pair_id": f"pair_{number}",
+        "partition": "part_1",
+        "tier": "gpu",
+        "evidence": DIGEST,
+    }
+    if renewed:
+        return records.session_renewed(stamps.stamp(), **pair)
+    return records.outcome(stamps.stamp(), result="ready", model="tiny", **pair)
+
+
 def event(*, stamps: Stamper = _STAMPER) -> Record:
     """Return a record of the platform's log."""
     return records.platform_event(

@@ -7,7 +7,6 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from audit.records import Action, PlatformReason, platform_event
-from audit.sql import SqlAuditStore
 from bulkhead import ids
 from bulkhead.errors import (
     AgentUnavailableError,
@@ -22,7 +21,6 @@ from control_plane.domain.partitions import TRANSITIONS, Partition, PartitionSta
 from control_plane.domain.roles import Role
 from control_plane.domain.tiers import Tier
 from control_plane.placement import Placement
-from control_plane.services import reconcile
 from control_plane.services.settings import FleetSettings, SessionSettings
 from service.bulkhead_fleet.v1 import fleet_pb2 as agents_pb2
 from tests.simulator.fake_agent import FakeAgent, inventory
@@ -469,53 +467,8 @@ async def test_session_that_is_not_renewed_is_closed(tmp_path) -> None:
         assert (await world.open("acme", request())).grant.session_id
 
 
-async def test_crash_in_the_middle_of_an_open_is_closed_as_unknown(tmp_path) -> None:
-    """A decision without an outcome gets one after a restart, once, and the slot is free."""
-    async with session_world(tmp_path) as before:
-        caller = await before.tenant("solo", session_limit=1)
-        agent = await before.agent(answers=False)
-        opening = asyncio.create_task(before.open("solo", request()))
-        await agent.until(lambda: bool(agent.commands))
-        # The process dies here: nothing of its clean-up happens.
-        before.core.opener._abandon = _nothing
-        before.core.pool._undo = _nothing
-        await agent.stop()
-    await asyncio.gather(opening, return_exceptions=True)
-    for _ in range(2):
-        async with session_world(tmp_path) as after:
-            after.callers["solo"] = caller
-            outcomes = await after.records(caller.tenant_id, "outcome")
-            assert [record.data["result"] for record in outcomes] == ["unknown"]
-    async with session_world(tmp_path) as last:
-        last.callers["solo"] = caller
-        await last.agent(2)
-        assert (await last.open("solo", request())).grant.session_id
-
-
-async def test_a_decision_is_closed_once_the_index_holds_it(tmp_path, monkeypatch) -> None:
-    """A start does not wait for an index that is far behind; the decision gets its outcome when the index is there."""
-    monkeypatch.setattr(reconcile, "INDEX_WAIT_S", 0.1)
-    project = SqlAuditStore.project
-    monkeypatch.setattr(SqlAuditStore, "project", lambda *_: None)  # as while another process has the turn
-    async with session_world(tmp_path) as before:
-        caller = await before.tenant("solo")
-        agent = await before.agent(answers=False)
-        opening = asyncio.create_task(before.open("solo", request()))
-        await agent.until(lambda: bool(agent.commands))
-        before.core.opener._abandon = _nothing
-        before.core.pool._undo = _nothing
-        await agent.stop()
-    await asyncio.gather(opening, return_exceptions=True)
-    async with session_world(tmp_path) as after:
-        assert await after.records(caller.tenant_id, "outcome") == []
-        monkeypatch.setattr(SqlAuditStore, "project", project)
-
-        async def outcomes() -> list[str]:
-            await after.core.reconciler._close_decisions()  # as every second
-            return [str(record.data["result"]) for record in await after.records(caller.tenant_id, "outcome")]
-
-        assert await after.eventually(outcomes) == ["unknown"]
-        assert await outcomes() == ["unknown"]
+async def _nothing(*_: object) -> None:
+    return None
 
 
 async def test_an_abandoned_open_has_its_outcome_though_the_state_is_away(world, acme, monkeypatch) -> None:
@@ -532,10 +485,6 @@ async def test_an_abandoned_open_has_its_outcome_though_the_state_is_away(world,
     opening.cancel()
     outcomes = await world.eventually(lambda: world.records(acme.tenant_id, "outcome"))
     assert [record.data["result"] for record in outcomes] == ["failed"]
-
-
-async def _nothing(*_: object) -> None:
-    return None
 
 
 async def test_suspended_tenants_and_revoked_credentials_are_found_by_themselves(world, acme) -> None:
