@@ -1,17 +1,23 @@
 """Turns tokens into text as they come: whole characters only, and never past a stop string."""
 
 from collections.abc import Callable, Sequence
+from typing import Final
 
 __all__ = ["Detokeniser", "StopFinder", "TextStream"]
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"  # what a decoder shows for the bytes of an incomplete character
+MAX_OPEN: Final = 3  # bytes of an incomplete character (RFC 3629), each of which may be a token and be shown as one
+# Tokens that are decoded together where none ends a character: so many bytes show the last MAX_OPEN replacement
+# characters alike, wherever in a character they begin.
+MAX_WINDOW: Final = 16
 
 
 class Detokeniser:
-    """Decodes a growing list of tokens step by step.
+    """Decodes a growing list of tokens step by step, in time that does not grow with the list.
 
     A tokenizer may decode a token differently after another one (leading spaces, bytes of one character), so each step
-    decodes the new tokens together with the last ones whose text is out already, and takes the difference.
+    decodes the new tokens together with the last ones whose text is out already, and takes the difference. Bytes that
+    may still become a character are held back; of a list that never comes to the end of one, no more than those.
 
     Args:
         decode: from token ids to text.
@@ -22,26 +28,47 @@ class Detokeniser:
     def __init__(self, decode: Callable[[Sequence[int]], str], *, before: Sequence[int] = ()) -> None:
         self._decode = decode
         starts = (list(before[at:]) for at in range(len(before)))
-        # Tokens whose text is out.
-        self._context: list[int] = next((start for start in starts if REPLACEMENT not in decode(start)), [])
-        self._pending: list[int] = []  # tokens whose text is not
+        self._window: list[int] = next((start for start in starts if REPLACEMENT not in decode(start)), [])
+        self._out = decode(self._window) if self._window else ""  # what is out of the window's text: its beginning
+        self._held = 0  # last tokens of the window whose text is not
 
     def push(self, token: int) -> str:
         """Return the text that ``token`` completes; empty while its last character may still grow."""
-        self._pending.append(token)
-        text = self._decode([*self._context, *self._pending])
-        if text.endswith(REPLACEMENT):
-            return ""
-        return self._release(text)
+        self._window.append(token)
+        self._held += 1
+        text = self._decode(self._window)
+        if not text.endswith(REPLACEMENT):
+            return self._release(text)
+        return self._spill(text) if len(self._window) > MAX_WINDOW else ""
 
     def flush(self) -> str:
         """Return the text of what is left, with replacement characters for bytes that never became whole."""
-        return self._release(self._decode([*self._context, *self._pending])) if self._pending else ""
+        return self._release(self._decode(self._window)) if self._held else ""
 
     def _release(self, text: str) -> str:
-        known = len(self._decode(self._context)) if self._context else 0
-        self._context, self._pending = self._pending, []
-        return text[known:]
+        fresh = self._fresh(text)
+        if text.startswith(self._out):
+            self._window = self._window[-self._held :]
+            text = self._decode(self._window)
+        self._out, self._held = text, 0
+        return fresh
+
+    def _spill(self, text: str) -> str:
+        """Return what no further token changes of a text that ends inside a character, and shorten the window."""
+        fresh = self._fresh(text)
+        whole = max(len(fresh.rstrip(REPLACEMENT)), len(fresh) - MAX_OPEN)
+        still_open = fresh[whole:]
+        self._window = self._window[-MAX_WINDOW:]
+        self._out, self._held = self._decode(self._window), min(self._held, MAX_OPEN)
+        if not self._out.endswith(still_open):  # the bytes lie behind many tokens without text: they are given up
+            self._held = 0
+            return fresh
+        self._out = self._out[: len(self._out) - len(still_open)]
+        return fresh[:whole]
+
+    def _fresh(self, text: str) -> str:
+        """Return the part of the window's text that is not out, of a tokenizer's that a byte changed altogether too."""
+        return text[len(self._out) :] if text.startswith(self._out) else self._decode(self._window[-self._held :])
 
 
 class StopFinder:
