@@ -221,6 +221,7 @@ class AuditHealth:
         queued: records waiting for a commit.
         unindexed: records behind which the index is.
         witnesses: why each witness that did not cosign the platform's last checkpoint did not, by its name.
+        rounds: why a past round could not be made again as it is in the platform's log; empty if all could.
     """
 
     writable: bool
@@ -229,3 +230,4 @@ class AuditHealth:
     queued: int
     unindexed: int
     witnesses: Mapping[str, str] = field(default_factory=dict)
+    rounds: str = ""

@@ -157,6 +157,17 @@ class AuditReader(Protocol):
         """Return the number of the last round, or None."""
         ...
 
+    def sizes_in_round(self, number: int) -> Mapping[int, int]:
+        """Return the size that each log had in a round, by log id: that of its last row up to there.
+
+        Logs of which no round up to there has a row are left out. It is not asked whether there is such a round.
+        """
+        ...
+
+    def round_heads(self, start: int, stop: int) -> tuple[RoundHead, ...]:
+        """Return the rows of the rounds with ``start <= round < stop``, by round and log id."""
+        ...
+
     def unindexed(self) -> int:
         """Return how many leaves the index does not hold yet."""
         ...

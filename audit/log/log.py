@@ -15,9 +15,11 @@ from typing import BinaryIO, Final, Self, TypeVar
 from audit.config import AuditConfig
 from audit.keys import LogKeys
 from audit.log.deadlines import Deadlines
+from audit.log.history import RoundHistory
 from audit.log.known import KnownLogs
 from audit.log.listing import list_open_pairs, list_records
 from audit.log.opening import Opened, open_parts, platform_log
+from audit.log.past import PastRounds, RoundsAsked
 from audit.log.prover import Prover
 from audit.log.publishing import Publisher, current_path, keep_publishing
 from audit.log.rounds import CommittedRound, RoundMaker, RoundState, make_rounds
@@ -45,7 +47,7 @@ from bulkhead.errors import (
 )
 from bulkhead.transparency.merkle import leaf_hash
 from bulkhead.transparency.receipt import AuditReceipt
-from bulkhead.transparency.rounds import RoundPath
+from bulkhead.transparency.rounds import RoundPage, RoundPath
 
 __all__ = ["AuditLog"]
 
@@ -87,6 +89,11 @@ class AuditLog:
             sign=self._serving.note,
             extension=lambda old, new: self.extension(self.platform_log.log_id, old, new),
             keep=self._writer.keep_cosignatures,
+        )
+        self._past = PastRounds(
+            history=RoundHistory(store=parts.store, keys=parts.keys, prover=self._prover),
+            publisher=self._publisher,
+            serving=self._serving,
         )
 
     @classmethod
@@ -136,6 +143,7 @@ class AuditLog:
             await self._read(lambda: [self._serving.note(info, head.frontier) for info, head in heads])
         await self._writer.close()
         self._readers.shutdown(wait=False)
+        self._past.close()
         await asyncio.to_thread(self._store.close)
         self._lock.close()
 
@@ -305,6 +313,21 @@ class AuditLog:
             lambda: current_path(self._publisher, self._rounds, self._serving, platform=platform, head=head, slot=slot)
         )
 
+    async def round_paths(self, log_id: int, asked: RoundsAsked) -> RoundPage:
+        """Return what ties a tenant's log to successive past rounds; see :meth:`~audit.log.past.PastRounds.page`.
+
+        Raises:
+            NotFoundError: no such log, or a round does not hold it.
+            InvalidRequestError: the log has no tree of the size that is asked about.
+            UnavailableError: the rounds are not published (yet), or too many ask for rounds.
+            RecordError: the database does not say what the platform's log says.
+        """
+        await self._catch_up()
+        known, platform = self._known, self.platform_log
+        own = (known.info(log_id), known.head(log_id))
+        logs = {info.log_id: info for info in known.every()}
+        return await self._past.page((platform, known.head(platform.log_id)), own, logs, asked)
+
     async def records(self, query: RecordFilter, page: Page) -> RecordPage:
         """List records through the index; each is compared with its leaf before it is returned.
 
@@ -357,6 +380,7 @@ class AuditLog:
             queued=self._writer.queued,
             unindexed=self._writer.unindexed,
             witnesses={name: error.message for name, error in self._publisher.failures.items()},
+            rounds=self._past.failure,
         )
 
     async def _start(self) -> None:

@@ -12,7 +12,7 @@ from typing import Final
 from audit.store import AuditReader
 from audit.tiles import TILE_LEVELS, TILE_WIDTH, split_tile
 from bulkhead.errors import AuditUnavailableError, ProofError
-from bulkhead.transparency.merkle import NodeReader, node_hash, tree_root
+from bulkhead.transparency.merkle import Frontier, NodeReader, node_hash, tree_root
 
 __all__ = ["Prover"]
 
@@ -41,6 +41,20 @@ class Prover:
         Its reads raise AuditUnavailableError if the database cannot be read or lacks a hash.
         """
         return lambda level, index: self._node(log_id, level, index)
+
+    def frontier(self, log_id: int, size: int) -> Frontier:
+        """Return the frontier of a log's first ``size`` leaves, as stored; it is not proven to be the log's.
+
+        Raises:
+            AuditUnavailableError: the database cannot be read or lacks a hash.
+        """
+        nodes: list[bytes] = []
+        low = 0
+        for level in reversed(range(size.bit_length())):
+            if size >> level & 1:
+                nodes.append(self._node(log_id, level, low >> level))
+                low += 1 << level
+        return Frontier(size, tuple(nodes))
 
     def _node(self, log_id: int, level: int, index: int) -> bytes:
         with self._guard:

@@ -99,7 +99,15 @@ class Serving:
             AuditUnavailableError: the database cannot be read.
         """
         later = self.earlier(info, frontier, new_size)
-        return consistency_proof(old_size, new_size, self._prover.nodes(info.log_id)), self.note(info, later)
+        return self.consistency(info, old_size, new_size), self.note(info, later)
+
+    def consistency(self, info: LogInfo, old_size: int, new_size: int) -> tuple[bytes, ...]:
+        """Return the consistency proof between two sizes up to an acknowledged one, as stored.
+
+        Raises:
+            AuditUnavailableError: the database cannot be read.
+        """
+        return consistency_proof(old_size, new_size, self._prover.nodes(info.log_id))
 
     def earlier(self, info: LogInfo, frontier: Frontier, size: int) -> Frontier:
         """Return the frontier of an earlier size, proven to be that of the acknowledged log: it may be signed.
@@ -110,14 +118,7 @@ class Serving:
         """
         if size == frontier.size:
             return frontier
-        node = self._prover.nodes(info.log_id)
-        nodes: list[bytes] = []
-        low = 0
-        for level in reversed(range(size.bit_length())):
-            if size >> level & 1:
-                nodes.append(node(level, low >> level))
-                low += 1 << level
-        found = Frontier(size, tuple(nodes))
+        found = self._prover.frontier(info.log_id, size)
         try:
             if size:
                 verify_consistency(
@@ -125,7 +126,7 @@ class Serving:
                     old_root=found.root(),
                     new_size=frontier.size,
                     new_root=frontier.root(),
-                    proof=consistency_proof(size, frontier.size, node),
+                    proof=consistency_proof(size, frontier.size, self._prover.nodes(info.log_id)),
                 )
         except ConsistencyError as error:
             raise RecordError(f"{info.origin}: the stored tree of size {size} is not that of the log") from error

@@ -9,7 +9,7 @@ from bulkhead.errors import AuditUnavailableError
 
 __all__ = ["SCHEMA_REVISION", "check_schema", "migrate"]
 
-SCHEMA_REVISION: Final = "0004"
+SCHEMA_REVISION: Final = "0005"
 _MIGRATIONS: Final = Path(__file__).parent / "migrations"
 
 

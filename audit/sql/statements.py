@@ -36,6 +36,8 @@ __all__ = [
     "MAX_ROWS",
     "PROJECTOR_LOCK",
     "PROJECTOR_TURN",
+    "ROUND_HEADS",
+    "SIZES_IN_ROUND",
     "CommitStatements",
     "ManyRows",
     "Prepared",
@@ -53,6 +55,21 @@ LEAVES_BEHIND: Final = (
     select(audit_leaf).where(_LEAF.pos > bindparam("done")).order_by(_LEAF.pos).limit(bindparam("limit"))
 )
 LAST_ROUND: Final = select(func.max(audit_round.c.round))
+_ROUND: Final = audit_round.c
+SIZES_IN_ROUND: Final = select(  # one step in the index by log for each log
+    audit_log.c.log_id,
+    select(_ROUND.size)
+    .where(_ROUND.log_id == audit_log.c.log_id, _ROUND.round <= bindparam("number"))
+    .order_by(_ROUND.round.desc())
+    .limit(1)
+    .scalar_subquery()
+    .label("size"),
+)
+ROUND_HEADS: Final = (
+    select(audit_round)
+    .where(_ROUND.round >= bindparam("start"), _ROUND.round < bindparam("stop"))
+    .order_by(_ROUND.round, _ROUND.log_id)
+)
 LAST_INDEXED: Final = select(func.max(audit_index.c.pos))
 _WRITER_LOCK: Final = select(audit_writer.c.id).where(audit_writer.c.id == SEQUENCER).with_for_update()
 _PROJECTOR: Final = select(audit_writer.c.id).where(audit_writer.c.id == PROJECTOR)

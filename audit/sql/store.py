@@ -9,7 +9,7 @@ from sqlalchemy import Connection, Engine, func, select
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from audit.chain import GENESIS, LockState
-from audit.model import Failpoint, Head, LogInfo, Page, RecordFilter, StoredLeaf
+from audit.model import Failpoint, Head, LogInfo, Page, RecordFilter, RoundHead, StoredLeaf
 from audit.sql.appender import Appender
 from audit.sql.backend import Backend
 from audit.sql.driver import Driver, driver_of, transaction
@@ -20,6 +20,8 @@ from audit.sql.statements import (
     LEAF_HASHES,
     LEAVES,
     MAX_ROWS,
+    ROUND_HEADS,
+    SIZES_IN_ROUND,
     keep_checkpoints,
 )
 from audit.sql.tables import (
@@ -161,6 +163,18 @@ class SqlAuditReader:
         """Return the last round's number."""
         with self.reading() as connection:
             return connection.execute(LAST_ROUND).scalar()
+
+    def sizes_in_round(self, number: int) -> Mapping[int, int]:
+        """Return the size of each log in a round, by log id."""
+        with self.reading() as connection:
+            found = connection.execute(SIZES_IN_ROUND, {"number": number})
+            return {as_int(row.log_id): as_int(row.size) for row in found if row.size is not None}
+
+    def round_heads(self, start: int, stop: int) -> tuple[RoundHead, ...]:
+        """Return the rows of rounds, by round and log id."""
+        with self.reading() as connection:
+            found = connection.execute(ROUND_HEADS, {"start": start, "stop": stop})
+            return tuple(RoundHead(as_int(row.round), as_int(row.log_id), as_int(row.size)) for row in found)
 
     def unindexed(self) -> int:
         """Return how far the index is behind."""

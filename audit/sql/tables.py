@@ -95,13 +95,15 @@ audit_checkpoint = Table(
     Column("cosigs", _TEXT),
 )
 
-# The size of each tenant's log that a round committed to; a log that did not change keeps its earlier row.
+# The size of each tenant's log that a round committed to; a log that did not change keeps its earlier row. The row of
+# the platform's own log, which every round has, says where the search for the round's record begins.
 audit_round = Table(
     "audit_round",
     METADATA,
     Column("round", _BIG, primary_key=True, autoincrement=False),
     Column("log_id", Integer, primary_key=True, autoincrement=False),
     Column("size", _BIG, nullable=False),
+    Index("ix_audit_round_log", "log_id", "round"),
 )
 
 audit_index = Table(

@@ -95,6 +95,7 @@ class Reconciler:
         self._now_us = now_us
         self._idle_since_us: dict[str, int] = {}
         self._unwitnessed: dict[str, str] = {}
+        self._unproven = ""
 
     async def at_start(self) -> None:
         """Take up where the process before ended; before any port is open.
@@ -117,6 +118,7 @@ class Reconciler:
             await self._guarded("partitions", self._release_idle)
             await self._guarded("denials", self._denials.sum_up)
             self._tell_of_witnesses()
+            self._tell_of_rounds()
             await self._guarded("issuers", self._issuers.refresh)
             if ticks % SEEN_EVERY == 0:
                 await self._guarded("agents", self._fleet.note_seen)
@@ -153,6 +155,13 @@ class Reconciler:
         if self._unwitnessed and not failing:
             log.info("audit.witnessed")
         self._unwitnessed = failing
+
+    def _tell_of_rounds(self) -> None:
+        """Say, once, that a past round in the database is not the one in the platform's log."""
+        problem = self._journal.audit.health().rounds
+        if problem and problem != self._unproven:
+            log.error("audit.round_changed", reason=problem)
+        self._unproven = problem
 
     async def _end_sessions(self) -> None:
         await self._sessions.sweep_expired()

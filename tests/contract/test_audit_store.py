@@ -200,6 +200,27 @@ def test_round_heads_are_committed_with_the_round(store, logs, commit):
     assert store.last_round() == 7
 
 
+@pytest.mark.usefixtures("logs")
+def test_sizes_in_a_round_are_those_of_the_last_rows(store, commit):
+    """A log's size in a round is that of its last row up to there; rows come back by round and log."""
+    rows = [(1, 1, 3), (1, 2, 1), (2, 1, 4), (2, 3, 5), (4, 1, 6), (4, 2, 9)]
+    for number in (1, 2, 4):
+        leaf = new_leaf(1, event())
+        heads = tuple(RoundHead(*row) for row in rows if row[0] == number)
+        commit(NewLeaf(leaf.log_id, leaf.record_id, leaf.leaf, leaf.leaf_hash, round_heads=heads))
+    found = {number: dict(store.sizes_in_round(number)) for number in range(6)}
+    assert found == {
+        0: {},
+        1: {1: 3, 2: 1},
+        2: (two := {1: 4, 2: 1, 3: 5}),
+        3: two,
+        4: (four := {1: 6, 2: 9, 3: 5}),
+        5: four,
+    }
+    assert store.round_heads(0, 9) == tuple(RoundHead(*row) for row in rows)
+    assert store.round_heads(2, 4) == (RoundHead(2, 1, 4), RoundHead(2, 3, 5))
+
+
 def test_the_index_follows(store, logs, commit):
     """The projector takes leaves in commit order; queries say how far it has come."""
     commit(*(new_leaf(2, decision(number=n)) for n in range(10)))

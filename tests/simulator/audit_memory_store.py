@@ -5,7 +5,7 @@
 from collections.abc import Mapping, Sequence
 
 from audit.chain import GENESIS, LockState, next_chain
-from audit.model import MAX_PAGE, Head, IndexRow, LogInfo, Order, Page, RecordFilter, StoredLeaf
+from audit.model import MAX_PAGE, Head, IndexRow, LogInfo, Order, Page, RecordFilter, RoundHead, StoredLeaf
 from audit.store import Committed, IndexedLeaf, IndexedLeaves, NewLeaf, Placed, Survey
 from bulkhead.errors import BulkheadError, ConflictError, InvalidRequestError, LogForkError, NotFoundError
 from bulkhead.transparency.leaf import parse_leaf
@@ -123,6 +123,17 @@ class MemoryAuditStore:
 
     def last_round(self) -> int | None:
         return max(self._rounds, default=None)
+
+    def sizes_in_round(self, number: int) -> Mapping[int, int]:
+        return {log: size for at in sorted(self._rounds) if at <= number for log, size in self._rounds[at].items()}
+
+    def round_heads(self, start: int, stop: int) -> tuple[RoundHead, ...]:
+        return tuple(
+            RoundHead(number, log_id, self._rounds[number][log_id])
+            for number in sorted(self._rounds)
+            for log_id in sorted(self._rounds[number])
+            if start <= number < stop
+        )
 
     def unindexed(self) -> int:
         return len(self._leaves) - self._indexed

@@ -9,7 +9,7 @@ from bulkhead.transparency.checkpoint import Checkpoint, open_checkpoint, sign_c
 from bulkhead.transparency.leaf import LeafFields, parse_leaf
 from bulkhead.transparency.merkle import verify_consistency, verify_inclusion
 from bulkhead.transparency.receipt import AuditReceipt, VerifiedLeaf, verify_receipt
-from bulkhead.transparency.rounds import RoundPath, VerifiedRound, verify_round_path
+from bulkhead.transparency.rounds import RoundPage, RoundPath, VerifiedRound, verify_round_path
 from bulkhead.transparency.usage import ReceiptEntry, UsageReport, check_usage
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "LeafFields",
     "ReceiptBatch",
     "ReceiptEntry",
+    "RoundPage",
     "RoundPath",
     "UsageReport",
     "VerifiedLeaf",

@@ -15,7 +15,7 @@ from bulkhead.transparency.checkpoint import Checkpoint
 from bulkhead.transparency.merkle import leaf_hash, verify_inclusion
 from bulkhead.transparency.receipt import AuditReceipt, verify_receipt
 
-__all__ = ["ROUND_ACTION", "SALT_BYTES", "RoundPath", "VerifiedRound", "round_leaf", "verify_round_path"]
+__all__ = ["ROUND_ACTION", "SALT_BYTES", "RoundPage", "RoundPath", "VerifiedRound", "round_leaf", "verify_round_path"]
 
 ROUND_ACTION: Final = "log.round"
 SALT_BYTES: Final = 32
@@ -38,6 +38,24 @@ class RoundPath:
     checkpoint_text: str
     path: tuple[bytes, ...]
     receipt: AuditReceipt
+
+
+@dataclass(frozen=True, slots=True)
+class RoundPage:
+    """Paths into successive rounds, under one checkpoint of the platform's log; nothing in it is verified yet.
+
+    Attributes:
+        checkpoint: of the platform's log, cosigned where witnesses are required; the paths' own are ignored.
+        extension: consistency proof to it from the size of the platform's log that was named in the question.
+        paths: one for each round, in order.
+        heads: for each path, the consistency proof from its head to the tenant's tree that was named in the question;
+            empty where the head is that of the path before.
+    """
+
+    checkpoint: str
+    extension: tuple[bytes, ...]
+    paths: tuple[RoundPath, ...]
+    heads: tuple[tuple[bytes, ...], ...]
 
 
 @dataclass(frozen=True, slots=True)
