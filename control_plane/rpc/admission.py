@@ -64,6 +64,7 @@ _METHOD_SCOPES: Final[Mapping[str, frozenset[Scope]]] = MappingProxyType(
         "/bulkhead.v1.AuditService/GetConsistencyProof": _PROOFS,
         "/bulkhead.v1.AuditService/GetReceiptProof": _PROOFS,
         "/bulkhead.v1.AuditService/GetRoundPath": _PROOFS,
+        "/bulkhead.v1.AuditService/ListRoundPaths": _PROOFS,
     }
 )
 

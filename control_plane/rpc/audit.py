@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator
 from typing import Any
 
+from audit.log import MAX_ROUNDS, RoundsAsked
 from audit.model import Order, Page, RecordFilter
 from bulkhead.encoding import MAX_SAFE_INTEGER
 from bulkhead.errors import InvalidRequestError
@@ -85,6 +86,33 @@ class AuditServicer(audit_pb2_grpc.AuditServiceServicer):
             path=path.path,
             checkpoint=path.checkpoint_text,
         )
+
+    async def ListRoundPaths(  # noqa: N802  gRPC's name
+        self,
+        request: pb.ListRoundPathsRequest,
+        context: Any,  # noqa: ARG002  gRPC's signature
+    ) -> pb.ListRoundPathsResponse:
+        """Return the paths of a tenant's heads into successive past rounds."""
+        if max(request.after_round, request.size, request.platform_size) > MAX_SAFE_INTEGER:
+            raise InvalidRequestError("rounds and sizes are at most 2^53 - 1")
+        asked = RoundsAsked(
+            request.after_round, request.limit or MAX_ROUNDS, size=request.size, platform_size=request.platform_size
+        )
+        page = await self._reads.round_paths(_call(), request.tenant_id, asked)
+        rounds = [
+            pb.PastRound(
+                index=path.receipt.index,
+                leaf=path.receipt.leaf,
+                proof=path.receipt.proof,
+                slot=path.slot,
+                salt=path.salt,
+                path=path.path,
+                checkpoint=path.checkpoint_text,
+                consistency=consistency,
+            )
+            for path, consistency in zip(page.paths, page.heads, strict=True)
+        ]
+        return pb.ListRoundPathsResponse(checkpoint=page.checkpoint, extension=page.extension, rounds=rounds)
 
     async def GetReceiptProof(  # noqa: N802  gRPC's name
         self,

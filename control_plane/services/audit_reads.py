@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from typing import Final
 
+from audit.log import RoundsAsked
 from audit.model import LogInfo, Page, RecordFilter, RecordPage
 from audit.records import audit_exported, audit_read
 from bulkhead import ids
@@ -21,7 +22,7 @@ from bulkhead.errors import (
     PermissionDeniedError,
     UnavailableError,
 )
-from bulkhead.transparency import AuditReceipt, RoundPath, receipt_path
+from bulkhead.transparency import AuditReceipt, RoundPage, RoundPath, receipt_path
 from control_plane.authz.input import LogResource
 from control_plane.domain.roles import Caller, Role
 from control_plane.services.authorisation import AdminCall, Authorisation, Question
@@ -184,6 +185,17 @@ class AuditReads:
         if path is None:
             raise UnavailableError("no round of the platform's log holds this log yet: try again in a second")
         return path
+
+    async def round_paths(self, call: AdminCall, tenant: str, asked: RoundsAsked) -> RoundPage:
+        """Return what ties a tenant's log to successive past rounds. Not recorded: it says nothing of any record.
+
+        Raises:
+            NotFoundError: no such log, or not the caller's to read; a round that does not hold it.
+            InvalidRequestError: the log has no tree of the size that is asked about.
+            UnavailableError: the rounds are not published (yet), or too many ask for rounds.
+            RecordError: the database was tampered with; names the round.
+        """
+        return await self._audit.round_paths(self._log(call.caller, tenant).log_id, asked)
 
     async def export(self, call: AdminCall, tenant: str, *, first: int = 0) -> AsyncIterator[bytes]:
         """Yield a self-contained export of one log from record ``first`` on, 64 KiB at a time; recorded before that.

@@ -10,14 +10,14 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from audit.log import AuditLog
+from audit.log import AuditLog, RoundsAsked
 from audit.records import Record, Subject, audit_read, tenant_cause
 from bulkhead.client.journal import RequestJournal
 from bulkhead.client.monitoring import Check, Monitor, MonitorOptions
 from bulkhead.errors import NotFoundError, UnavailableError
 from bulkhead.ids import REQUEST, new_id
 from bulkhead.protocol.saved import PublicPins
-from bulkhead.transparency.rounds import RoundPath
+from bulkhead.transparency.rounds import RoundPage, RoundPath
 from tests.simulator.audit_world import TENANT, opened, stamper
 
 _STAMPER = stamper()
@@ -45,6 +45,10 @@ class Server:
         if path is None:
             raise UnavailableError("no round yet")
         return path
+
+    async def round_paths(self, after: int, *, limit: int, size: int, platform_size: int) -> RoundPage:
+        asked = RoundsAsked(after, limit, size=size, platform_size=platform_size)
+        return await self.log.round_paths(self.log_id, asked)
 
     async def export(self, *, first: int) -> AsyncGenerator[bytes, None]:
         stream = io.BytesIO()

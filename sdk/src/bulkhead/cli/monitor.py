@@ -51,6 +51,10 @@ _OPTIONS: Final = (
         "--grace", type=click.IntRange(0), default=60, show_default=True,
         help="Seconds that a journal or a receipt may take to get here, or into the log.",
     ),
+    click.option(
+        "--from-round", "first_round", type=click.IntRange(1),
+        help="Round to begin with, for a new state file; default: the newest. Every later one is checked.",
+    ),
     click.option("--acknowledge", is_flag=True, help="Forget earlier alarms first; what still holds is raised again."),
 )  # fmt: skip
 
@@ -101,6 +105,7 @@ def _chosen(
     witness_url: str | None,
     witness_keys: tuple[str, ...],
     grace: int,
+    first_round: int | None,
 ) -> "MonitorOptions":
     from bulkhead.client.monitoring import MonitorOptions
     from bulkhead.client.own_witness import OwnWitness
@@ -125,6 +130,7 @@ def _chosen(
         gossip=gossip,
         own_witness=None if witness_url is None else OwnWitness.of(witness_url, witness_keys),
         grace_s=grace,
+        first_round=first_round,
     )
 
 
@@ -142,7 +148,7 @@ async def _watch(
     from bulkhead.client.monitoring import Monitor
 
     async with control_plane_channel(profile) as channel:
-        watcher = Monitor(AuditLog(channel), options, now_us=lambda: time.time_ns() // 1_000)
+        watcher = Monitor(AuditLog(channel), options, now_us=lambda: time.time_ns() // 1_000, progress=_progress)
         if acknowledge:
             watcher.acknowledge()
         while True:
@@ -161,11 +167,16 @@ async def _watch(
             await asyncio.sleep(interval_s)
 
 
+def _progress(reached: int, newest: int) -> None:
+    if reached < newest:  # what takes one page only needs no word
+        note(f"round {reached} of {newest}")
+
+
 def _tell(check: "Check", *, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(to_json(check), ensure_ascii=False))
         return
-    round_text = f", round {check.round}" if check.round else ""
+    round_text = f", rounds {check.first_round} to {check.round} ({check.rounds} new)" if check.round else ""
     witnesses = f" cosigned by {', '.join(check.witnesses)}" if check.witnesses else ""
     click.echo(f"{check.size} records verified ({check.new} new){round_text}{witnesses}, {len(check.alarms)} alarms")
     for alarm in check.alarms:

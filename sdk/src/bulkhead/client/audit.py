@@ -16,7 +16,15 @@ from bulkhead.errors import NotFoundError, RecordError, UnavailableError
 from bulkhead.ids import RECORD, check_id
 from bulkhead.protocol.receipts import Receipt
 from bulkhead.protocol.saved import LoggedReceipt
-from bulkhead.transparency import AuditReceipt, LeafFields, RoundPath, VerifiedLeaf, parse_leaf, verify_receipt
+from bulkhead.transparency import (
+    AuditReceipt,
+    LeafFields,
+    RoundPage,
+    RoundPath,
+    VerifiedLeaf,
+    parse_leaf,
+    verify_receipt,
+)
 from bulkhead.transparency.checkpoint import Checkpoint
 from bulkhead.transparency.note import NoteVerifier
 from bulkhead.transparency.tlog_proof import write_record_proof
@@ -202,6 +210,28 @@ class AuditLog:
         reply = await self._channel.unary(self._stub.GetRoundPath, request, idempotent=True)
         receipt = convert.audit_receipt(reply.round)
         return RoundPath(reply.slot, reply.salt, reply.checkpoint, tuple(reply.path), receipt)
+
+    async def round_paths(
+        self, after: int, *, limit: int, size: int = 0, platform_size: int = 0, tenant_id: str = ""
+    ) -> RoundPage:
+        """Return what ties the tenant's log to the rounds behind ``after``, a page of them, unverified.
+
+        Args:
+            after: number of the round before the first.
+            limit: at most so many; the server gives fewer at once.
+            size: of the log as far as the caller has it: heads come with proofs that they are of its history.
+            platform_size: of the platform's log that was seen before: the page's checkpoint is proven to extend it.
+            tenant_id: whose log; empty for the caller's own.
+
+        Raises:
+            UnavailableError: the rounds are not published (yet).
+            NotFoundError: the server says that a round does not hold the log.
+        """
+        request = audit_pb2.ListRoundPathsRequest(
+            tenant_id=tenant_id, after_round=after, limit=limit, size=size, platform_size=platform_size
+        )
+        reply = await self._channel.unary(self._stub.ListRoundPaths, request, idempotent=True)
+        return convert.round_page(reply)
 
     async def proof_file(self, record: str | int, *, tenant_id: str = "") -> tuple[str, bool]:
         """Return a record's tlog-proof file, unverified, and whether it reaches a round of the platform's log.

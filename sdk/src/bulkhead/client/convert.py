@@ -12,7 +12,7 @@ from bulkhead.client.views import (
     TicketIssuerView,
 )
 from bulkhead.errors import InvalidRequestError
-from bulkhead.transparency import AuditReceipt
+from bulkhead.transparency import AuditReceipt, RoundPage, RoundPath
 from bulkhead.v1 import audit_pb2, common_pb2, fleet_pb2, policy_pb2, session_pb2, tenancy_pb2
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "principal_view",
     "role_label",
     "role_value",
+    "round_page",
     "session_view",
     "tenant_view",
     "ticket_issuer_view",
@@ -76,6 +77,22 @@ def audit_receipt(message: audit_pb2.AuditReceipt) -> AuditReceipt:
     return AuditReceipt(
         leaf=message.leaf, index=message.index, proof=tuple(message.proof), checkpoint=message.checkpoint
     )
+
+
+def round_page(message: audit_pb2.ListRoundPathsResponse) -> RoundPage:
+    """Return a page of rounds as received; verify it before believing it."""
+    paths = tuple(
+        RoundPath(
+            slot=item.slot,
+            salt=item.salt,
+            checkpoint_text=item.checkpoint,
+            path=tuple(item.path),
+            receipt=AuditReceipt(item.leaf, item.index, tuple(item.proof), message.checkpoint),
+        )
+        for item in message.rounds
+    )
+    heads = tuple(tuple(item.consistency) for item in message.rounds)
+    return RoundPage(message.checkpoint, tuple(message.extension), paths, heads)
 
 
 def session_view(message: session_pb2.Session) -> SessionView:

@@ -1,9 +1,10 @@
 """Follows a tenant's own log over the network; what counts as wrong: :mod:`bulkhead.transparency.monitor`.
 
 One check: the journals are read; the log's checkpoint is compared with what was remembered; new records are fetched as
-an export, every one of them verified, and held against the journals; the log's path into the platform's newest round is
-verified, its cosignatures included; receipts and proofs that somebody kept, and checkpoints that other monitors left,
-must be of the same history. Only then is what was learnt written down.
+an export, every one of them verified, and held against the journals; the log's paths into all rounds of the platform
+since the last check are verified (:mod:`bulkhead.client.monitor_rounds`); receipts and proofs that somebody kept, and
+checkpoints that other monitors left, must be of the same history. Only then is what was learnt written down; of rounds,
+after each page.
 """
 
 import asyncio
@@ -16,6 +17,7 @@ from typing import BinaryIO, Final, Protocol, cast
 
 from bulkhead.client.gossip import Gossip
 from bulkhead.client.journal import JournalReader
+from bulkhead.client.monitor_rounds import RoundFollower, RoundSource
 from bulkhead.client.monitor_state import MonitorState, read_state, write_state
 from bulkhead.client.own_witness import OwnWitness
 from bulkhead.errors import (
@@ -30,13 +32,11 @@ from bulkhead.errors import (
 from bulkhead.protocol.receipts import Receipt, read_receipt
 from bulkhead.protocol.saved import LoggedReceipt, PublicPins, SavedReceipt, verify_logged
 from bulkhead.transparency.checkpoint import Checkpoint, open_checkpoint
-from bulkhead.transparency.cosignature import open_cosigned
 from bulkhead.transparency.export import VerifiedLog, verify_export
 from bulkhead.transparency.merkle import verify_consistency
 from bulkhead.transparency.monitor import Alarm, JournalEntries, Records, alarm_of
 from bulkhead.transparency.note import NoteVerifier
 from bulkhead.transparency.receipt import AuditReceipt, verify_receipt
-from bulkhead.transparency.rounds import RoundPath, verify_round_path
 from bulkhead.transparency.tlog_proof import verify_record_proof
 from bulkhead.transparency.witnessing import AddCheckpoint, WitnessSize
 
@@ -46,7 +46,7 @@ _US_PER_S: Final = 1_000_000
 _WITNESS_TRIES: Final = 3  # its size, the proof, and a race with another monitor
 
 
-class LogSource(Protocol):
+class LogSource(RoundSource, Protocol):
     """The log as a server shows it; :class:`bulkhead.client.audit.AuditLog` is one. Nothing it returns is trusted."""
 
     async def checkpoint(self) -> tuple[str, str]:
@@ -55,10 +55,6 @@ class LogSource(Protocol):
 
     async def consistency(self, old_size: int, new_size: int) -> tuple[tuple[bytes, ...], str]:
         """Return a consistency proof and the later size's checkpoint."""
-        ...
-
-    async def round_path(self) -> RoundPath:
-        """Return the path into the platform's newest published round."""
         ...
 
     def export(self, *, first: int) -> AsyncGenerator[bytes, None]:
@@ -84,6 +80,7 @@ class MonitorOptions:
         own_witness: asked to cosign the tenant's log itself, or None.
         grace_s: how long a journal or receipt of another machine may take to get here and into the log.
         max_round_age_s: a newest round that is older is a gap: the platform makes one every ten minutes at least.
+        first_round: the round to begin with, if none was followed before; None: the newest.
     """
 
     vkey: str
@@ -95,6 +92,7 @@ class MonitorOptions:
     own_witness: OwnWitness | None = None
     grace_s: int = 60
     max_round_age_s: int = 900
+    first_round: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +103,8 @@ class Check:
         size: records verified so far.
         new: how many of them in this check.
         round: number of the newest round that was verified, 0 for none.
+        first_round: number of the first; each round from there on was verified. 0 for none.
+        rounds: how many of them in this check.
         witnesses: who cosigned the platform's checkpoint over it.
         alarms: everything that was raised and not acknowledged.
         notes: what could not be checked now, and why.
@@ -113,6 +113,8 @@ class Check:
     size: int
     new: int
     round: int
+    first_round: int
+    rounds: int
     witnesses: tuple[str, ...]
     alarms: tuple[Alarm, ...]
     notes: tuple[str, ...]
@@ -125,12 +127,20 @@ class Monitor:
         source: the log as the server shows it.
         options: see :class:`MonitorOptions`.
         now_us: wall clock, microseconds since the epoch.
+        progress: told after each page of rounds which round was reached, and which is the newest.
 
     Raises:
         ConfigError: the state file is damaged or of another log.
     """
 
-    def __init__(self, source: LogSource, options: MonitorOptions, *, now_us: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        source: LogSource,
+        options: MonitorOptions,
+        *,
+        now_us: Callable[[], int],
+        progress: Callable[[int, int], None] = lambda _reached, _newest: None,
+    ) -> None:
         self._source = source
         self._options = options
         self._now_us = now_us
@@ -141,7 +151,15 @@ class Monitor:
             None if options.gossip is None else Gossip(options.gossip, vkey=options.vkey, left=self._state.left)
         )
         self._notes: list[str] = []
-        self._witnesses: tuple[str, ...] = ()
+        self._rounds = RoundFollower(
+            source,
+            options.pins,
+            origin=self._origin,
+            agree=self._agree,
+            now_us=now_us,
+            save=self._save,
+            progress=progress,
+        )
 
     @property
     def state(self) -> MonitorState:
@@ -151,6 +169,9 @@ class Monitor:
     def acknowledge(self) -> None:
         """Forget the alarms that were raised; what still holds is raised again."""
         self._state.followed.alarms.clear()
+        self._save()
+
+    def _save(self) -> None:
         write_state(self._options.state, self._origin, self._state)
 
     async def check(self) -> Check:
@@ -170,12 +191,16 @@ class Monitor:
             for path in self._journals.unasked
         ]
         self._journals.unasked.clear()
+        newest = await self._rounds.newest()
         try:
             await self._follow(entries)
         except (ConsistencyError, ProofError) as error:
             followed.alarm(alarm_of(error, "the log"))
         else:
-            await self._check_round()
+            await self._rounds.follow(
+                followed, newest, first=self._options.first_round, max_age_s=self._options.max_round_age_s
+            )
+            self._notes += [self._rounds.note] if self._rounds.note else []
             await self._check_kept()
             await self._check_gossip()
             await self._ask_witness()
@@ -183,12 +208,14 @@ class Monitor:
                 grace_us = self._options.grace_s * _US_PER_S
                 followed.overdue(entries, now_us=self._now_us(), grace_us=grace_us)
             self._state.offsets = dict(self._journals.offsets)
-        write_state(self._options.state, self._origin, self._state)
+        self._save()
         return Check(
             size=followed.size,
             new=followed.size - before,
             round=followed.round,
-            witnesses=self._witnesses,
+            first_round=followed.first_round,
+            rounds=self._rounds.checked,
+            witnesses=self._rounds.witnesses,
             alarms=tuple(followed.alarms.values()),
             notes=tuple(self._notes),
         )
@@ -250,46 +277,6 @@ class Monitor:
             verify_consistency(old_size=old_size, old_root=old_root, new_size=new_size, new_root=new_root, proof=proof)
         except ConsistencyError as error:
             raise ConsistencyError(f"{what} is of another history of the log: {error.message}") from error
-
-    async def _check_round(self) -> None:
-        """Verify the path into the platform's newest round, and how old it is."""
-        pins, followed = self._options.pins, self._state.followed
-        if pins.platform_vkey is None or followed.slot is None:
-            return
-        try:
-            path = await self._source.round_path()
-            await self._verify_round(path, pins, pins.platform_vkey)
-        except UnavailableError as error:
-            self._notes.append(f"no round: {error.message}")
-        except (ConsistencyError, ProofError) as error:
-            followed.alarm(alarm_of(error, "the platform's round"))
-            return
-        seen_us = followed.round_ts_us or followed.since_us
-        age_s = (self._now_us() - seen_us) // _US_PER_S
-        if age_s > self._options.max_round_age_s:
-            what = f"round {followed.round}" if followed.round else "no round at all"
-            followed.alarm(Alarm("gap", f"the platform shows {what} since {age_s} s: rounds leave this log out", what))
-
-    async def _verify_round(self, path: RoundPath, pins: PublicPins, platform_vkey: str) -> None:
-        followed = self._state.followed
-        platform = NoteVerifier.from_vkey(platform_vkey).name
-        verified = verify_round_path(
-            path,
-            slot=followed.slot or 0,
-            origin=self._origin,
-            platform_vkey=platform_vkey,
-            platform_origin=platform,
-        )
-        cosigned = open_cosigned(
-            path.receipt.checkpoint,
-            vkey=platform_vkey,
-            origin=platform,
-            witnesses=pins.witnesses,
-            quorum=pins.quorum,
-        )
-        await self._agree(verified.checkpoint, f"the tree that round {verified.round} commits to")
-        followed.check_round(verified, cosigned.checkpoint, now_us=self._now_us())
-        self._witnesses = tuple(name for name, _ in cosigned.witnesses)
 
     async def _check_kept(self) -> None:
         """Hold the log against receipts and proofs that somebody kept."""

@@ -9,7 +9,14 @@ from bulkhead.transparency.checkpoint import Checkpoint, open_checkpoint, sign_c
 from bulkhead.transparency.leaf import LeafFields, parse_leaf
 from bulkhead.transparency.merkle import verify_consistency, verify_inclusion
 from bulkhead.transparency.receipt import AuditReceipt, VerifiedLeaf, verify_receipt
-from bulkhead.transparency.rounds import RoundPage, RoundPath, VerifiedRound, verify_round_path
+from bulkhead.transparency.rounds import (
+    RoundPage,
+    RoundPath,
+    RoundsSeen,
+    VerifiedRound,
+    verify_round_page,
+    verify_round_path,
+)
 from bulkhead.transparency.usage import ReceiptEntry, UsageReport, check_usage
 
 __all__ = [
@@ -20,6 +27,7 @@ __all__ = [
     "ReceiptEntry",
     "RoundPage",
     "RoundPath",
+    "RoundsSeen",
     "UsageReport",
     "VerifiedLeaf",
     "VerifiedRound",
@@ -33,5 +41,6 @@ __all__ = [
     "verify_inclusion",
     "verify_receipt",
     "verify_receipt_path",
+    "verify_round_page",
     "verify_round_path",
 ]

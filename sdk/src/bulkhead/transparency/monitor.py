@@ -3,9 +3,10 @@
 A server that may not be trusted shows a log bit by bit. The monitor holds each bit against what it has seen before and
 against what the tenant knows of itself, and raises an :class:`Alarm` for
 
-- ``fork``: two histories of the log, by a checkpoint, an export, a round, a proof somebody kept, or gossip;
-- ``rewind``: the log is smaller than before, or its newest round is older;
-- ``gap``: an answered request without its record; a platform that has stopped making rounds over the log;
+- ``fork``: two histories of the log, by a checkpoint, an export, any of the rounds, a proof somebody kept, or gossip;
+- ``rewind``: the log is smaller than before, or in a round than in the one before, or the newest round is older;
+- ``gap``: an answered request without its record; a round that is not shown; a platform that has stopped making rounds
+  over the log;
 - ``stranger``: a record whose cause names a request that no journal of the tenant holds;
 - ``invalid``: a signature, a record or a proof that does not hold.
 
@@ -13,6 +14,7 @@ A fork is never taken over: what is remembered stays what it was before it. What
 when it was first seen, at the latest: the platform's clock, which may be wrong or lie, shortens a wait or does nothing.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -21,7 +23,7 @@ from bulkhead.transparency.checkpoint import Checkpoint
 from bulkhead.transparency.export import VerifiedLog
 from bulkhead.transparency.leaf import LeafFields
 from bulkhead.transparency.merkle import Frontier
-from bulkhead.transparency.rounds import VerifiedRound
+from bulkhead.transparency.rounds import RoundsSeen, VerifiedRound
 
 __all__ = ["RECORDED_CALLS", "Alarm", "Followed", "JournalEntries", "Records", "alarm_of"]
 
@@ -97,8 +99,12 @@ class Followed:
         note: the checkpoint over them, as signed.
         since_us: when the first check was, microseconds.
         slot: the log's place in the platform's rounds, from its leaf 0.
+        first_round: the round that was verified first; every one from there to ``round`` was. 0 before that.
         round: the newest round that was verified; 0 before the first.
         round_ts_us: when the platform made it, or when it was first seen if that is earlier (µs).
+        round_size: size of the log in it; 0 if that is not known.
+        round_root: root of that tree, hexadecimal.
+        behind_us: since when checks have ended before the newest round (µs); 0 if the last one reached it.
         platform_size: size of the platform's log with it.
         platform_root: its root, hexadecimal.
         found: requests that have their record and, as far as the journals say, no answer yet; strangers among them.
@@ -111,8 +117,12 @@ class Followed:
     note: str = ""
     since_us: int = 0
     slot: int | None = None
+    first_round: int = 0
     round: int = 0
     round_ts_us: int = 0
+    round_size: int = 0
+    round_root: str = ""
+    behind_us: int = 0
     platform_size: int = 0
     platform_root: str = ""
     found: set[str] = field(default_factory=set)
@@ -184,23 +194,39 @@ class Followed:
         journals.due.clear()
         self.found -= journals.answered
 
-    def check_round(self, verified: VerifiedRound, platform: Checkpoint, *, now_us: int) -> None:
-        """Hold a verified round, and the platform's checkpoint over it, against the newest before.
+    @property
+    def rounds_seen(self) -> RoundsSeen:
+        """How far the rounds were followed."""
+        return RoundsSeen(
+            round=self.round,
+            size=self.round_size,
+            root=bytes.fromhex(self.round_root),
+            platform_size=self.platform_size,
+            platform_root=bytes.fromhex(self.platform_root),
+        )
 
-        That its tree is this log's was checked by the caller.
+    def check_newest(self, newest: VerifiedRound, platform: Checkpoint) -> None:
+        """Hold what was shown as the newest round against the rounds that were followed; nothing is taken over.
 
         Raises:
             ConsistencyError: it is older, or the platform's log has forked.
         """
-        if verified.round < self.round or verified.platform_size < self.platform_size:
+        if newest.round < self.round or platform.size < self.platform_size:
             raise ConsistencyError(
-                f"a rewind: round {verified.round} of a platform log of {verified.platform_size} records was shown, "
+                f"a rewind: round {newest.round} of a platform log of {platform.size} records was shown, "
                 f"round {self.round} of one of {self.platform_size} before",
                 details={"kind": "rewind"},
             )
-        root = platform.root.hex()
-        if platform.size == self.platform_size and root != self.platform_root:
+        if platform.size == self.platform_size and platform.root.hex() != self.platform_root:
             raise ConsistencyError(f"a fork of the platform's log: two roots for size {platform.size}")
-        seen_us = self.round_ts_us if verified.round == self.round else now_us
-        self.round, self.round_ts_us = verified.round, min(verified.ts_us, seen_us)
-        self.platform_size, self.platform_root = platform.size, root
+
+    def begin_rounds(self, first: int) -> None:
+        """Follow rounds from this one on."""
+        self.first_round, self.round = first, first - 1
+
+    def take_rounds(self, rounds: Sequence[VerifiedRound], platform: Checkpoint, *, now_us: int) -> None:
+        """Take over verified rounds that come next (at least one), and the platform's checkpoint over them."""
+        last = rounds[-1]
+        self.round, self.round_ts_us = last.round, min(last.ts_us, now_us)
+        self.round_size, self.round_root = last.checkpoint.size, last.checkpoint.root.hex()
+        self.platform_size, self.platform_root = platform.size, platform.root.hex()

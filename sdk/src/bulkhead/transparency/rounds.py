@@ -10,12 +10,23 @@ from dataclasses import dataclass
 from typing import Final
 
 from bulkhead.encoding import MAX_SAFE_INTEGER, lp_join
-from bulkhead.errors import InclusionError, RecordError
-from bulkhead.transparency.checkpoint import Checkpoint
-from bulkhead.transparency.merkle import leaf_hash, verify_inclusion
+from bulkhead.errors import ConsistencyError, InclusionError, ProofError, RecordError
+from bulkhead.transparency.checkpoint import Checkpoint, open_checkpoint
+from bulkhead.transparency.merkle import Frontier, leaf_hash, verify_consistency, verify_inclusion
+from bulkhead.transparency.note import NoteVerifier
 from bulkhead.transparency.receipt import AuditReceipt, verify_receipt
 
-__all__ = ["ROUND_ACTION", "SALT_BYTES", "RoundPage", "RoundPath", "VerifiedRound", "round_leaf", "verify_round_path"]
+__all__ = [
+    "ROUND_ACTION",
+    "SALT_BYTES",
+    "RoundPage",
+    "RoundPath",
+    "RoundsSeen",
+    "VerifiedRound",
+    "round_leaf",
+    "verify_round_page",
+    "verify_round_path",
+]
 
 ROUND_ACTION: Final = "log.round"
 SALT_BYTES: Final = 32
@@ -45,7 +56,7 @@ class RoundPage:
     """Paths into successive rounds, under one checkpoint of the platform's log; nothing in it is verified yet.
 
     Attributes:
-        checkpoint: of the platform's log, cosigned where witnesses are required; the paths' own are ignored.
+        checkpoint: of the platform's log, cosigned where witnesses are required; the same in each path.
         extension: consistency proof to it from the size of the platform's log that was named in the question.
         paths: one for each round, in order.
         heads: for each path, the consistency proof from its head to the tenant's tree that was named in the question;
@@ -56,6 +67,25 @@ class RoundPage:
     extension: tuple[bytes, ...]
     paths: tuple[RoundPath, ...]
     heads: tuple[tuple[bytes, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RoundsSeen:
+    """How far somebody has followed the rounds over a log.
+
+    Attributes:
+        round: the last one, 0 before the first.
+        size: of the log in it; 0 if that is not known.
+        root: of that tree.
+        platform_size: of the platform's log that was seen with it; 0: none was.
+        platform_root: of that tree.
+    """
+
+    round: int
+    size: int
+    root: bytes
+    platform_size: int
+    platform_root: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,3 +150,77 @@ def verify_round_path(
     leaf = round_leaf(round_number=number, slot=slot, salt=path.salt, checkpoint_text=path.checkpoint_text)
     verify_inclusion(index=slot, size=slots, leaf=leaf_hash(leaf), proof=path.path, root=root)
     return VerifiedRound(number, verified.fields.ts_us, checkpoint, verified.size)
+
+
+def verify_round_page(
+    page: RoundPage, *, seen: RoundsSeen, own: Frontier, slot: int, origin: str, platform_vkey: str
+) -> tuple[Checkpoint, tuple[VerifiedRound, ...]]:
+    """Verify that the rounds behind those that were seen, without a gap, commit to heads of one history of the log.
+
+    1. The checkpoint is the platform's, under its pinned key, and extends what was seen of its log.
+    2. The rounds have the numbers that come next, one by one.
+    3. Each commits to a head of the log ``origin``, in the tree of that checkpoint (:func:`verify_round_path`).
+    4. No head is smaller than in the round before, and each is of the history that ``own`` is of.
+
+    With the caller: that ``own`` is built from leaves that it verified, that ``slot`` is the one in leaf 0, and
+    whatever witnesses it requires of the checkpoint.
+
+    Raises:
+        ConsistencyError: 1, 2 or 4 fails; names the round.
+        ProofError: the page is malformed, or as :func:`verify_round_path`.
+    """
+    name = NoteVerifier.from_vkey(platform_vkey).name
+    platform = open_checkpoint(page.checkpoint, vkey=platform_vkey, origin=name)  # 1
+    if platform.size < seen.platform_size:
+        raise _rewind(f"a platform log of {platform.size} records was shown, one of {seen.platform_size} before")
+    if seen.platform_size:
+        _extends(
+            "the platform's log", Checkpoint(name, seen.platform_size, seen.platform_root), platform, page.extension
+        )
+    if not page.paths or len(page.paths) != len(page.heads):
+        raise ProofError("a page of rounds holds at least one, each with its proof")
+    found: list[VerifiedRound] = []
+    number, head = seen.round, Checkpoint(origin, seen.size, seen.root)
+    for path, proof in zip(page.paths, page.heads, strict=True):
+        if path.receipt.checkpoint != page.checkpoint:
+            raise ProofError("a path of the page is under another checkpoint")
+        number += 1
+        verified = verify_round_path(  # 3
+            path, slot=slot, origin=origin, platform_vkey=platform_vkey, platform_origin=name
+        )
+        if verified.round != number:  # 2
+            raise ConsistencyError(
+                f"round {number} is missing: round {verified.round} was shown in its place", details={"kind": "gap"}
+            )
+        _follows(verified, head, own, proof)  # 4
+        head = verified.checkpoint
+        found.append(verified)
+    return platform, tuple(found)
+
+
+def _follows(verified: VerifiedRound, before: Checkpoint, own: Frontier, proof: tuple[bytes, ...]) -> None:
+    """Check that a round's head is of the own history, and not before that of the round before."""
+    head, what = verified.checkpoint, f"round {verified.round}"
+    if head.size < before.size:
+        raise _rewind(f"{what} commits to {head.size} records of the log, the round before to {before.size}")
+    if head.size == before.size and head.root == before.root:
+        return
+    if head.size > own.size:
+        raise ConsistencyError(
+            f"{what} commits to root {head.root.hex()} for size {head.size}; the log shows {own.size} records"
+        )
+    _extends(what, head, Checkpoint(head.origin, own.size, own.root()), proof)
+
+
+def _extends(what: str, old: Checkpoint, new: Checkpoint, proof: tuple[bytes, ...]) -> None:
+    try:
+        verify_consistency(old_size=old.size, old_root=old.root, new_size=new.size, new_root=new.root, proof=proof)
+    except ConsistencyError as error:
+        raise ConsistencyError(
+            f"a fork: {what} has root {old.root.hex()} for size {old.size}, which is not of the history with root "
+            f"{new.root.hex()} for size {new.size}"
+        ) from error
+
+
+def _rewind(what: str) -> ConsistencyError:
+    return ConsistencyError(f"a rewind: {what}", details={"kind": "rewind"})

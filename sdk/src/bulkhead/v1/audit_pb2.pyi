@@ -384,6 +384,125 @@ class GetRoundPathResponse(_message.Message):
 Global___GetRoundPathResponse: _TypeAlias = GetRoundPathResponse  # noqa: Y015
 
 @_typing.final
+class ListRoundPathsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_ID_FIELD_NUMBER: _builtins.int
+    AFTER_ROUND_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    SIZE_FIELD_NUMBER: _builtins.int
+    PLATFORM_SIZE_FIELD_NUMBER: _builtins.int
+    tenant_id: _builtins.str
+    after_round: _builtins.int
+    """Rounds from the next one on."""
+    limit: _builtins.int
+    """At most so many; 0: as many as the server gives at once (64, fewer where there are many tenants)."""
+    size: _builtins.int
+    """Size of the tenant's tree that the caller has: heads are proven to be of its history. 0: nothing is proven."""
+    platform_size: _builtins.int
+    """Size of the platform log that the caller has seen: the checkpoint is proven to extend it. 0: nothing is proven."""
+    def __init__(
+        self,
+        *,
+        tenant_id: _builtins.str = ...,
+        after_round: _builtins.int = ...,
+        limit: _builtins.int = ...,
+        size: _builtins.int = ...,
+        platform_size: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_round", b"after_round", "limit", b"limit", "platform_size", b"platform_size", "size", b"size", "tenant_id", b"tenant_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListRoundPathsRequest: _TypeAlias = ListRoundPathsRequest  # noqa: Y015
+
+@_typing.final
+class ListRoundPathsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHECKPOINT_FIELD_NUMBER: _builtins.int
+    EXTENSION_FIELD_NUMBER: _builtins.int
+    ROUNDS_FIELD_NUMBER: _builtins.int
+    checkpoint: _builtins.str
+    """Of the platform log; where witnesses are required, cosigned."""
+    @_builtins.property
+    def extension(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """Consistency proof from `platform_size` to it, 32 bytes each."""
+
+    @_builtins.property
+    def rounds(self) -> _containers.RepeatedCompositeFieldContainer[Global___PastRound]:
+        """At least one, without a gap in their numbers."""
+
+    def __init__(
+        self,
+        *,
+        checkpoint: _builtins.str = ...,
+        extension: _abc.Iterable[_builtins.bytes] | None = ...,
+        rounds: _abc.Iterable[Global___PastRound] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "extension", b"extension", "rounds", b"rounds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListRoundPathsResponse: _TypeAlias = ListRoundPathsResponse  # noqa: Y015
+
+@_typing.final
+class PastRound(_message.Message):
+    """A round, and the tenant's head in it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: _builtins.int
+    LEAF_FIELD_NUMBER: _builtins.int
+    PROOF_FIELD_NUMBER: _builtins.int
+    SLOT_FIELD_NUMBER: _builtins.int
+    SALT_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
+    CHECKPOINT_FIELD_NUMBER: _builtins.int
+    CONSISTENCY_FIELD_NUMBER: _builtins.int
+    index: _builtins.int
+    """Place of the round's record in the platform log."""
+    leaf: _builtins.bytes
+    """Its exact stored bytes, RFC 8785 JSON."""
+    slot: _builtins.int
+    salt: _builtins.bytes
+    checkpoint: _builtins.str
+    """The tenant's checkpoint text that the round commits to."""
+    @_builtins.property
+    def proof(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """Its RFC 6962 inclusion proof under the response's checkpoint, 32 bytes each."""
+
+    @_builtins.property
+    def path(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]: ...
+    @_builtins.property
+    def consistency(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """Consistency proof from that checkpoint to the tree of `size`; empty where the head is that of the round before."""
+
+    def __init__(
+        self,
+        *,
+        index: _builtins.int = ...,
+        leaf: _builtins.bytes = ...,
+        proof: _abc.Iterable[_builtins.bytes] | None = ...,
+        slot: _builtins.int = ...,
+        salt: _builtins.bytes = ...,
+        path: _abc.Iterable[_builtins.bytes] | None = ...,
+        checkpoint: _builtins.str = ...,
+        consistency: _abc.Iterable[_builtins.bytes] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "consistency", b"consistency", "index", b"index", "leaf", b"leaf", "path", b"path", "proof", b"proof", "salt", b"salt", "slot", b"slot"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PastRound: _TypeAlias = PastRound  # noqa: Y015
+
+@_typing.final
 class GetReceiptProofRequest(_message.Message):
     """Names a receipt by what it says of itself."""
 

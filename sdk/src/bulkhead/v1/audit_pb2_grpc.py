@@ -61,6 +61,11 @@ class AuditServiceStub:
                 request_serializer=bulkhead_dot_v1_dot_audit__pb2.GetRoundPathRequest.SerializeToString,
                 response_deserializer=bulkhead_dot_v1_dot_audit__pb2.GetRoundPathResponse.FromString,
                 _registered_method=True)
+        self.ListRoundPaths = channel.unary_unary(
+                '/bulkhead.v1.AuditService/ListRoundPaths',
+                request_serializer=bulkhead_dot_v1_dot_audit__pb2.ListRoundPathsRequest.SerializeToString,
+                response_deserializer=bulkhead_dot_v1_dot_audit__pb2.ListRoundPathsResponse.FromString,
+                _registered_method=True)
         self.GetReceiptProof = channel.unary_unary(
                 '/bulkhead.v1.AuditService/GetReceiptProof',
                 request_serializer=bulkhead_dot_v1_dot_audit__pb2.GetReceiptProofRequest.SerializeToString,
@@ -109,6 +114,13 @@ class AuditServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListRoundPaths(self, request, context):
+        """The paths of the tenant's heads into successive past rounds, under one checkpoint of the platform log.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetReceiptProof(self, request, context):
         """Where the log holds the digest of a usage receipt.
         """
@@ -150,6 +162,11 @@ def add_AuditServiceServicer_to_server(servicer, server):
                     servicer.GetRoundPath,
                     request_deserializer=bulkhead_dot_v1_dot_audit__pb2.GetRoundPathRequest.FromString,
                     response_serializer=bulkhead_dot_v1_dot_audit__pb2.GetRoundPathResponse.SerializeToString,
+            ),
+            'ListRoundPaths': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListRoundPaths,
+                    request_deserializer=bulkhead_dot_v1_dot_audit__pb2.ListRoundPathsRequest.FromString,
+                    response_serializer=bulkhead_dot_v1_dot_audit__pb2.ListRoundPathsResponse.SerializeToString,
             ),
             'GetReceiptProof': grpc.unary_unary_rpc_method_handler(
                     servicer.GetReceiptProof,
@@ -299,6 +316,33 @@ class AuditService:
             '/bulkhead.v1.AuditService/GetRoundPath',
             bulkhead_dot_v1_dot_audit__pb2.GetRoundPathRequest.SerializeToString,
             bulkhead_dot_v1_dot_audit__pb2.GetRoundPathResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListRoundPaths(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/bulkhead.v1.AuditService/ListRoundPaths',
+            bulkhead_dot_v1_dot_audit__pb2.ListRoundPathsRequest.SerializeToString,
+            bulkhead_dot_v1_dot_audit__pb2.ListRoundPathsResponse.FromString,
             options,
             channel_credentials,
             insecure,

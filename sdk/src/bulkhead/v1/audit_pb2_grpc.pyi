@@ -41,6 +41,8 @@ class AuditServiceStub:
     GetConsistencyProof: _grpc.UnaryUnaryMultiCallable[_audit_pb2.GetConsistencyProofRequest, _audit_pb2.GetConsistencyProofResponse]
     GetRoundPath: _grpc.UnaryUnaryMultiCallable[_audit_pb2.GetRoundPathRequest, _audit_pb2.GetRoundPathResponse]
     """The path of the tenant's head into a round of the platform log."""
+    ListRoundPaths: _grpc.UnaryUnaryMultiCallable[_audit_pb2.ListRoundPathsRequest, _audit_pb2.ListRoundPathsResponse]
+    """The paths of the tenant's heads into successive past rounds, under one checkpoint of the platform log."""
     GetReceiptProof: _grpc.UnaryUnaryMultiCallable[_audit_pb2.GetReceiptProofRequest, _audit_pb2.GetReceiptProofResponse]
     """Where the log holds the digest of a usage receipt."""
     ExportLog: _grpc.UnaryStreamMultiCallable[_audit_pb2.ExportLogRequest, _audit_pb2.ExportLogChunk]
@@ -59,6 +61,8 @@ class AuditServiceAsyncStub(AuditServiceStub):
     GetConsistencyProof: _aio.UnaryUnaryMultiCallable[_audit_pb2.GetConsistencyProofRequest, _audit_pb2.GetConsistencyProofResponse]  # type: ignore[assignment]
     GetRoundPath: _aio.UnaryUnaryMultiCallable[_audit_pb2.GetRoundPathRequest, _audit_pb2.GetRoundPathResponse]  # type: ignore[assignment]
     """The path of the tenant's head into a round of the platform log."""
+    ListRoundPaths: _aio.UnaryUnaryMultiCallable[_audit_pb2.ListRoundPathsRequest, _audit_pb2.ListRoundPathsResponse]  # type: ignore[assignment]
+    """The paths of the tenant's heads into successive past rounds, under one checkpoint of the platform log."""
     GetReceiptProof: _aio.UnaryUnaryMultiCallable[_audit_pb2.GetReceiptProofRequest, _audit_pb2.GetReceiptProofResponse]  # type: ignore[assignment]
     """Where the log holds the digest of a usage receipt."""
     ExportLog: _aio.UnaryStreamMultiCallable[_audit_pb2.ExportLogRequest, _audit_pb2.ExportLogChunk]  # type: ignore[assignment]
@@ -104,6 +108,14 @@ class AuditServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_audit_pb2.GetRoundPathResponse, _abc.Awaitable[_audit_pb2.GetRoundPathResponse]]:
         """The path of the tenant's head into a round of the platform log."""
+
+    @_abc_1.abstractmethod
+    def ListRoundPaths(
+        self,
+        request: _audit_pb2.ListRoundPathsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_audit_pb2.ListRoundPathsResponse, _abc.Awaitable[_audit_pb2.ListRoundPathsResponse]]:
+        """The paths of the tenant's heads into successive past rounds, under one checkpoint of the platform log."""
 
     @_abc_1.abstractmethod
     def GetReceiptProof(
