@@ -157,6 +157,10 @@ class AuditReader(Protocol):
         """Return the number of the last round, or None."""
         ...
 
+    def newest_round(self, log_id: int, size: int) -> int | None:
+        """Return the last round with a row in which a log was smaller than ``size``, or None."""
+        ...
+
     def sizes_in_round(self, number: int) -> Mapping[int, int]:
         """Return the size that each log had in a round, by log id: that of its last row up to there.
 

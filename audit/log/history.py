@@ -119,6 +119,18 @@ class RoundHistory:
             found += self._make(platform, size, logs, first + len(found), at_once - len(found))
         return found
 
+    def newest(self, platform: LogInfo, size: int, logs: Mapping[int, LogInfo]) -> PastRound | None:
+        """Return the newest round whose record is among the first ``size`` of the platform's log, or None.
+
+        Raises:
+            RecordError, AuditUnavailableError: as :meth:`rounds`.
+        """
+        last = self._store.newest_round(platform.log_id, size) or 0
+        for number in range(last, max(0, last - 2), -1):  # the last one's record may stand behind ``size``
+            if found := self.rounds(platform, size, logs, number, 1):
+                return found[0]
+        return None
+
     def salt(self, made: PastRound, slot: int) -> bytes:
         """Return the salt of a slot in a round."""
         return self._keys.salt(made.number, slot)

@@ -298,17 +298,22 @@ class AuditLog:
     async def round_path(self, log_id: int) -> RoundPath | None:
         """Return what ties a tenant's log to the platform's latest round.
 
-        None for the platform's own log, and before the log is in a round of this process (a second or two; with
-        witnesses: until a quorum of them has cosigned the platform's checkpoint over such a round).
+        None for the platform's own log, and before the log is in a round (a second or two; with witnesses: until a
+        quorum of them has cosigned the platform's checkpoint over such a round).
 
         Raises:
             NotFoundError: no such log.
+            RecordError: the database does not say what the platform's log says.
             AuditUnavailableError: the database cannot be read.
         """
-        slot, platform = self._known.info(log_id).slot, self.platform_log
+        await self._catch_up()
+        info, platform = self._known.info(log_id), self.platform_log
+        head = self._known.head(platform.log_id)
+        if self._store.shared:  # the newest round may be another process's
+            return await self._past.newest((platform, head), info, self._logs_by_id())
+        slot = info.slot
         if slot is None:
             return None
-        head = self._known.head(platform.log_id)
         return await self._read(
             lambda: current_path(self._publisher, self._rounds, self._serving, platform=platform, head=head, slot=slot)
         )
@@ -325,8 +330,10 @@ class AuditLog:
         await self._catch_up()
         known, platform = self._known, self.platform_log
         own = (known.info(log_id), known.head(log_id))
-        logs = {info.log_id: info for info in known.every()}
-        return await self._past.page((platform, known.head(platform.log_id)), own, logs, asked)
+        return await self._past.page((platform, known.head(platform.log_id)), own, self._logs_by_id(), asked)
+
+    def _logs_by_id(self) -> dict[int, LogInfo]:
+        return {info.log_id: info for info in self._known.every()}
 
     async def records(self, query: RecordFilter, page: Page) -> RecordPage:
         """List records through the index; each is compared with its leaf before it is returned.

@@ -5,21 +5,24 @@ waits for it.
 """
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Final
+from functools import partial
+from typing import Final, TypeVar
 
 from audit.log.history import PastRound, RoundHistory
 from audit.log.publishing import Publisher
 from audit.log.serving import Serving
 from audit.model import Head, LogInfo
 from bulkhead.errors import InvalidRequestError, NotFoundError, RecordError, UnavailableError
+from bulkhead.transparency.merkle import Frontier
 from bulkhead.transparency.rounds import RoundPage, RoundPath
 
 __all__ = ["PastRounds", "RoundsAsked"]
 
-_MAX_WAITING: Final = 64  # requests, of which each takes its turn: half a second at the most
+_MAX_WAITING: Final = 32  # requests, each of which takes half a second at the most: inside a client's patience
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,13 +86,30 @@ class PastRounds:
             raise NotFoundError("the platform's own log is in no round")
         if asked.size > own[1].size:
             raise InvalidRequestError("the size is not one of this log")
+        work = partial(self._page, platform, own[0], own[0].slot, logs, asked)
+        found = await self._in_turn(work)
+        if found is None:
+            raise UnavailableError(f"round {asked.after + 1} is not published yet: try again in a second")
+        return found
+
+    async def newest(
+        self, platform: tuple[LogInfo, Head], info: LogInfo, logs: Mapping[int, LogInfo]
+    ) -> RoundPath | None:
+        """Return a log's path into the newest published round, whoever made it; None if none holds the log yet.
+
+        Raises:
+            UnavailableError, RecordError, AuditUnavailableError: as :meth:`page`.
+        """
+        if info.slot is None or (self._publisher.witnessed and self._publisher.published is None):
+            return None
+        return await self._in_turn(partial(self._newest, platform, info, info.slot, logs))
+
+    async def _in_turn(self, work: Callable[[], _T]) -> _T:
         if self._waiting >= _MAX_WAITING:
             raise UnavailableError("too many ask for past rounds just now: try again in a few seconds")
         self._waiting += 1
         try:
-            found = await asyncio.get_running_loop().run_in_executor(
-                self._turn, self._page, platform, own[0], own[0].slot, logs, asked
-            )
+            found = await asyncio.get_running_loop().run_in_executor(self._turn, self._guarded, work)
         except RecordError as error:
             self.failure = error.message
             raise
@@ -98,6 +118,37 @@ class PastRounds:
         self.failure = ""
         return found
 
+    def _guarded(self, work: Callable[[], _T]) -> _T:
+        try:
+            return work()
+        except RecordError:
+            self._history.forget()  # nothing that was read may outlive the database's repair
+            raise
+
+    def _published(self, head: Head) -> tuple[Frontier, str | None]:
+        """Return what is published of the platform's log, and the note if it is cosigned."""
+        if not self._publisher.witnessed:
+            return head.frontier, None
+        published = self._publisher.published
+        if published is None:
+            raise UnavailableError("no checkpoint of the platform's log is published yet: try again in a second")
+        return published.frontier, published.note
+
+    def _path(self, log: LogInfo, frontier: Frontier, note: str | None, made: PastRound, slot: int) -> RoundPath:
+        receipt = self._serving.prove(log, frontier, made.record)
+        if note is not None:
+            receipt = replace(receipt, checkpoint=note)
+        return RoundPath(slot, self._history.salt(made, slot), made.head(slot).text(), made.path(slot), receipt)
+
+    def _newest(
+        self, platform: tuple[LogInfo, Head], info: LogInfo, slot: int, logs: Mapping[int, LogInfo]
+    ) -> RoundPath | None:
+        frontier, note = self._published(platform[1])
+        made = self._history.newest(platform[0], frontier.size, logs)
+        if made is None or not _holds(made, slot, info):
+            return None
+        return self._path(platform[0], frontier, note, made, slot)
+
     def _page(
         self,
         platform: tuple[LogInfo, Head],
@@ -105,43 +156,25 @@ class PastRounds:
         slot: int,
         logs: Mapping[int, LogInfo],
         asked: RoundsAsked,
-    ) -> RoundPage:
-        log, frontier, note = platform[0], platform[1].frontier, None
-        if self._publisher.witnessed:
-            published = self._publisher.published
-            if published is None:
-                raise UnavailableError("no checkpoint of the platform's log is published yet: try again in a second")
-            frontier, note = published.frontier, published.note
+    ) -> RoundPage | None:
+        log = platform[0]
+        frontier, note = self._published(platform[1])
         if asked.platform_size > frontier.size:
             raise UnavailableError("this control plane has not published as much of the platform's log: try again")
-        try:
-            rounds = self._history.rounds(log, frontier.size, logs, asked.after + 1, asked.limit)
-            receipts = [self._serving.prove(log, frontier, made.record) for made in rounds]
-        except RecordError:
-            self._history.forget()  # nothing that was read may outlive the database's repair
-            raise
-        if not rounds:
-            raise UnavailableError(f"round {asked.after + 1} is not published yet: try again in a second")
-        if note is not None:
-            receipts = [replace(receipt, checkpoint=note) for receipt in receipts]
-        paths, heads, proven = [], [], 0
-        for made, receipt in zip(rounds, receipts, strict=True):
-            size = _size(made, slot, info)
-            known = size in (proven, 0) or size > asked.size
+        paths, heads, before = [], [], 0
+        for made in self._history.rounds(log, frontier.size, logs, asked.after + 1, asked.limit):
+            if not _holds(made, slot, info):
+                raise NotFoundError(f"round {made.number} does not hold this log")
+            size = made.sizes[slot]
+            known = size == before or size > asked.size
             heads.append(() if known else self._serving.consistency(info, size, asked.size))
-            proven = size
-            paths.append(
-                RoundPath(slot, self._history.salt(made, slot), made.head(slot).text(), made.path(slot), receipt)
-            )
-        return RoundPage(
-            receipts[0].checkpoint,
-            self._serving.consistency(log, asked.platform_size, frontier.size),
-            tuple(paths),
-            tuple(heads),
-        )
+            paths.append(self._path(log, frontier, note, made, slot))
+            before = size
+        if not paths:
+            return None
+        extension = self._serving.consistency(log, asked.platform_size, frontier.size)
+        return RoundPage(paths[0].receipt.checkpoint, extension, tuple(paths), tuple(heads))
 
 
-def _size(made: PastRound, slot: int, info: LogInfo) -> int:
-    if slot >= len(made.logs) or made.logs[slot] != info:
-        raise NotFoundError(f"round {made.number} does not hold this log")
-    return made.sizes[slot]
+def _holds(made: PastRound, slot: int, info: LogInfo) -> bool:
+    return slot < len(made.logs) and made.logs[slot] == info

@@ -34,6 +34,7 @@ __all__ = [
     "LEAVES",
     "LEAVES_BEHIND",
     "MAX_ROWS",
+    "NEWEST_ROUND",
     "PROJECTOR_LOCK",
     "PROJECTOR_TURN",
     "ROUND_HEADS",
@@ -56,6 +57,12 @@ LEAVES_BEHIND: Final = (
 )
 LAST_ROUND: Final = select(func.max(audit_round.c.round))
 _ROUND: Final = audit_round.c
+NEWEST_ROUND: Final = (  # from the end of the index by log, past those that are not published yet
+    select(_ROUND.round)
+    .where(_ROUND.log_id == bindparam("log"), _ROUND.size < bindparam("size"))
+    .order_by(_ROUND.round.desc())
+    .limit(1)
+)
 SIZES_IN_ROUND: Final = select(  # one step in the index by log for each log
     audit_log.c.log_id,
     select(_ROUND.size)

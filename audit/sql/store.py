@@ -20,6 +20,7 @@ from audit.sql.statements import (
     LEAF_HASHES,
     LEAVES,
     MAX_ROWS,
+    NEWEST_ROUND,
     ROUND_HEADS,
     SIZES_IN_ROUND,
     keep_checkpoints,
@@ -163,6 +164,11 @@ class SqlAuditReader:
         """Return the last round's number."""
         with self.reading() as connection:
             return connection.execute(LAST_ROUND).scalar()
+
+    def newest_round(self, log_id: int, size: int) -> int | None:
+        """Return the last round with a row in which a log was smaller."""
+        with self.reading() as connection:
+            return connection.execute(NEWEST_ROUND, {"log": log_id, "size": size}).scalar()
 
     def sizes_in_round(self, number: int) -> Mapping[int, int]:
         """Return the size of each log in a round, by log id."""

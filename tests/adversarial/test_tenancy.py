@@ -62,6 +62,7 @@ async def test_another_tenants_log_does_not_exist(world, agent, acme, mallory, n
         await refusal(stub.GetRecord(audit_pb2.GetRecordRequest(tenant_id=acme.tenant_id, index=0), **call)),
         await refusal(stub.GetCheckpoint(audit_pb2.GetCheckpointRequest(tenant_id=acme.tenant_id), **call)),
         await refusal(stub.GetRoundPath(audit_pb2.GetRoundPathRequest(tenant_id=acme.tenant_id), **call)),
+        await refusal(stub.ListRoundPaths(audit_pb2.ListRoundPathsRequest(tenant_id=acme.tenant_id), **call)),
         await refusal(stub.GetConsistencyProof(audit_pb2.GetConsistencyProofRequest(tenant_id=acme.tenant_id), **call)),
         await refusal(stub.GetCheckpoint(audit_pb2.GetCheckpointRequest(tenant_id="platform"), **call)),
     ]

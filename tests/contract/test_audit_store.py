@@ -217,6 +217,7 @@ def test_sizes_in_a_round_are_those_of_the_last_rows(store, commit):
         4: (four := {1: 6, 2: 9, 3: 5}),
         5: four,
     }
+    assert [store.newest_round(1, size) for size in range(3, 9)] == [None, 1, 2, 2, 4, 4]
     assert store.round_heads(0, 9) == tuple(RoundHead(*row) for row in rows)
     assert store.round_heads(2, 4) == (RoundHead(2, 1, 4), RoundHead(2, 3, 5))
 

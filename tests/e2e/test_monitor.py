@@ -60,6 +60,11 @@ def test_the_monitor_on_a_running_platform(platform: LocalPlatform, tmp_path: Pa
         check = json.loads(done.stdout)
         assert (done.returncode, check["alarms"], check["notes"]) == (0, [], []), done.stderr
     assert check["round"] > 0
+    assert 0 < check["first_round"] <= check["round"]
+    again = (*monitor[:4], str(tmp_path / "again"), *monitor[5:], "--from-round", str(check["first_round"]))
+    from_there = json.loads(live.cli(seen, "officer", *again).stdout)
+    assert (from_there["alarms"], from_there["first_round"]) == ([], check["first_round"])
+    assert from_there["rounds"] == from_there["round"] - from_there["first_round"] + 1
 
     (folder / "acme.journal").write_text("")
     lost = live.cli(seen, "officer", *monitor[:4], str(tmp_path / "fresh"), "--grace", "0", "--json", *monitor[8:])

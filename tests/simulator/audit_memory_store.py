@@ -124,6 +124,9 @@ class MemoryAuditStore:
     def last_round(self) -> int | None:
         return max(self._rounds, default=None)
 
+    def newest_round(self, log_id: int, size: int) -> int | None:
+        return max((at for at, sizes in self._rounds.items() if sizes.get(log_id, size) < size), default=None)
+
     def sizes_in_round(self, number: int) -> Mapping[int, int]:
         return {log: size for at in sorted(self._rounds) if at <= number for log, size in self._rounds[at].items()}
 

@@ -6,17 +6,21 @@ import asyncio
 import io
 import shutil
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 from audit.log import AuditLog, RoundsAsked
+from audit.log.rounds import CommittedRound
+from audit.model import Head
 from audit.records import Record, Subject, audit_read, tenant_cause
+from audit.store import NewLeaf
 from bulkhead.client.journal import RequestJournal
 from bulkhead.client.monitoring import Check, Monitor, MonitorOptions
 from bulkhead.errors import NotFoundError, UnavailableError
 from bulkhead.ids import REQUEST, new_id
 from bulkhead.protocol.saved import PublicPins
+from bulkhead.transparency.merkle import leaf_hash
 from bulkhead.transparency.rounds import RoundPage, RoundPath
 from tests.simulator.audit_world import TENANT, opened, stamper
 
@@ -109,10 +113,26 @@ def record_of(request_id: str) -> Record:
     )
 
 
+async def make_round(log: AuditLog, *, forged: Head | None = None) -> CommittedRound:
+    """Make a round at once, over the heads that there are; one may be forged. For a log that makes none by itself."""
+    heads = log._known.heads() | ({forged.log_id: forged} if forged else {})
+    made = log._rounds.prepare(log.stamp, heads, log._known.newest())
+    leaf = NewLeaf(
+        log.platform_log.log_id,
+        made.record.record_id,
+        made.record.leaf,
+        leaf_hash(made.record.leaf),
+        round_heads=made.changed,
+    )
+    log._rounds.committed(made, (await log._submit(leaf)).index)
+    assert log._rounds.newest is not None
+    return log._rounds.newest
+
+
 @asynccontextmanager
-async def monitored(directory: Path) -> AsyncIterator[World]:
+async def monitored(directory: Path, pace: Mapping[str, float] = FAST) -> AsyncIterator[World]:
     """Open a log with one tenant."""
-    log = await opened(directory / "log", **FAST)
+    log = await opened(directory / "log", **pace)
     info = await log.ensure_log(TENANT)
     found = World(directory, log, info.log_id)
     try:
@@ -121,12 +141,12 @@ async def monitored(directory: Path) -> AsyncIterator[World]:
         await found.log.close()
 
 
-async def split(world: World) -> AuditLog:
+async def split(world: World, pace: Mapping[str, float] = FAST) -> AuditLog:
     """Return a second log that has the world's history so far, keys included, and goes its own way from here."""
     await world.log.close()
     shutil.copytree(world.directory / "log", world.directory / "fork")
-    world.log = world.server.log = await opened(world.directory / "log", **FAST)
-    return await opened(world.directory / "fork", **FAST)
+    world.log = world.server.log = await opened(world.directory / "log", **pace)
+    return await opened(world.directory / "fork", **pace)
 
 
 def kinds(check: Check) -> list[str]:

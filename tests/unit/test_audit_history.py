@@ -80,6 +80,8 @@ def test_only_what_is_published(rounds):
         assert [one.number for one in ask(past, rounds, 1, 9, size=index)] == [1, 2]
         assert [one.number for one in ask(past, rounds, 1, 9, size=index + 1)] == [1, 2, 3]
         assert ask(past, rounds, 5, 9) == []
+        newest = [past.newest(rounds.platform, at, rounds.logs) for at in (0, index - 1, index, index + 1)]
+        assert [one and one.number for one in newest] == [None, 2, 2, 3]
 
 
 def test_pages_are_bounded(sql, monkeypatch):

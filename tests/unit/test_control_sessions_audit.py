@@ -5,10 +5,20 @@ import grpc
 import pytest
 
 from bulkhead import ids
+from bulkhead.client import convert
 from bulkhead.errors import AuditUnavailableError, PolicyEngineError
-from bulkhead.transparency import AuditReceipt, open_checkpoint, verify_consistency, verify_receipt
+from bulkhead.transparency import (
+    AuditReceipt,
+    RoundsSeen,
+    open_checkpoint,
+    verify_consistency,
+    verify_receipt,
+    verify_round_page,
+)
+from bulkhead.transparency.merkle import Frontier
 from bulkhead.v1 import audit_pb2, audit_pb2_grpc, common_pb2
 from control_plane.domain.roles import Caller, Role
+from tests.simulator.monitored import make_round
 from tests.simulator.session_world import SessionWorld, as_caller, code_of, request
 
 
@@ -143,6 +153,56 @@ async def test_round_path_reaches_the_platforms_log(world, acme) -> None:
 
     found = await world.eventually(path)
     assert found.checkpoint.startswith(world.audit.vkey((await world.audit.ensure_log(acme.tenant_id)).log_id)[:10])
+
+
+async def test_past_rounds_are_handed_out_in_pages(world, acme) -> None:
+    """Every round from the one that is asked for on comes once, verifies, and is no record."""
+    stub = audit(world)
+    log = await world.audit.ensure_log(acme.tenant_id)
+    for _ in range(3):
+        await make_round(world.audit)
+    size = world.audit.size(log.log_id)
+    own = Frontier().extend(world.audit._store.leaf_hashes(log.log_id, 0, size))
+    platform = world.audit.vkey(world.audit.platform_log.log_id)
+    newest = await stub.GetRoundPath(audit_pb2.GetRoundPathRequest(), metadata=as_caller("acme-officer"), timeout=10)
+    last = json.loads(newest.round.leaf)["data"]["round"]
+    seen = RoundsSeen(round=last - 3, size=0, root=b"", platform_size=0, platform_root=b"")
+    numbers: list[int] = []
+    while len(numbers) < 3:
+        asked = audit_pb2.ListRoundPathsRequest(
+            after_round=seen.round, limit=2, size=size, platform_size=seen.platform_size
+        )
+        page = convert.round_page(await stub.ListRoundPaths(asked, metadata=as_caller("acme"), timeout=10))
+        checkpoint, rounds = verify_round_page(
+            page, seen=seen, own=own, slot=log.slot, origin=log.origin, platform_vkey=platform
+        )
+        numbers += [one.round for one in rounds]
+        head = rounds[-1].checkpoint
+        seen = RoundsSeen(
+            round=numbers[-1], size=head.size, root=head.root,
+            platform_size=checkpoint.size, platform_root=checkpoint.root,
+        )  # fmt: skip
+    assert numbers[:3] == [last - 2, last - 1, last]
+    assert world.audit.size(log.log_id) == size
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        ({"after_round": 1 << 53}, "INVALID_REQUEST"),
+        ({"after_round": (1 << 53) - 1}, "UNAVAILABLE"),
+        ({"size": 1_000_000}, "INVALID_REQUEST"),
+        ({"platform_size": 1_000_000}, "UNAVAILABLE"),
+        ({"tenant_id": "platform"}, "NOT_FOUND"),
+    ],
+)
+async def test_rounds_that_there_are_not(world, acme, asked, expected) -> None:
+    """Numbers and sizes that are not, or not yet, and a log that is in no round, are errors of their own."""
+    await make_round(world.audit)
+    call = audit(world).ListRoundPaths(
+        audit_pb2.ListRoundPathsRequest(**asked), metadata=as_caller("acme-officer"), timeout=10
+    )
+    assert await code(call) == expected
 
 
 async def test_developers_list_nothing_and_export_nothing(world, acme) -> None:
