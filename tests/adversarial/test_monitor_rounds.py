@@ -3,18 +3,23 @@
 # ruff: noqa: D102 - the port documents the methods
 
 import dataclasses
+import io
 import json
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from audit.cli import program as operator_program
 from audit.log.rounds import CommittedRound
 from audit.model import Head
+from bulkhead.cli.program import program
 from bulkhead.client.monitoring import Check
 from bulkhead.encoding import canonical_json
-from bulkhead.errors import ConfigError, InternalError, NotFoundError, UnavailableError
+from bulkhead.errors import ConfigError, InternalError, NotFoundError, RecordError, UnavailableError
 from bulkhead.protocol.saved import PublicPins
+from bulkhead.transparency.export import verify_export
 from bulkhead.transparency.merkle import Frontier
 from bulkhead.transparency.rounds import RoundPage, RoundPath
 from tests.simulator.audit_world import OTHER, decision, opened
@@ -333,3 +338,30 @@ async def test_a_state_file_of_before(world):
         await make_round(world.log)
     found = await check(world)
     assert (found.alarms, found.first_round, found.round, found.rounds) == ((), 1, 4, 3)
+
+
+async def test_a_number_that_stands_twice_in_the_platform_s_log(world):
+    """Of two records with one number a tenant is shown one; who reads the platform's log sees both."""
+    await make_round(world.log)
+    forged = Head(world.log_id, Frontier().extend([bytes(32)] * 2))
+    log, platform = world.log, world.log.platform_log
+    log._rounds.begin_at(2)
+    heads = log._known.heads() | {world.log_id: forged}
+    second = log._rounds.prepare(log.stamp, heads, log._known.newest()).record
+    await log.append(platform.log_id, second)
+    log._rounds.begin_at(3)
+    await make_round(log)
+    assert (await check(world)).alarms == ()
+    stream = io.BytesIO()
+    await log.export([platform.log_id], stream)
+    stream.seek(0)
+    with pytest.raises(RecordError, match="it is round 2, and comes after round 2"):
+        verify_export(stream, vkeys=[log.vkey(platform.log_id)])
+    await log.close()
+    database, tiles = world.directory / "log" / "audit.db", world.directory / "tiles"
+    run = CliRunner().invoke
+    assert run(operator_program, ["tiles", "--db", str(database), "--out", str(tiles)]).exit_code == 0
+    found = run(program, ["audit", "verify", str(tiles), "--log-key", log.vkey(platform.log_id)])
+    assert found.exit_code == 1
+    assert "it is round 2, and comes after round 2" in found.output
+    world.log = world.server.log = await opened(world.directory / "log", **BY_HAND)

@@ -51,6 +51,7 @@ def test_the_monitor_on_a_running_platform(platform: LocalPlatform, tmp_path: Pa
     opens = [entry["id"] for entry in sent if entry["event"] == "sent" and entry["call"] == "OpenSession"]
     assert {"v": 1, "event": "answered", "id": opens[0], "code": ""} in sent
 
+    (folder / "officer.journal").touch()  # the officer has asked for nothing yet
     monitor = (
         "bulkhead", "audit", "monitor", "--state", str(tmp_path / "state"), "--grace", "100000", "--json",
         "--journal", str(folder / "acme.journal"), "--journal", str(folder / "officer.journal"),

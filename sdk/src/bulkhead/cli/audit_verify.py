@@ -127,15 +127,20 @@ def _tiles(directory: Path, pins: Pins, *, progress: bool) -> tuple[dict[str, An
     from bulkhead.errors import RecordError
     from bulkhead.transparency.cosignature import open_cosigned
     from bulkhead.transparency.leaf import parse_leaf
+    from bulkhead.transparency.rounds import next_round
     from bulkhead.transparency.tiles import verify_tiles
 
     note = (directory / "checkpoint").read_text("utf-8")
     vkey, origin = _key_of(note, pins)
     open_cosigned(note, vkey=vkey, origin=origin, witnesses=pins.witnesses, quorum=pins.quorum)
 
+    last_round = 0
+
     def check(index: int, entry: bytes) -> None:
+        nonlocal last_round
         try:
-            parse_leaf(entry)
+            fields = parse_leaf(entry)
+            last_round = next_round(fields, last_round) if fields.tenant is None else 0
         except RecordError as error:
             raise RecordError(f"{origin}: record {index}: {error.message}", details=error.details) from error
 

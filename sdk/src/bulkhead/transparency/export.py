@@ -35,6 +35,7 @@ from bulkhead.transparency.export_trust import ExportTrust
 from bulkhead.transparency.export_writer import FORMAT, VERSION, ExportWriter
 from bulkhead.transparency.leaf import LeafFields, parse_leaf
 from bulkhead.transparency.merkle import HASH_BYTES, MAX_TREE_SIZE, Frontier, leaf_hash
+from bulkhead.transparency.rounds import next_round
 
 __all__ = ["FORMAT", "ExportWriter", "VerifiedExport", "VerifiedLog", "verify_export"]
 
@@ -99,7 +100,8 @@ def verify_export(
     """Verify an export, in bounded memory, trusting only ``vkeys``.
 
     1. Each line is well formed; the end line is there and its counts are right.
-    2. Each record's leaf has the hash beside it, is a well-formed record of the log's tenant, and is next in order.
+    2. Each record's leaf has the hash beside it, is a well-formed record of the log's tenant, and is next in order; the
+       platform's rounds count up by one.
     3. Each checkpoint is signed by the log's pinned key and its root is that of the records up to it.
     4. Each checkpoint in ``seen`` agrees with the log.
     5. With a ``quorum``: that many pinned witnesses cosigned a checkpoint of each log (of the platform's log over a
@@ -140,6 +142,7 @@ class _Open:
     seen: dict[int, Checkpoint]
     before: Frontier
     slot: int | None = None
+    round: int = 0
     witnessed: int = 0
     checkpoints: int = 0
     pending: list[bytes] = field(default_factory=list)  # leaf hashes not yet in `frontier`
@@ -266,6 +269,11 @@ class _Verifier:
             raise self._bad(log, index, fields.record_id, "the first record does not open this log")
         if index == 0 and isinstance(slot := fields.data.get("slot"), int):
             log.slot = slot
+        if log.tenant is None:
+            try:
+                log.round = next_round(fields, log.round)
+            except RecordError as error:
+                raise self._bad(log, index, fields.record_id, error.message) from error
         if self._on_record is not None:
             self._on_record(fields)
 

@@ -12,6 +12,7 @@ from typing import Final
 from bulkhead.encoding import MAX_SAFE_INTEGER, lp_join
 from bulkhead.errors import ConsistencyError, InclusionError, ProofError, RecordError
 from bulkhead.transparency.checkpoint import Checkpoint, open_checkpoint
+from bulkhead.transparency.leaf import LeafFields
 from bulkhead.transparency.merkle import Frontier, leaf_hash, verify_consistency, verify_inclusion
 from bulkhead.transparency.note import NoteVerifier
 from bulkhead.transparency.receipt import AuditReceipt, verify_receipt
@@ -23,6 +24,7 @@ __all__ = [
     "RoundPath",
     "RoundsSeen",
     "VerifiedRound",
+    "next_round",
     "round_leaf",
     "verify_round_page",
     "verify_round_path",
@@ -196,6 +198,26 @@ def verify_round_page(
         head = verified.checkpoint
         found.append(verified)
     return platform, tuple(found)
+
+
+def next_round(fields: LeafFields, before: int) -> int:
+    """Return the number of the newest round in the platform's log, after its next record.
+
+    A monitor sees one record of each number; that there is no second one is seen by whoever reads the platform's log.
+
+    Args:
+        fields: the record.
+        before: the number before it; 0 if no round came before.
+
+    Raises:
+        RecordError: the record is a round, and not the next one.
+    """
+    if fields.action != ROUND_ACTION:
+        return before
+    number = fields.data.get("round")
+    if type(number) is not int or number < 1 or before not in (0, number - 1):
+        raise RecordError(f"it is round {number}, and comes after round {before}", details={"record": fields.record_id})
+    return number
 
 
 def _follows(verified: VerifiedRound, before: Checkpoint, own: Frontier, proof: tuple[bytes, ...]) -> None:
