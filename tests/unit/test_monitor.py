@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -125,6 +126,56 @@ def test_what_is_no_journal(tmp_path, line):
     (tmp_path / "journal").write_bytes(line)
     with pytest.raises(ConfigError, match="not a request journal"):
         JournalReader([tmp_path / "journal"], {}).read()
+
+
+@pytest.mark.parametrize("cut", [1, 10, 40, -1])
+def test_a_line_that_was_left_half_written(tmp_path, cut):
+    """Half a line, at the end or ended by whoever wrote next, is no entry; all others stand."""
+    path = tmp_path / "journal"
+    journal = RequestJournal(path, wall_ns=lambda: 5_000)
+    journal.sent("req_a", "OpenSession")
+    whole = path.read_bytes()
+    with path.open("ab") as file:
+        file.write(whole.replace(b"req_a", b"req_b")[:cut])
+    growing = JournalReader([path], {})
+    assert growing.read().sent == {"req_a"}
+    journal.sent("req_c", "OpenSession")
+    RequestJournal(path).answered("req_a", "")
+    for reader in (growing, JournalReader([path], {})):
+        entries = reader.read()
+        assert (entries.sent, entries.answered, entries.due) == ({"req_a", "req_c"}, {"req_a"}, {"req_a"})
+
+
+def test_a_write_that_ends_in_the_middle(tmp_path, monkeypatch):
+    """A full disk that takes a part of a line, and then of what should end it: not sent, and the journal goes on."""
+    path = tmp_path / "journal"
+    journal = RequestJournal(path)
+    journal.sent("req_a", "OpenSession")
+    write = os.write
+    monkeypatch.setattr("bulkhead.client.journal.os.write", lambda fd, data: write(fd, data[:7]))
+    for request_id in ("req_b", "req_c"):
+        with pytest.raises(ConfigError, match="cannot be written"):
+            journal.sent(request_id, "OpenSession")
+        assert JournalReader([path], {}).read().sent == {"req_a"}
+    monkeypatch.undo()
+    journal.sent("req_d", "OpenSession")
+    assert JournalReader([path], {}).read().sent == {"req_a", "req_d"}
+
+
+def test_a_bad_line_in_the_middle_is_named(tmp_path):
+    """What no writer leaves behind is an error that says where it stands, also in what was appended since."""
+    path = tmp_path / "journal"
+    journal = RequestJournal(path)
+    journal.sent("req_a", "OpenSession")
+    reader = JournalReader([path], {})
+    reader.read()
+    with path.open("ab") as file:
+        file.write(b'{"v":1,"event":"sent"\n')
+    journal.sent("req_b", "OpenSession")
+    with pytest.raises(ConfigError, match=r"journal, line 2: not a request journal"):
+        reader.read()
+    with pytest.raises(ConfigError, match=r"journal, line 2: not a request journal"):
+        JournalReader([path], {}).read()
 
 
 def test_a_journal_that_cannot_be_written(tmp_path):

@@ -10,6 +10,10 @@ One JSON object a line, appended and synchronised before the request leaves (``s
     {"v":1,"event":"answered","id":"req_…","code":""}       code: of the error, empty where there was none
 
 It holds no prompt, answer, key or token. Several processes may append to one file.
+
+A full disk or a crash can leave half a line at the end. Its request was not sent: that waits until the whole line is
+durable. Who appends next ends the half line with ``{"v":1,"event":"torn"}``, and readers pass over a line that ends so, as over
+a last line without its end. Any other line that is no entry is an error, which names it.
 """
 
 import contextlib
@@ -26,6 +30,7 @@ from bulkhead.transparency.monitor import RECORDED_CALLS, JournalEntries
 __all__ = ["JournalReader", "RequestJournal"]
 
 _VERSION: Final = 1
+_TORN: Final = b'{"v":1,"event":"torn"}\n'  # no entry ends so: within its texts a quotation mark follows a backslash
 
 
 class RequestJournal:
@@ -68,13 +73,28 @@ class RequestJournal:
         line = json.dumps({"v": _VERSION, **entry}, separators=(",", ":")).encode("ascii") + b"\n"
         try:
             if self._fd < 0:
-                self._fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+                self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+                self._keep_name()
+            line = self._ended() + line
             if os.write(self._fd, line) != len(line):  # one write: lines of several processes never mix
                 raise OSError(0, "only a part was written")  # noqa: TRY301 - one way out for every failure
             if durable:
                 os.fdatasync(self._fd)
         except OSError as error:
             raise ConfigError(f"the request journal {self._path} cannot be written: {error.strerror}") from error
+
+    def _keep_name(self) -> None:
+        """Make the file's own name as durable as its lines."""
+        directory = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+
+    def _ended(self) -> bytes:
+        """Return what ends the line that somebody left half written, if one did."""
+        size = os.fstat(self._fd).st_size
+        return b"" if size == 0 or os.pread(self._fd, 1, size - 1) == b"\n" else _TORN
 
 
 class JournalReader:
@@ -120,9 +140,13 @@ class JournalReader:
                 file.seek(offset)
                 for line in file:
                     if not line.endswith(b"\n"):
-                        break  # is being written
-                    offset += len(line)
-                    self._take(path, line, due=offset > self._settled.get(str(path), 0))
+                        break  # is being written, or was left half written: its request was not sent
+                    end = offset + len(line)
+                    if not line.endswith(_TORN) and not self._take(line, due=end > self._settled.get(str(path), 0)):
+                        file.seek(0)
+                        number = 1 + file.read(offset).count(b"\n")
+                        raise ConfigError(f"{path}, line {number}: not a request journal of version {_VERSION}")
+                    offset = end
         except FileNotFoundError:
             if offset or self._settled.get(str(path)):
                 raise ConfigError(f"the request journal {path} is gone") from None
@@ -130,7 +154,8 @@ class JournalReader:
             raise ConfigError(f"the request journal {path} cannot be read: {error.strerror}") from error
         return offset
 
-    def _take(self, path: Path, line: bytes, *, due: bool) -> None:
+    def _take(self, line: bytes, *, due: bool) -> bool:
+        """Take in an entry; return False if it is none."""
         try:
             value = json.loads(line)
             match value:
@@ -138,12 +163,12 @@ class JournalReader:
                     self.entries.sent.add(request_id)
                     if call in RECORDED_CALLS:
                         self._calls[request_id] = call
-                    return
+                    return True
                 case {"v": 1, "event": "answered", "id": str(request_id), "code": str(code)}:
                     self.entries.answered.add(request_id)
                     if due and not code and request_id in self._calls:
                         self.entries.due.add(request_id)
-                    return
-        except ValueError as error:
-            raise ConfigError(f"{path}: not a request journal of version {_VERSION}") from error
-        raise ConfigError(f"{path}: not a request journal of version {_VERSION}")
+                    return True
+        except (ValueError, RecursionError):  # not JSON, or JSON that is nested without end
+            return False
+        return False
