@@ -12,8 +12,8 @@ One JSON object a line, appended and synchronised before the request leaves (``s
 It holds no prompt, answer, key or token. Several processes may append to one file.
 
 A full disk or a crash can leave half a line at the end. Its request was not sent: that waits until the whole line is
-durable. Who appends next ends the half line with ``{"v":1,"event":"torn"}``, and readers pass over a line that ends so, as over
-a last line without its end. Any other line that is no entry is an error, which names it.
+durable. Who appends next ends the half line with ``{"v":1,"event":"torn"}``, and readers pass over a line that ends so,
+as over a last line without its end. Any other line that is no entry is an error, which names it.
 """
 
 import contextlib
