@@ -14,8 +14,9 @@ Each call of :meth:`Scheduler.schedule` plans one step within ``step_tokens`` ro
 2. A sequence that needs a block when none is free takes the memory of the lowest in rank, which is preempted: its
    blocks are given back, it waits again in its old rank, and later computes its tokens anew.
 3. Waiting sequences join by rank while a place is free and memory holds their tokens so far. None overtakes a higher
-   one, and one that ``MAX_OVERTAKEN`` later arrivals overtook comes before all priorities. Whole blocks at the start of
-   its tokens that its scope can name are taken over instead of computed; its last token is always computed.
+   one, and one that ``MAX_OVERTAKEN`` later arrivals overtook, by joining first or by running on in its memory, comes
+   before all priorities. Whole blocks at the start of its tokens that its scope can name are taken over instead of
+   computed; its last token is always computed.
 4. While few sequences run, one that decodes may get rows for guessed tokens, from the room and the memory that is left.
 
 The highest in rank is never preempted for another and always fits, since the pool holds a whole context: so it ends,
@@ -251,6 +252,7 @@ class Scheduler:
         victim.preemptions += 1
         self.preemptions += 1
         self._give_back(victim)
+        victim.overtaken += sum(other.arrival > victim.arrival for other in self._running)
         bisect.insort(self._waiting, victim, key=_rank)
 
     def _give_back(self, sequence: Sequence) -> None:

@@ -28,7 +28,7 @@ class Sequence:
         scope: whose cached state may be used; empty for nobody's.
         priority: lower numbers go first among those that wait.
         arrival: rank of arrival; of equal priority, earlier ones go first.
-        overtaken: how many later arrivals went first.
+        overtaken: how many later arrivals went first, or ran on when this one gave way.
         prompt_logits: the logits of the prompt's own tokens are wanted, so none of its state is taken over.
         lookup: guesses the answer's next tokens; None if they are not to be guessed.
         blocks: block table: block ``i`` holds the state of tokens ``i * block_tokens`` and following.
