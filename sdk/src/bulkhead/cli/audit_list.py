@@ -22,6 +22,8 @@ __all__ = ["list_records"]
 
 _AGO: Final = re.compile(r"([1-9][0-9]{0,5})([smhd])")
 _UNIT_S: Final = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
+_READING: Final = "audit.read"
+PATIENCE: Final = 60  # intervals until a log is read that may have grown by others' readings only
 _OPTIONS: Final = (
     click.option("--tenant", default="", help="Tenant id, or `platform`; without it the own tenant's log."),
     click.option("--action", default="", help="Action, e.g. decision or outcome; a group of them ends in `.`."),
@@ -134,35 +136,80 @@ async def _take(
 
 
 async def _follow(channel: "Channel", wanted: "RecordFilter", limit: int, interval_s: int, *, as_json: bool) -> None:
-    """Show the newest records, then those that come. The log is read only when it has grown by more than that read."""
+    """Show the newest records, then those that come.
+
+    Each reading is itself a record of the log, so that it is read only when it has grown by more than readings explain:
+    the last ones here, and as many of others who follow it as came the last time, if nothing else did. Growth that may
+    be theirs alone is read after a while none the less.
+    """
     from bulkhead.client.audit import AuditLog
-    from bulkhead.transparency.checkpoint import Checkpoint
-    from bulkhead.transparency.note import split_note
 
-    log = AuditLog(channel)
-
-    async def size() -> int:
-        signed, _ = await log.checkpoint(tenant_id=wanted.tenant_id)
-        return Checkpoint.parse(split_note(signed)[0]).size
-
-    seen = await size()
-    for record in reversed(await _take(log, wanted, limit, after=None, oldest_first=False)):
+    following = _Following(AuditLog(channel), wanted)
+    await following.look()
+    for record in await following.newest(limit):
         _line(record, as_json=as_json)
-    last, quiet = seen - 1, seen + 1
     while True:
         await asyncio.sleep(interval_s)
         try:
-            seen = await size()
-            if seen <= quiet:
-                continue
-            came = await _take(log, wanted, seen, after=last, oldest_first=True)
+            came = await following.further() if await following.look() else []
         except UnavailableError as error:  # whoever follows waits for a server that is away
             note(one_line(error))
             continue
         for record in came:
             _line(record, as_json=as_json)
-            last = max(last, record.index)
-        last, quiet = max(last, seen - 1), seen + 1
+
+
+class _Following:
+    """Where somebody who follows a log stands.
+
+    Args:
+        log: read through here only.
+        wanted: which records, of one log.
+    """
+
+    def __init__(self, log: "AuditLog", wanted: "RecordFilter") -> None:
+        self._log = log
+        self._wanted = wanted
+        self._size = 0  # of the log, when it was last looked at
+        self._read = 0  # all of it below this was read; what the index did not hold then is still to come
+        self._pages = 0  # of the last reading: so many records it made
+        self._readings = 0  # that the log may grow by without anything else having happened
+        self._looks = 0  # since the last reading
+
+    async def look(self) -> bool:
+        """Return whether the log should be read."""
+        from bulkhead.transparency.checkpoint import Checkpoint
+        from bulkhead.transparency.note import split_note
+
+        signed, _ = await self._log.checkpoint(tenant_id=self._wanted.tenant_id)
+        self._size = Checkpoint.parse(split_note(signed)[0]).size
+        self._looks += 1
+        explained = self._readings if self._looks < PATIENCE else self._pages
+        return self._size > self._read + explained
+
+    async def newest(self, limit: int) -> "list[AuditRecord]":
+        """Return the newest records, oldest first."""
+        return (await self._reading(limit, after=None, oldest_first=False))[::-1]
+
+    async def further(self) -> "list[AuditRecord]":
+        """Return what came since."""
+        came = await self._reading(self._size, after=self._read - 1 if self._read else None, oldest_first=True)
+        if came and all(record.fields.action == _READING for record in came):
+            self._readings = max(self._pages, len(came))
+        return came
+
+    async def _reading(self, limit: int, *, after: int | None, oldest_first: bool) -> "list[AuditRecord]":
+        pages, indexed = 0, self._size
+
+        def on_page(held: int, _size: int) -> None:
+            nonlocal pages, indexed
+            pages, indexed = pages + 1, min(indexed, held)
+
+        found = await _take(self._log, self._wanted, limit, after=after, oldest_first=oldest_first, on_page=on_page)
+        self._read = max([self._read, indexed, *(record.index + 1 for record in found)])
+        self._pages = self._readings = max(pages, 1)
+        self._looks = 0
+        return found
 
 
 def _line(record: "AuditRecord", *, as_json: bool) -> None:
