@@ -31,7 +31,7 @@ from control_plane.storage.sessions import Sessions
 __all__ = ["Leftovers"]
 
 INDEX_WAIT_S: Final = 10.0  # at a start, for the audit index to reach the ends of all logs after a crash
-PLACES: Final = 4_000  # of a log in one look; some thousand opens
+PLACES: Final = 1_000  # of a log in one look, some hundred opens: milliseconds, well within the limit on a read
 LOOKS: Final = 50  # in one second, in all logs together
 SETTLE_S: Final = 120.0  # beyond an open's own limit: what is undone and recorded after it; a renewal takes less
 _INDEX_PAUSE_S: Final = 0.05
