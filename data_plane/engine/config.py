@@ -34,6 +34,8 @@ class EngineConfig:
         guess_tokens: most tokens guessed ahead for one request in one step (prompt lookup): greedy answers stay what
             they are, and texts that repeat their prompt come faster; 0 guesses nothing.
         guess_running: nothing is guessed while more requests run.
+        forms_at_load: read the vocabulary for structured output while loading, which takes time and memory: see
+            :mod:`.grammar`; else the first request in a form pays, and every stream waits for it.
         max_context_tokens: lowers the model's own context length; None keeps it.
         source: where the model's files come from, closed by the caller; None reads the directory ``model_path``.
 
@@ -51,6 +53,7 @@ class EngineConfig:
     step_tokens: int = 512
     guess_tokens: int = 0
     guess_running: int = 2
+    forms_at_load: bool = False
     max_context_tokens: int | None = None
     source: ModelSource | None = field(default=None, repr=False)
 

@@ -34,9 +34,12 @@ class Intake:
         tokenizer: the model's.
         model: what is served.
         end_tokens: the model's end-of-turn tokens; the tokenizer's own is one as well.
+        forms_at_load: as in :class:`data_plane.engine.EngineConfig`.
     """
 
-    def __init__(self, *, tokenizer: Tokenizer, model: ModelDescription, end_tokens: frozenset[int]) -> None:
+    def __init__(
+        self, *, tokenizer: Tokenizer, model: ModelDescription, end_tokens: frozenset[int], forms_at_load: bool
+    ) -> None:
         self._tokenizer = tokenizer
         self._model = model
         own = tokenizer.end_token
@@ -45,7 +48,7 @@ class Intake:
         self._closed = False
         self._text = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine-text")
         self._grammars = GrammarCompiler(
-            tokenizer_json=tokenizer.definition(), vocabulary=model.vocabulary, ending=end_tokens
+            tokenizer_json=tokenizer.definition(), vocabulary=model.vocabulary, ending=end_tokens, at_once=forms_at_load
         )
 
     def close(self) -> None:

@@ -47,7 +47,12 @@ class NativeEngine:
         self._state = EngineState.SERVING
         self._streams: dict[str, DeltaStream] = {}  # by request id
         self._ended = asyncio.Event()
-        self._intake = Intake(tokenizer=tokenizer, model=self._description, end_tokens=runner.spec.end_tokens)
+        self._intake = Intake(
+            tokenizer=tokenizer,
+            model=self._description,
+            end_tokens=runner.spec.end_tokens,
+            forms_at_load=config.forms_at_load,
+        )
         self._stepper = stepper
         stepper.on_failure = self._failed
 

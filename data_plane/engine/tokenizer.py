@@ -13,7 +13,7 @@ from data_plane.engine.spec import read_json
 from data_plane.engine.template import MAX_TEMPLATE_CHARS, ChatTemplate
 from data_plane.inference.port import ChatMessage
 
-__all__ = ["Tokenizer"]
+__all__ = ["Tokenizer", "sound"]
 
 MAX_TOKENIZER_BYTES: Final = 64 << 20  # a vocabulary of 262,144 with its merges takes 33 MB
 MAX_CONFIG_BYTES: Final = 8 << 20  # some list each added token
@@ -72,7 +72,7 @@ class Tokenizer:
                 details={"prompt_bytes": str(size), "context_tokens": str(self._context_tokens)},
             )
         # A batch of one: `encode` holds Python's lock all the while, a second for a megabyte, and the engine with it.
-        encoded = _sound(lambda: self._tokenizer.encode_batch_fast([text], add_special_tokens=special)[0])
+        encoded = sound(lambda: self._tokenizer.encode_batch_fast([text], add_special_tokens=special)[0])
         ids: list[int] = encoded.ids
         if ids and max(ids) >= self._vocabulary:  # those that a post-processor adds are in no vocabulary
             raise InvalidRequestError("the model's tokenizer yields token ids that the model has no embedding for")
@@ -99,12 +99,12 @@ class Tokenizer:
         Raises:
             InvalidRequestError: the tokenizer fails on them.
         """
-        text: str = _sound(lambda: self._tokenizer.decode(ids, skip_special_tokens=not special))
+        text: str = sound(lambda: self._tokenizer.decode(ids, skip_special_tokens=not special))
         return text
 
     def decode_long(self, ids: Sequence[int], *, special: bool = False) -> str:
         """Return what :meth:`decode` does; without Python's lock, which a batch of one is decoded without."""
-        (text,) = _sound(lambda: self._tokenizer.decode_batch([ids], skip_special_tokens=not special))
+        (text,) = sound(lambda: self._tokenizer.decode_batch([ids], skip_special_tokens=not special))
         return str(text)
 
     def spellings(self, word: str) -> list[list[int]]:
@@ -121,11 +121,14 @@ class Tokenizer:
         return text
 
 
-def _sound(call: Callable[[], Any]) -> Any:
+def sound(call: Callable[[], Any]) -> Any:
     """Return what the tokenizer returns; whatever it raises is the model's defect and says nothing of the text.
 
-    It raises bare Exception for what it cannot parse, and its panics (a search that backtracks too often, a decoder
-    that cuts more than there is) come as a BaseException that has no importable name.
+    A tokenizer, or what is made of one, raises bare Exception for what it cannot parse, and its panics (a search that
+    backtracks too often, a decoder that cuts more than there is) come as a BaseException that has no importable name.
+
+    Raises:
+        InvalidRequestError: it failed.
     """
     try:
         return call()
@@ -137,7 +140,7 @@ def _sound(call: Callable[[], Any]) -> Any:
 
 def _load(source: ModelSource) -> tokenizers.Tokenizer:
     data = read_file(source, "tokenizer.json", max_bytes=MAX_TOKENIZER_BYTES)
-    tokenizer = _sound(lambda: tokenizers.Tokenizer.from_buffer(data))
+    tokenizer = sound(lambda: tokenizers.Tokenizer.from_buffer(data))
     tokenizer.no_truncation()  # a file may ask for a silent cut or for filling up; prompts are taken whole
     tokenizer.no_padding()
     return tokenizer

@@ -161,6 +161,7 @@ def _engine_config(directory: Path, start: StartWorker, source: ModelSource) -> 
         max_waiting=start.max_queued_requests,
         step_tokens=max(512, start.max_running_requests),
         guess_tokens=GUESS_TOKENS,
+        forms_at_load=True,  # a second of every start at most, against one in the middle of all streams
     )
 
 

@@ -1,16 +1,19 @@
-"""How answers begin and end, on the real engine with a tiny random model: stop reasons, echo, usage of several."""
+"""How answers begin and end, on the real engine: stop reasons, echo, usage of several, and the vocabulary of forms."""
 
 import json
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import llguidance
 import pytest
 
+from bulkhead.errors import InvalidRequestError
 from data_plane.engine.tokenizer import Tokenizer
 from data_plane.inference.port import EngineRequest, FinishReason
-from data_plane.inference.sampling_params import SamplingParams
+from data_plane.inference.sampling_params import SamplingParams, Structure, StructureKind
 from tests.simulator.tiny_engine import Answer, answer, running_engine, token_request
 from tests.simulator.tiny_model import make_tiny_model
 
@@ -97,6 +100,49 @@ async def test_a_prompt_is_echoed_from_one_decoding_off_the_event_loop(
     assert begun == dict.fromkeys(range(4), text)
     assert len(threads) == 1
     assert threads[0].startswith("engine-text")
+
+
+@pytest.mark.parametrize("at_load", [True, False])
+async def test_the_vocabulary_for_forms_is_read_once_and_while_loading_where_asked(
+    model: Path, monkeypatch: pytest.MonkeyPatch, *, at_load: bool
+) -> None:
+    """Which holds Python's lock, and with it every stream: what serves must not begin it, and nothing repeats it."""
+    read: list[str] = []
+    make = llguidance.LLTokenizer
+
+    def watched(*given: Any, **named: Any) -> llguidance.LLTokenizer:
+        read.append("once")
+        return make(*given, **named)
+
+    monkeypatch.setattr(llguidance, "LLTokenizer", watched)
+    form = Structure(kind=StructureKind.CHOICE, patterns=("yes", "no"))
+    async with running_engine(model, forms_at_load=at_load) as engine:
+        assert len(read) == at_load
+        for name in "ab":
+            found = await answer(engine, token_request(name, PROMPT, structure=form))
+            assert found.text in form.patterns
+    assert len(read) == 1
+
+
+class PanicException(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("failure", [ValueError("no"), PanicException("at line 1")])
+async def test_a_vocabulary_that_no_form_can_be_held_in_stops_nothing_else(
+    model: Path, monkeypatch: pytest.MonkeyPatch, failure: BaseException
+) -> None:
+    """The model loads and answers; a request in a form gets a typed error."""
+
+    def fails(*_: Any, **__: Any) -> None:
+        raise failure
+
+    monkeypatch.setattr(llguidance, "LLTokenizer", fails)
+    form = Structure(kind=StructureKind.CHOICE, patterns=("yes", "no"))
+    async with running_engine(model, forms_at_load=True) as engine:
+        with pytest.raises(InvalidRequestError, match="tokenizer"):
+            await answer(engine, token_request("f", PROMPT, structure=form))
+        assert (await answer(engine, token_request("g", PROMPT, max_tokens=2))).usage.completion_tokens == 2
 
 
 async def test_cached_tokens_of_several_answers_are_the_prompts(model: Path) -> None:
