@@ -221,7 +221,7 @@ class AuditHealth:
         queued: records waiting for a commit.
         unindexed: records behind which the index is.
         witnesses: why each witness that did not cosign the platform's last checkpoint did not, by its name.
-        rounds: why a past round could not be made again as it is in the platform's log; empty if all could.
+        rounds: why a past round could not be made again as the platform's log has it, the last time; or empty.
     """
 
     writable: bool

@@ -58,7 +58,7 @@ class PastRounds:
         self._turn = ThreadPoolExecutor(1, thread_name_prefix="audit-rounds")
         self._waiting = 0
         self.failure = ""
-        """Why the last page that was asked for could not be made from the database; empty if it was."""
+        """Why a page could not be made as the platform's log has it, the last time; empty if that never happened."""
 
     def close(self) -> None:
         """Make no more pages."""
@@ -109,14 +109,12 @@ class PastRounds:
             raise UnavailableError("too many ask for past rounds just now: try again in a few seconds")
         self._waiting += 1
         try:
-            found = await asyncio.get_running_loop().run_in_executor(self._turn, self._guarded, work)
+            return await asyncio.get_running_loop().run_in_executor(self._turn, self._guarded, work)
         except RecordError as error:
             self.failure = error.message
             raise
         finally:
             self._waiting -= 1
-        self.failure = ""
-        return found
 
     def _guarded(self, work: Callable[[], _T]) -> _T:
         try:

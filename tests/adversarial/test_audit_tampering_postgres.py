@@ -142,6 +142,7 @@ async def test_another_database_under_the_running_process(tmp_path, audit_url, p
     older = postgres.new_database(template=name)
     log = await opened(tmp_path, database=audit_url)
     await log.append(info.log_id, decision())
+    postgres.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")  # the process comes back for its index at once
     postgres.execute(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'")
     postgres.execute(f"ALTER DATABASE {name} RENAME TO aside")
     postgres.execute(f"ALTER DATABASE {older} RENAME TO {name}")

@@ -56,6 +56,18 @@ def same(past: PastRound, rounds: Rounds) -> bool:
 @pytest.mark.parametrize("seed", range(6))
 def test_what_is_made_again_is_what_was_made(rounds, seed):
     """Over random histories, with restarts and makers in turn, every page from any place is what was made."""
+    play(rounds, seed)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(6, 206))
+def test_what_is_made_again_over_many_histories(sql, seed):
+    """The same over two hundred histories."""
+    play(sql, seed)
+
+
+def play(rounds: Rounds, seed: int) -> None:
+    """Let logs grow and rounds be made at random, and ask for pages between."""
     chance = random.Random(seed)
     rounds.open()
     kept = history(rounds)

@@ -3,7 +3,9 @@ import json
 
 import grpc
 import pytest
+from structlog.testing import capture_logs
 
+from audit.model import Head
 from bulkhead import ids
 from bulkhead.client import convert
 from bulkhead.errors import AuditUnavailableError, PolicyEngineError
@@ -203,6 +205,20 @@ async def test_rounds_that_there_are_not(world, acme, asked, expected) -> None:
         audit_pb2.ListRoundPathsRequest(**asked), metadata=as_caller("acme-officer"), timeout=10
     )
     assert await code(call) == expected
+
+
+async def test_a_round_that_is_not_in_the_database(world, acme) -> None:
+    """A round whose heads are not those in the database is an error of the data for who asks, and told of once."""
+    log = await world.audit.ensure_log(acme.tenant_id)
+    made = await make_round(world.audit, forged=Head(log.log_id, Frontier().extend([bytes(32)] * 2)))
+    asked = audit_pb2.ListRoundPathsRequest(after_round=made.prepared.number - 1, limit=1)
+    with capture_logs() as told:
+        for _ in range(2):
+            call = audit(world).ListRoundPaths(asked, metadata=as_caller("acme-officer"), timeout=10)
+            assert await code(call) == "RECORD_INVALID"
+            world.core.reconciler._tell_of_rounds()
+    (event,) = (entry for entry in told if entry["event"] == "audit.round_changed")
+    assert f"round {made.prepared.number} cannot be made again" in event["reason"]
 
 
 async def test_developers_list_nothing_and_export_nothing(world, acme) -> None:
