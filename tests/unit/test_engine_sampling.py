@@ -67,7 +67,7 @@ def test_a_temperature_near_nothing_takes_the_likeliest(options: dict[str, float
         {"top_p": 0.0},
         {"top_p": 1.01},
         {"top_p": float("nan")},
-        {"top_k": -1},
+        {"top_k": -2},
         {"seed": -1},
         {"seed": 2**63},
         {"stop": ("",)},
