@@ -228,7 +228,7 @@ async def test_a_prompt_that_leaves_less_room_than_asked_for(session: AsyncSessi
         {"temperature": math.inf},
         {"top_p": 0.0},
         {"top_p": 1.5},
-        {"top_k": -1},
+        {"top_k": -2},
         {"seed": -1},
         {"stop": ("",)},
         {"stop": ("x",) * 1_000},
