@@ -245,6 +245,16 @@ async def test_limits_that_make_no_sense(session: AsyncSession, options: dict[st
     assert next(iter(options)) in caught.value.message
 
 
+async def test_no_token_at_all_is_an_answer_where_the_prompt_is_wanted(session: AsyncSession) -> None:
+    """With echo nothing need be produced: the prompt comes back, with a receipt that counts no completion."""
+    whole = await session.generate_text("hello", max_tokens=0, echo=True)
+    assert "hello" in whole.text
+    assert whole.finish_reason == "length"
+    assert whole.usage.prompt_tokens > 0
+    assert whole.usage.completion_tokens == 0
+    await still_serves(session)
+
+
 async def test_what_the_engine_refuses_costs_nobody_else(session: AsyncSession) -> None:
     """Beside a running answer each bad request is a sealed, typed error; the answer is what it is alone."""
     alone = await session.generate_text("hello", max_tokens=60, ignore_eos=True)
