@@ -13,10 +13,10 @@ Each call of :meth:`Scheduler.schedule` plans one step within ``step_tokens`` ro
    Every running sequence has at least one row's room, because ``step_tokens`` is at least ``max_running``.
 2. A sequence that needs a block when none is free takes the memory of the lowest in rank, which is preempted: its
    blocks are given back, it waits again in its old rank, and later computes its tokens anew.
-3. Waiting sequences join by rank while a place is free and memory holds their tokens so far. None overtakes a higher
-   one, and one that ``MAX_OVERTAKEN`` later arrivals overtook, by joining first or by running on in its memory, comes
-   before all priorities. Whole blocks at the start of its tokens that its scope can name are taken over instead of
-   computed; its last token is always computed.
+3. Waiting sequences join by rank while a place is free and memory holds their tokens so far, but not in a step that
+   preempts. None overtakes a higher one, and one that ``MAX_OVERTAKEN`` later arrivals overtook, by joining first or by
+   running on in its memory, comes before all priorities. Whole blocks at the start of its tokens that its scope can
+   name are taken over instead of computed; its last token is always computed.
 4. While few sequences run, one that decodes may get rows for guessed tokens, from the room and the memory that is left.
 
 The highest in rank is never preempted for another and always fits, since the pool holds a whole context: so it ends,
@@ -123,15 +123,24 @@ class Scheduler:
         chunks: list[Chunk] = []
         room = self._step_tokens
         position = 0
+        preempted = False
         while position < len(self._running):
             # The sequences behind keep one row's room each.
             behind = len(self._running) - position - 1
             if (chunk := self._next_chunk(self._running[position], room - behind)) is None:
-                continue  # the lowest was preempted, maybe this one
+                preempted = True  # the lowest, maybe this one
+                continue
             chunks.append(chunk)
             room -= chunk.rows
             position += 1
-        while self._waiting and room > 0 and len(self._running) < self._max_running and self._admit(self._waiting[0]):
+        # Where memory has just run out nobody joins, least of all who gave way.
+        while (
+            not preempted
+            and self._waiting
+            and room > 0
+            and len(self._running) < self._max_running
+            and self._admit(self._waiting[0])
+        ):
             sequence = self._waiting.pop(0)
             self._count_overtaken(sequence)
             sequence.state = SequenceState.RUNNING
