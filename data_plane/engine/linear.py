@@ -152,6 +152,7 @@ class Int8Linear:
 Linear: TypeAlias = PlainLinear | PackedLinear | HalfLinear | Int8Linear
 LinearMaker: TypeAlias = Callable[[torch.Tensor, torch.Tensor | None], Linear]
 _CHUNK_ROWS: Final = 4096  # bounds what is widened to fp32 at a time
+_CHUNK_WEIGHTS: Final = 24 << 10  # where they are only looked at: 96 KiB stay in the cache
 
 
 @cache
@@ -170,11 +171,11 @@ def _half_scale(weight: torch.Tensor) -> float:
     Raises:
         ValueError: no such power: the weights have more bits than half precision holds.
     """
-    largest = weight.abs().max().item()
+    largest = max(abs(edge.item()) for edge in weight.aminmax())
     fitting = 2.0 ** (HALF_EXPONENT - math.frexp(largest)[1]) if 0.0 < largest < math.inf else 1.0
     for scale in (1.0, fitting):
         if largest * scale < 2.0**HALF_EXPONENT and all(
-            _held(rows, scale, largest) for rows in torch.split(weight, _CHUNK_ROWS)
+            _held(rows, scale, largest) for rows in torch.split(weight, max(1, _CHUNK_WEIGHTS // weight.shape[1]))
         ):
             return scale
     raise ValueError("half precision does not hold these weights")
