@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from bulkhead.errors import ConfigError
+from bulkhead.files import create_file, sync_directory
 
 __all__ = ["PRIVATE", "PUBLIC", "make_private_directory", "read_private", "write_file"]
 
@@ -46,23 +47,15 @@ def write_file(path: Path, data: bytes, *, mode: int = PRIVATE, replace: bool = 
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
         try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
+            create_file(temporary, data, mode=mode)
             if replace:
                 temporary.replace(path)
             else:
                 os.link(temporary, path)  # unlike a rename, fails when the name is taken
         finally:
             temporary.unlink(missing_ok=True)
-        directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        sync_directory(path.parent)
     except FileExistsError as error:
         raise ConfigError(f"{path} exists already and is not overwritten") from error
     except OSError as error:

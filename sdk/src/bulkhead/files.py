@@ -9,14 +9,14 @@ __all__ = ["create_file", "replace_file", "sync_directory"]
 _PRIVATE: Final = 0o600
 
 
-def create_file(path: Path, data: bytes) -> None:
-    """Write a new file that only its owner can read; one that is there is never touched.
+def create_file(path: Path, data: bytes, *, mode: int = _PRIVATE) -> None:
+    """Write a new file, one that only its owner can read unless ``mode`` says more; one that is there is never touched.
 
     Raises:
         FileExistsError: there is one.
         OSError: it cannot be written.
     """
-    _write(path, data, os.O_EXCL, _PRIVATE)
+    _write(path, data, os.O_EXCL, mode)
 
 
 def replace_file(path: Path, data: bytes, *, partial: Path, mode: int = _PRIVATE) -> None:

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Final
 
 from bulkhead.errors import ConfigError
+from bulkhead.files import sync_directory
 from bulkhead.transparency.monitor import RECORDED_CALLS, JournalEntries
 
 __all__ = ["JournalReader", "RequestJournal"]
@@ -74,7 +75,7 @@ class RequestJournal:
         try:
             if self._fd < 0:
                 self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-                self._keep_name()
+                sync_directory(self._path.parent)  # the file's own name is as durable as its lines
             line = self._ended() + line
             if os.write(self._fd, line) != len(line):  # one write: lines of several processes never mix
                 raise OSError(0, "only a part was written")  # noqa: TRY301 - one way out for every failure
@@ -82,14 +83,6 @@ class RequestJournal:
                 os.fdatasync(self._fd)
         except OSError as error:
             raise ConfigError(f"the request journal {self._path} cannot be written: {error.strerror}") from error
-
-    def _keep_name(self) -> None:
-        """Make the file's own name as durable as its lines."""
-        directory = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
 
     def _ended(self) -> bytes:
         """Return what ends the line that somebody left half written, if one did."""
