@@ -15,6 +15,7 @@ from typing import Final
 
 from audit.keys import LogKeys
 from audit.log.prover import Prover
+from audit.log.rounds import slot_hash
 from audit.model import Appended, LogInfo
 from audit.store import AuditReader
 from bulkhead.encoding import Json
@@ -22,7 +23,7 @@ from bulkhead.errors import NotFoundError, RecordError
 from bulkhead.transparency.checkpoint import Checkpoint
 from bulkhead.transparency.leaf import parse_leaf
 from bulkhead.transparency.merkle import HASH_BYTES, Frontier, inclusion_proof, leaf_hash, node_hash, root_at
-from bulkhead.transparency.rounds import ROUND_ACTION, round_leaf
+from bulkhead.transparency.rounds import ROUND_ACTION
 
 __all__ = ["MAX_ROUNDS", "PastRound", "RoundHistory"]
 
@@ -198,11 +199,10 @@ class RoundHistory:
             self._trees.root(log.log_id, size, stops.get(log.log_id, size))
             for log, size in zip(logs, heads, strict=True)
         )
-        leaves = []
-        for slot, (log, size, root) in enumerate(zip(logs, heads, roots, strict=True)):
-            text = Checkpoint(log.origin, size, root).text()
-            salt = self._keys.salt(number, slot)
-            leaves.append(leaf_hash(round_leaf(round_number=number, slot=slot, salt=salt, checkpoint_text=text)))
+        leaves = [
+            slot_hash(self._keys, number, slot, Checkpoint(log.origin, size, root).text())
+            for slot, (log, size, root) in enumerate(zip(logs, heads, roots, strict=True))
+        ]
         return PastRound(number, record, logs, heads, roots, _levels(leaves))
 
     def _remember(self, made: PastRound) -> None:

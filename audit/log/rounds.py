@@ -20,7 +20,7 @@ from bulkhead.transparency.checkpoint import Checkpoint
 from bulkhead.transparency.merkle import inclusion_proof, leaf_hash, tree_root
 from bulkhead.transparency.rounds import round_leaf
 
-__all__ = ["CommittedRound", "PreparedRound", "RoundMaker", "RoundState", "SlotPath", "make_rounds"]
+__all__ = ["CommittedRound", "PreparedRound", "RoundMaker", "RoundState", "SlotPath", "make_rounds", "slot_hash"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +105,7 @@ class RoundMaker:
         for slot, log in tenants:
             head = heads[log.log_id]
             texts.append(Checkpoint(log.origin, head.size, head.frontier.root()).text())
-            salt = self._keys.salt(number, slot)
-            hashes.append(leaf_hash(round_leaf(round_number=number, slot=slot, salt=salt, checkpoint_text=texts[-1])))
+            hashes.append(slot_hash(self._keys, number, slot, texts[-1]))
         sizes = {log.log_id: heads[log.log_id].size for _, log in tenants}
         return PreparedRound(
             number,
@@ -132,6 +131,12 @@ class RoundMaker:
             return None
         path = inclusion_proof(slot, len(hashes), lambda level, at: tree_root(hashes[at << level : (at + 1) << level]))
         return SlotPath(self._keys.salt(done.prepared.number, slot), done.prepared.texts[slot], path)
+
+
+def slot_hash(keys: LogKeys, number: int, slot: int, checkpoint_text: str) -> bytes:
+    """Return the hash of a slot's leaf in a round."""
+    salt = keys.salt(number, slot)
+    return leaf_hash(round_leaf(round_number=number, slot=slot, salt=salt, checkpoint_text=checkpoint_text))
 
 
 async def make_rounds(
