@@ -23,7 +23,7 @@ async def _crashed_open(world: SessionWorld) -> None:
     agent = await world.agent(answers=False)
     opening = asyncio.create_task(world.open("solo", request()))
     await agent.until(lambda: bool(agent.commands))
-    world.core.opener._abandon = _nothing
+    world.core.opener._abandon = _nothing  # nothing of its clean-up happens
     world.core.pool._undo = _nothing
     await agent.stop()
     await world.close()
@@ -34,14 +34,7 @@ async def test_crash_in_the_middle_of_an_open_is_closed_as_unknown(tmp_path) -> 
     """A decision without an outcome gets one after a restart, once, and the slot is free."""
     async with session_world(tmp_path) as before:
         caller = await before.tenant("solo", session_limit=1)
-        agent = await before.agent(answers=False)
-        opening = asyncio.create_task(before.open("solo", request()))
-        await agent.until(lambda: bool(agent.commands))
-        # The process dies here: nothing of its clean-up happens.
-        before.core.opener._abandon = _nothing
-        before.core.pool._undo = _nothing
-        await agent.stop()
-    await asyncio.gather(opening, return_exceptions=True)
+        await _crashed_open(before)
     for _ in range(2):
         async with session_world(tmp_path) as after:
             after.callers["solo"] = caller
@@ -60,13 +53,7 @@ async def test_a_decision_is_closed_once_the_index_holds_it(tmp_path, monkeypatc
     monkeypatch.setattr(SqlAuditStore, "project", lambda *_: None)  # as while another process has the turn
     async with session_world(tmp_path) as before:
         caller = await before.tenant("solo")
-        agent = await before.agent(answers=False)
-        opening = asyncio.create_task(before.open("solo", request()))
-        await agent.until(lambda: bool(agent.commands))
-        before.core.opener._abandon = _nothing
-        before.core.pool._undo = _nothing
-        await agent.stop()
-    await asyncio.gather(opening, return_exceptions=True)
+        await _crashed_open(before)
     async with session_world(tmp_path) as after:
         assert await after.records(caller.tenant_id, "outcome") == []
         monkeypatch.setattr(SqlAuditStore, "project", project)
