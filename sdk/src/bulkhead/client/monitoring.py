@@ -305,9 +305,8 @@ class Monitor:
         try:
             logged = saved.logged or await self._source.receipt_proof(receipt, saved.signed.digest)
         except NotFoundError:
-            age_us = self._now_us() - min(
-                receipt.ts_us, kept_us
-            )  # a receipt from the future is no younger than its file
+            # A receipt from the future is no younger than its file.
+            age_us = self._now_us() - min(receipt.ts_us, kept_us)
             if age_us > self._options.grace_s * _US_PER_S:
                 message = f"{path.name}: the log does not hold the receipt {receipt.number} of {receipt.session}"
                 self._state.followed.alarm(Alarm("gap", message, path.name))
