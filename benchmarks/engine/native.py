@@ -38,13 +38,17 @@ async def batch(
     engine: Engine,
     prompts: Sequence[Sequence[int]],
     *,
-    new_tokens: int,
+    new_tokens: int | Sequence[int],
     now: Callable[[], float] = time.perf_counter,
 ) -> Run:
-    """Take all prompts together to ``new_tokens`` new tokens each."""
+    """Take all prompts together to ``new_tokens`` new tokens, each or one after another."""
+    counts = [new_tokens] * len(prompts) if isinstance(new_tokens, int) else new_tokens
     started = now()
     times = await asyncio.gather(
-        *(_request(engine, str(index), prompt, new_tokens, now=now) for index, prompt in enumerate(prompts))
+        *(
+            _request(engine, str(index), prompt, count, now=now)
+            for index, (prompt, count) in enumerate(zip(prompts, counts, strict=True))
+        )
     )
     ended = now()
     begun = max(item[0] for item in times)

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,6 +29,7 @@ PROMPT, NEW = 32, 64
 GOALS: Final = {1: 1.5, 16: 2.0, 64: 2.3}  # of vLLM
 LIMIT_GOALS: Final = {16: 0.70, 64: 0.75}  # of the products alone
 CONTEXT_REPEATS: Final = 3  # of half a minute each
+REPLAYS: Final = 2  # of a minute and a half each, in turns with vLLM
 PAUSE_S: Final = 0.3  # threads of the other process spin a while after their last work
 
 
@@ -154,19 +156,22 @@ async def _speed_of(  # noqa: PLR0917 - the loop's body
 async def context(setting: Setting, count: int = 16, length: int = 1024) -> list[Row]:
     """Decoding at a mean context of ``length`` against products and contiguous attention; rate of long prompts.
 
-    A step takes all prompts whole, so that all sequences decode side by side from then on.
+    Prompts begin one after another, so the sooner a sequence begins the more tokens it gets: all decode side by side
+    from the last one's first token on, ``new_tokens`` each, around ``length``.
     """
     peer, new_tokens = setting.peer(), 16
     now = CLOCKS[setting.clock]
     limits = setting.limits("fp32", running=count)
     decode, limit, prefill, theirs = [], [], [], []
-    async with setting.engine(step_tokens=count * length, kv_memory_mib=2048, max_running=count) as engine:
+    async with setting.engine(step_tokens=1024, kv_memory_mib=2048, max_running=count) as engine:
         await native.batch(engine, prompts(2, PROMPT, seed=0), new_tokens=4)
         for repeat in range(min(setting.repeats, CONTEXT_REPEATS)):
             work = prompts(count, length - new_tokens // 2, seed=repeat)
+            ahead = range(count - 1, -1, -1)
+            work = [prompt[: len(prompt) - more] for prompt, more in zip(work, ahead, strict=True)]
             limit.append(count / await asyncio.to_thread(limits.step_s, count, context=length))
             await asyncio.sleep(PAUSE_S)
-            run = await native.batch(engine, work, new_tokens=new_tokens, now=now)
+            run = await native.batch(engine, work, new_tokens=[new_tokens + more for more in ahead], now=now)
             decode.append(run.decode_per_s)
             alone = prompts(1, length, seed=repeat + 100)
             prefill.append(length / (await native.batch(engine, alone, new_tokens=1, now=now)).total_s)
@@ -214,23 +219,36 @@ def slice_of_trace(path: Path, *, skip: int, count: int, stretch: float) -> list
 async def replay(setting: Setting, trace: Path, *, count: int, stretch: float) -> list[Row]:
     """Open-loop replay of a slice of a trace: what a user waits for the first token, and for each further one."""
     requests = slice_of_trace(trace, skip=100, count=count, stretch=stretch)
+    own: list[list[float]] = []
+    theirs: list[list[float]] = []
+    peer = setting.peer()
     async with setting.engine(step_tokens=512, kv_memory_mib=2048) as engine:
         await native.batch(engine, prompts(2, PROMPT, seed=0), new_tokens=4)
-        own = await native.replay(engine, requests)
-    theirs: list[list[float]] = []
-    if (peer := setting.peer()) is not None:
-        with peer:
+        if peer is not None:
             peer.batch(prompts(2, PROMPT, seed=0), new_tokens=4)
-            theirs = peer.replay(requests)
+        for _ in range(min(setting.repeats, REPLAYS)):
+            own += await native.replay(engine, requests)
+            await asyncio.sleep(PAUSE_S)
+            if peer is not None:
+                theirs += await asyncio.to_thread(peer.replay, requests)
+                await asyncio.sleep(PAUSE_S)
+    if peer is not None:
+        peer.close()
     span, tokens = requests[-1]["at_s"], sum(len(item["prompt"]) for item in requests) / count
     work = f"open-loop replay of {count} requests of {trace.stem} in {span:.0f} s (mean prompt {tokens:.0f})"
     return [
-        Row(
-            what=f"{what}, {work}",
-            measured=_percentiles(figure(own)),
-            peer=f"vLLM {_percentiles(figure(theirs))}" if theirs else "",
+        _shown(
+            Row(
+                what=f"{what}, {work}",
+                measured=_percentiles(figure(own)),
+                peer=f"vLLM {_percentiles(figure(theirs))}" if theirs else "",
+            )
         )
-        for what, figure in (("time to first token", _first), ("time per output token", _per_token))
+        for what, figure in (
+            ("time to first token", _first),
+            ("time per output token", _per_token),
+            ("longest wait for a further token", _longest),
+        )
     ]
 
 
@@ -244,6 +262,10 @@ def _first(times: list[list[float]]) -> list[float]:
 
 def _per_token(times: list[list[float]]) -> list[float]:
     return [(item[-1] - item[0]) / (len(item) - 1) for item in times if len(item) > 1]
+
+
+def _longest(times: list[list[float]]) -> list[float]:
+    return [max(later - sooner for sooner, later in pairwise(item)) for item in times if len(item) > 1]
 
 
 def start(setting: Setting) -> list[Row]:

@@ -16,7 +16,8 @@ Each call of :meth:`Scheduler.schedule` plans one step within ``step_tokens`` ro
 3. Waiting sequences join by rank while a place is free and memory holds their tokens so far, but not in a step that
    preempts. None overtakes a higher one, and one that ``MAX_OVERTAKEN`` later arrivals overtook, by joining first or by
    running on in its memory, comes before all priorities. Whole blocks at the start of its tokens that its scope can
-   name are taken over instead of computed; its last token is always computed.
+   name are taken over instead of computed; its last token is always computed. A long prompt does not begin in a step
+   that ends another: it would keep the other's first token back by all its rows, and be done hardly sooner itself.
 4. While few sequences run, one that decodes may get rows for guessed tokens, from the room and the memory that is left.
 
 The highest in rank is never preempted for another and always fits, since the pool holds a whole context: so it ends,
@@ -35,6 +36,7 @@ from data_plane.engine.sequence import Sequence, SequenceState
 __all__ = ["MAX_OVERTAKEN", "Chunk", "Scheduler"]
 
 MAX_PROMPT_ROWS: Final = 64  # of one chunk whose logits are all wanted: a vocabulary of 2^18 takes 64 MiB for them
+SHORT_PROMPT: Final = 64  # tokens; a step of so many rows computes each about as fast as one of more
 MAX_OVERTAKEN: Final = 32  # what waits behind lower numbers waits at most for so many of them
 
 
@@ -58,6 +60,11 @@ class Chunk:
         return self.count + len(self.guesses)
 
     @property
+    def begins_answer(self) -> bool:
+        """Whether it yields the answer's first token."""
+        return self.samples and not self.sequence.completion_tokens
+
+    @property
     def prompt_rows(self) -> int:
         """How many of the first rows tell how likely the prompt's next token was, where that is wanted."""
         wanted = self.sequence.prompt_tokens - 1 - self.start if self.sequence.prompt_logits else 0
@@ -74,6 +81,7 @@ class Scheduler:
         step_tokens: rows of one step.
         guess_tokens: most guesses for one sequence in one step; 0 for none.
         guess_running: most sequences that run while any is guessed for.
+        short_prompt: prompts of at most so many tokens share steps as they come.
     """
 
     def __init__(
@@ -85,6 +93,7 @@ class Scheduler:
         step_tokens: int,
         guess_tokens: int = 0,
         guess_running: int = 1,
+        short_prompt: int = SHORT_PROMPT,
     ) -> None:
         self._pool = pool
         self._block_tokens = block_tokens
@@ -92,6 +101,7 @@ class Scheduler:
         self._step_tokens = step_tokens
         self._guess_tokens = guess_tokens
         self._guess_running = guess_running
+        self._short_prompt = short_prompt
         self._names = PrefixNames(block_tokens=block_tokens)
         self._arrivals = 0
         self._waiting: list[Sequence] = []  # by rank, as the next
@@ -139,6 +149,7 @@ class Scheduler:
             and self._waiting
             and room > 0
             and len(self._running) < self._max_running
+            and not (self._waiting[0].pending > self._short_prompt and any(chunk.begins_answer for chunk in chunks))
             and self._admit(self._waiting[0])
         ):
             sequence = self._waiting.pop(0)

@@ -44,8 +44,11 @@ class SchedulerMachine(RuleBasedStateMachine):
         more=st.integers(0, 40),
         guess_tokens=st.integers(0, 4),
         guess_running=st.integers(1, 6),
+        short_prompt=st.integers(0, MAX_CONTEXT),
     )
-    def begin(self, *, total: int, max_running: int, more: int, guess_tokens: int, guess_running: int) -> None:
+    def begin(
+        self, *, total: int, max_running: int, more: int, guess_tokens: int, guess_running: int, short_prompt: int
+    ) -> None:
         """Choose the size of the memory, of the batch and of a step."""
         self.total, self.max_running, self.step_tokens = total, max_running, max_running + more
         self.guess_running = guess_running
@@ -57,6 +60,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             step_tokens=self.step_tokens,
             guess_tokens=guess_tokens,
             guess_running=guess_running,
+            short_prompt=short_prompt,
         )
 
     def scrub(self, blocks: list[int]) -> None:
@@ -218,9 +222,9 @@ def test_two_thousand_histories_hold_the_same() -> None:
     )
 
 
-def make(total: int = 10) -> Scheduler:
+def make(total: int = 10, short_prompt: int = 64) -> Scheduler:
     pool = BlockPool(total=total, scrub=lambda _: None)
-    return Scheduler(pool=pool, block_tokens=4, max_running=4, step_tokens=8)
+    return Scheduler(pool=pool, block_tokens=4, max_running=4, step_tokens=8, short_prompt=short_prompt)
 
 
 def sequence(tokens: int) -> Sequence:
@@ -246,6 +250,25 @@ def test_a_long_prompt_is_cut_into_chunks_beside_decoding_ones() -> None:
         [(4, 1, True), (7, 7, False)],
         [(5, 1, True), (14, 6, True)],
         [(6, 1, True), (20, 1, True)],
+    ]
+
+
+def test_a_long_prompt_does_not_begin_in_a_step_that_ends_another() -> None:
+    """The other's first token would come later by all its rows; a short prompt costs little, so it joins."""
+    scheduler = make(short_prompt=4)
+    for tokens in (9, 5, 4):
+        scheduler.add(sequence(tokens))
+    plans = []
+    for _ in range(4):
+        chunks = scheduler.schedule()
+        plans.append([(chunk.sequence.prompt_tokens, chunk.start, chunk.count) for chunk in chunks])
+        for chunk in chunks:
+            scheduler.computed(chunk, 1 if chunk.samples else None)
+    assert plans == [
+        [(9, 0, 8)],
+        [(9, 8, 1)],
+        [(9, 9, 1), (5, 0, 5), (4, 0, 2)],
+        [(9, 10, 1), (5, 5, 1), (4, 2, 2)],
     ]
 
 

@@ -40,6 +40,7 @@ class World:
             block_tokens=BLOCK_TOKENS,
             max_running=self.max_running,
             step_tokens=self.max_running + draw.randint(PROMPT_ROWS, 8),
+            short_prompt=draw.choice([0, 64]),
         )
         self.live: list[Sequence] = []
         self.bounds: dict[int, int] = {}  # by id of a live sequence: the step by which it has to have ended
