@@ -145,6 +145,8 @@ class Decoder:
                 linear.erase()
             layer.attention_norm.zero_()
             layer.mlp_norm.zero_()
+            if layer.head_norms is not None:
+                layer.head_norms.zero_()
 
 
 def _norm_weight(weight: torch.Tensor) -> torch.Tensor:

@@ -37,12 +37,10 @@ class Penalties:
         self._repetition = params.repetition_penalty
         self._frequency = params.frequency_penalty
         self._presence = params.presence_penalty
-        self._places: dict[int, int] = {}
-        self._tokens = torch.empty(_GROWTH, dtype=torch.int64)
-        self._counts = torch.zeros(_GROWTH)  # in the answer
-        if self._repetition != 1.0:  # the only one that looks at the prompt
-            for token in set(prompt):
-                self._place(token)
+        seen = dict.fromkeys(prompt) if self._repetition != 1.0 else {}  # the only one that looks at the prompt
+        self._places = {token: place for place, token in enumerate(seen)}
+        self._tokens = torch.tensor([*seen, *[0] * _GROWTH])
+        self._counts = torch.zeros(len(self._tokens))  # in the answer
 
     def _place(self, token: int) -> int:
         place = self._places.setdefault(token, len(self._places))

@@ -117,27 +117,29 @@ class GrammarCompiler:
         # Another one for masks: answers in a form wait for nobody's compilation.
         self._masks = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine-mask")
 
-    async def compile(self, structure: Structure) -> Grammar:
-        """Return the grammar of a structure (untrusted).
+    async def compile(self, structure: Structure, *, answers: int) -> list[Grammar]:
+        """Return the grammar of a structure (untrusted), compiled once, for each of several answers.
 
         Raises:
             InvalidRequestError: not a schema or pattern, one that nothing satisfies, or too large; says which.
         """
         if not self._ending:
             raise InvalidRequestError("the model names no end-of-turn token, so no form of an answer can be held")
-        work = asyncio.get_running_loop().run_in_executor(self._compilers, self._matcher, structure)
+        work = asyncio.get_running_loop().run_in_executor(self._compilers, self._matchers, structure, answers)
         try:
-            matcher = await asyncio.wait_for(work, COMPILE_TIMEOUT_S)
+            matchers = await asyncio.wait_for(work, COMPILE_TIMEOUT_S)
         except TimeoutError as error:
             raise InvalidRequestError(f"the form asked for took over {COMPILE_TIMEOUT_S:g} s to compile") from error
-        return Grammar(matcher, vocabulary=self._vocabulary, ending=self._ending, pool=self._masks)
+        return [
+            Grammar(matcher, vocabulary=self._vocabulary, ending=self._ending, pool=self._masks) for matcher in matchers
+        ]
 
     def close(self) -> None:
         """Stop the threads; grammars that are in use fail."""
         self._compilers.shutdown(wait=False, cancel_futures=True)
         self._masks.shutdown(wait=False, cancel_futures=True)
 
-    def _matcher(self, structure: Structure) -> llguidance.LLMatcher:
+    def _matchers(self, structure: Structure, answers: int) -> list[llguidance.LLMatcher]:
         grammar = _grammar_text(structure)
         limits = llguidance.LLParserLimits(
             initial_lexer_fuel=INITIAL_LEXER_FUEL,
@@ -149,7 +151,7 @@ class GrammarCompiler:
         if matcher.is_error():
             reason = " ".join(matcher.get_error().split())[:300]
             raise InvalidRequestError(f"no answer can be held to this {structure.kind}: {reason}")
-        return matcher
+        return [matcher, *(matcher.deep_copy() for _ in range(answers - 1))]
 
     def _vocabulary_once(self) -> llguidance.LLTokenizer:
         with self._making:

@@ -20,7 +20,7 @@ from data_plane.engine.sequence import Sequence as TokenSequence
 from data_plane.engine.stream import DeltaStream
 from data_plane.engine.tokenizer import Tokenizer
 from data_plane.inference.port import EngineRequest, ModelDescription
-from data_plane.inference.sampling_params import MAX_SEED
+from data_plane.inference.sampling_params import MAX_SEED, SamplingParams
 
 __all__ = ["Intake"]
 
@@ -86,27 +86,34 @@ class Intake:
         self._check_length(len(prompt), params.max_tokens)
         self._check_tokens("a stop token id", params.stop_token_ids)
         self._check_tokens("a biased token id", [token for token, _ in params.logit_bias])
-        bad_words: list[list[int]] = []
-        if params.bad_words:
-            spellings = self._tokenizer.spellings
-            bad_words = await self._off_loop(lambda: [ids for text in params.bad_words for ids in spellings(text)])
-        return [await self._job(request, prompt, bad_words, stream, index) for index in range(params.n)]
+        edits = await self._edits(params, prompt)
+        if params.structure is not None:
+            forms = await self._unless_closed(self._grammars.compile(params.structure, answers=params.n))
+            edits = [(*before, form) for before, form in zip(edits, forms, strict=True)]
+        return [self._job(request, prompt, own, stream, index) for index, own in enumerate(edits)]
 
     async def prompt_text(self, job: Job) -> str:
         """Return the prompt of an answer that has not begun as text; raises as :meth:`jobs`."""
         special = not job.sampler.params.skip_special_tokens
         return await self._off_loop(lambda: self._tokenizer.decode_long(job.sequence.tokens, special=special))
 
-    async def _job(
-        self, request: EngineRequest, prompt: list[int], bad_words: list[list[int]], stream: DeltaStream, index: int
+    async def _edits(self, params: SamplingParams, prompt: list[int]) -> list[tuple[Edit, ...]]:
+        """Return the edits of each answer but for its form."""
+        ending = self._end_tokens | frozenset(params.stop_token_ids)
+
+        def make() -> list[tuple[Edit, ...]]:
+            bad_words = [ids for text in params.bad_words for ids in self._tokenizer.spellings(text)]
+            return [make_edits(params, prompt=prompt, bad_words=bad_words, ending=ending) for _ in range(params.n)]
+
+        # All others are made in no time, which waiting for the thread is not.
+        return await self._off_loop(make) if params.bad_words or params.repetition_penalty != 1.0 else make()
+
+    def _job(
+        self, request: EngineRequest, prompt: list[int], edits: tuple[Edit, ...], stream: DeltaStream, index: int
     ) -> Job:
         params, first, rest = request.sampling, index == 0, self._model.context_tokens - len(prompt)
         if params.seed is not None:
             params = replace(params, seed=(params.seed + index) % (MAX_SEED + 1))
-        ending = self._end_tokens | frozenset(params.stop_token_ids)
-        edits: tuple[Edit, ...] = make_edits(params, prompt=prompt, bad_words=bad_words, ending=ending)
-        if params.structure is not None:
-            edits = (*edits, await self._unless_closed(self._grammars.compile(params.structure)))
         sampler = Sampler(params, edits)
         sequence = TokenSequence(
             request_id=request.request_id,
@@ -122,6 +129,7 @@ class Intake:
             sequence=sequence,
             sampler=sampler,
             decode=partial(self._tokenizer.decode, special=not params.skip_special_tokens),
+            spell=lambda token: self._tokenizer.decode([token], special=True),
             stream=stream,
             end_tokens=self._end_tokens,
             turn_end=self._turn_end,

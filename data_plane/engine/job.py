@@ -6,6 +6,7 @@ that the request names), a stop string, its most tokens. Until it has its least 
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cache
 from typing import Final
 
 from bulkhead.errors import BulkheadError
@@ -30,6 +31,7 @@ class Job:
         sequence: prompt and answer as tokens.
         sampler: chooses the answer's tokens.
         decode: from token ids to text.
+        spell: from one token to its text, a special one's too.
         stream: where deltas go.
         end_tokens: the model's end-of-turn tokens.
         turn_end: the one of them that is the tokenizer's own; any other that ends the answer is its stop reason, as in
@@ -44,6 +46,7 @@ class Job:
         sequence: TokenSequence,
         sampler: Sampler,
         decode: Callable[[Sequence[int]], str],
+        spell: Callable[[int], str],
         stream: DeltaStream,
         end_tokens: frozenset[int],
         turn_end: int | None = None,
@@ -58,7 +61,7 @@ class Job:
         self.profile = profile
         self.trace = b""
         self.timing = Timing()
-        self._decode = decode
+        self._spell = spell
         self._eos = _NONE if params.ignore_eos else end_tokens
         self._turn_end = None if params.ignore_eos else turn_end
         self._stop_tokens = frozenset(params.stop_token_ids)
@@ -98,7 +101,7 @@ class Job:
             text=text,
             token_ids=(token,),
             index=self.index,
-            logprobs=() if choice.logprobs is None else (self._named(choice.logprobs),),
+            logprobs=() if choice.logprobs is None else self._named([choice.logprobs]),
             prompt_logprobs=self._prompt_logprobs(),
             trace=trace,
         )
@@ -118,8 +121,16 @@ class Job:
     def _prompt_logprobs(self) -> tuple[TokenLogprob, ...]:
         if not self.sampler.prompt or self.sequence.completion_tokens > 1:
             return ()
-        return tuple(map(self._named, self.sampler.prompt))
+        return self._named(self.sampler.prompt)
 
-    def _named(self, entry: TokenLogprob) -> TokenLogprob:
-        top = tuple((token, self._decode([token]), value) for token, _, value in entry.top)
-        return replace(entry, text=self._decode([entry.token_id]), top=top)
+    def _named(self, entries: Sequence[TokenLogprob]) -> tuple[TokenLogprob, ...]:
+        """Return ``entries`` with the texts of their tokens, each made once: a prompt's have thousands."""
+        spell = cache(self._spell)
+        return tuple(
+            replace(
+                entry,
+                text=spell(entry.token_id),
+                top=tuple((token, spell(token), value) for token, _, value in entry.top),
+            )
+            for entry in entries
+        )

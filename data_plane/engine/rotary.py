@@ -22,12 +22,13 @@ from bulkhead.fields import Fields
 
 __all__ = ["RopeSpec", "Rotary", "interleave", "read_rope"]
 
+_ORIGINAL: Final = "original_max_position_embeddings"
 # The numbers of each kind of scaling: those that config.json has to give, and what the others of yarn are without it.
 _REQUIRED: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
     {
         "default": (),
         "linear": ("factor",),
-        "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+        "llama3": ("factor", "low_freq_factor", "high_freq_factor", _ORIGINAL),
         "yarn": ("factor",),
     }
 )
@@ -53,6 +54,15 @@ class RopeSpec:
     kind: str
     numbers: Mapping[str, float]
     truncate: bool
+
+    def reach(self, positions: int) -> int:
+        """Return the context of a model whose config.json says ``max_position_embeddings`` = ``positions``.
+
+        With linear and yarn these are the positions before they are scaled, as in vLLM and transformers.
+        """
+        if self.kind not in ("linear", "yarn"):
+            return positions
+        return max(positions, int(self.numbers["factor"] * self.numbers.get(_ORIGINAL, positions)))
 
     def amplitude(self) -> float:
         """Return the factor of cosines and sines; 1 except for yarn."""
@@ -87,7 +97,7 @@ def read_rope(config: Fields, *, context: int) -> RopeSpec:
     kind = next((scaling.value(name) for name in ("rope_type", "type") if name in scaling), "default")
     if not isinstance(kind, str) or kind not in _REQUIRED:
         raise UnsupportedError(f"the native engine does not run models with rope_scaling = {json.dumps(kind)[:100]}")
-    defaults = {**_YARN, "original_max_position_embeddings": float(context)} if kind == "yarn" else {}
+    defaults = {**_YARN, _ORIGINAL: float(context)} if kind == "yarn" else {}
     numbers = defaults | {
         name: scaling.number(name, low=_LEAST, high=MAX_FACTOR if name == "factor" else MAX_NUMBER)
         for name in (*_REQUIRED[kind], *defaults)
@@ -149,7 +159,7 @@ def _scaled(plain: torch.Tensor, rope: RopeSpec) -> torch.Tensor:
 
 def _llama3(plain: torch.Tensor, rope: RopeSpec) -> torch.Tensor:
     factor, low, high = (rope.numbers[name] for name in ("factor", "low_freq_factor", "high_freq_factor"))
-    turns = rope.numbers["original_max_position_embeddings"] / (2 * math.pi / plain)
+    turns = rope.numbers[_ORIGINAL] / (2 * math.pi / plain)
     share = ((turns - low) / (high - low)).clamp(0.0, 1.0)
     return (1.0 - share) * plain / factor + share * plain
 
@@ -158,7 +168,7 @@ def _yarn(plain: torch.Tensor, rope: RopeSpec) -> torch.Tensor:
     numbers, head_dim = rope.numbers, 2 * len(plain)
 
     def dimension(turns: float) -> float:
-        positions = numbers["original_max_position_embeddings"] / (turns * 2 * math.pi)
+        positions = numbers[_ORIGINAL] / (turns * 2 * math.pi)
         return head_dim * math.log(positions) / (2 * math.log(rope.theta))
 
     first, last = dimension(numbers["beta_fast"]), dimension(numbers["beta_slow"])

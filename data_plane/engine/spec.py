@@ -153,7 +153,8 @@ def read_spec(source: ModelSource) -> DecoderSpec:
     heads = config.integer("num_attention_heads", low=1, high=MAX_HEADS)
     hidden = config.integer("hidden_size", low=1, high=MAX_WIDTH)
     layers = config.integer("num_hidden_layers", low=1, high=MAX_LAYERS)
-    context = config.integer("max_position_embeddings", low=1, high=MAX_CONTEXT)
+    positions = config.integer("max_position_embeddings", low=1, high=MAX_CONTEXT)
+    rope = read_rope(config, context=positions)
     window, windowed = _windows(config, layers, always=family.windows)
     stated_bias = _flag(config, "attention_bias")
     spec = DecoderSpec(
@@ -166,8 +167,8 @@ def read_spec(source: ModelSource) -> DecoderSpec:
         kv_heads=_size(config, "num_key_value_heads", 1, MAX_HEADS, default=heads),
         head_dim=_size(config, "head_dim", 1, MAX_HEAD_DIM, default=max(1, hidden // heads)),
         norm_epsilon=config.number("rms_norm_eps", low=MIN_EPSILON, high=1.0) if "rms_norm_eps" in config else 1e-6,
-        rope=read_rope(config, context=context),
-        context=context,
+        rope=rope,
+        context=min(rope.reach(positions), MAX_CONTEXT),
         tied_head=_flag(config, "tie_word_embeddings"),
         end_tokens=_end_tokens(source, stated=values, filled=filled),
         input_bias=stated_bias if family.input_bias is None else family.input_bias,

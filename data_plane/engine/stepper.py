@@ -114,9 +114,11 @@ class Stepper:
                 _LOG.exception("an engine step failed; the engine takes no more requests")
                 self._post(self.on_failure)
             finally:
-                for job in self._jobs.values():
-                    runner.scheduler.end(job.sequence)
-                runner.erase()
+                try:
+                    for job in self._jobs.values():
+                        runner.scheduler.end(job.sequence)
+                finally:
+                    runner.erase()
 
     def _take_in(self) -> bool:
         """Take in what has arrived, waiting while there is nothing to compute; False when told to stop."""

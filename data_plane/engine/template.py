@@ -24,7 +24,8 @@ from types import FrameType
 from typing import Any, Final, NoReturn
 
 import jinja2
-from jinja2 import nodes, sandbox, utils
+from jinja2 import ext, nodes, sandbox, utils
+from jinja2.parser import Parser
 from jinja2.visitor import NodeTransformer
 
 from bulkhead.errors import InvalidRequestError
@@ -148,6 +149,17 @@ class _Measured(NodeTransformer):
         return nodes.Filter(node, name, [], [], None, None, lineno=node.lineno)
 
 
+class _Generation(ext.Extension):
+    """``{% generation %}``: marks for a trainer what the assistant says; here its body stands as it is."""
+
+    tags = {"generation"}  # noqa: RUF012 - Jinja's own type
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        block = nodes.Scope(lineno=next(parser.stream).lineno)
+        block.body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return block
+
+
 class _Environment(sandbox.ImmutableSandboxedEnvironment):
     concat = staticmethod(_concat)
     intercepted_binops = frozenset(("+", "*", "%", "**"))
@@ -156,7 +168,7 @@ class _Environment(sandbox.ImmutableSandboxedEnvironment):
         super().__init__(
             trim_blocks=True,
             lstrip_blocks=True,
-            extensions=["jinja2.ext.loopcontrols"],
+            extensions=["jinja2.ext.loopcontrols", _Generation],
             finalize=_checked,
             optimized=False,
         )
@@ -231,7 +243,9 @@ class ChatTemplate:
         turns = [{"role": message.role, "content": message.content} for message in messages]
         try:
             return _metered(
-                lambda: self._template.render(messages=turns, add_generation_prompt=True, **self._variables)
+                lambda: self._template.render(
+                    messages=turns, tools=None, documents=None, add_generation_prompt=True, **self._variables
+                )
             )
         except _RefusedError as error:
             raise InvalidRequestError(f"the model's chat template refuses the conversation: {error}") from error

@@ -153,7 +153,7 @@ def _config(source: ModelSource) -> dict[str, Json]:
 
 
 def _template(source: ModelSource, config: Mapping[str, Json]) -> ChatTemplate | None:
-    template = config.get("chat_template")
+    template = _single(config.get("chat_template"))
     if "chat_template.jinja" in source.files:
         try:
             template = read_file(source, "chat_template.jinja", max_bytes=4 * MAX_TEMPLATE_CHARS).decode()
@@ -162,9 +162,17 @@ def _template(source: ModelSource, config: Mapping[str, Json]) -> ChatTemplate |
     if template is None:
         return None
     if not isinstance(template, str):
-        raise UnsupportedError("the model has several chat templates; the native engine reads a single one")
+        raise UnsupportedError("the model has several chat templates, and none of them is named default")
     variables = {name: _token_text(config.get(name)) for name in SPECIAL_TOKENS}
     return ChatTemplate(source=template, variables={name: text for name, text in variables.items() if text is not None})
+
+
+def _single(template: Json) -> Json:
+    """Return the one of several named templates that is for conversations without tools or documents."""
+    if not isinstance(template, list):
+        return template
+    named = [entry.get("template") for entry in template if isinstance(entry, dict) and entry.get("name") == "default"]
+    return named[0] if named else template
 
 
 def _token_text(value: Json) -> str | None:

@@ -118,6 +118,19 @@ def test_weights_stored_in_half_the_bits_are_computed_in_fp32(tmp_path: Path, dt
     assert (own - expected).abs().max().item() < LOGIT_ERROR
 
 
+def test_every_tensor_of_a_model_is_overwritten_at_the_end(tmp_path: Path) -> None:
+    """Norms of heads too, which only some architectures have."""
+    make(tmp_path / "m", "Qwen3", {"head_dim": 16})
+    with torch.inference_mode(), DirectorySource(tmp_path / "m") as source:
+        runner = ModelRunner(EngineConfig(model_path=tmp_path / "m", threads=1, kv_memory_mib=2), source)
+        decoder = runner._decoder
+        runner.erase()
+    kept = [decoder._embedding, decoder._norm, *(value for layer in decoder._layers for value in vars(layer).values())]
+    tensors = [value for value in kept if isinstance(value, torch.Tensor)]
+    assert len(tensors) == 2 + 3 * len(decoder._layers)
+    assert not any(tensor.any() for tensor in tensors)
+
+
 def test_an_architecture_of_another_kind_is_refused_with_advice(tmp_path: Path) -> None:
     """A model that the native engine does not run is refused by name, with the back end that does."""
     make(tmp_path / "m", "Llama", {})

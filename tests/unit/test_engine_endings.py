@@ -1,6 +1,7 @@
 """How answers begin and end, on the real engine: stop reasons, echo, usage of several, and the vocabulary of forms."""
 
 import json
+import re
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,11 +12,13 @@ import llguidance
 import pytest
 
 from bulkhead.errors import InvalidRequestError
+from data_plane.engine import grammar, intake
+from data_plane.engine.edits import Edit
 from data_plane.engine.tokenizer import Tokenizer
 from data_plane.inference.port import EngineRequest, FinishReason
 from data_plane.inference.sampling_params import SamplingParams, Structure, StructureKind
 from tests.simulator.tiny_engine import Answer, answer, running_engine, token_request
-from tests.simulator.tiny_model import make_tiny_model
+from tests.simulator.tiny_model import SPECIAL, make_tiny_model
 
 TURN_END = 2  # what the tokenizer names
 PROMPT = tuple(range(40, 60))
@@ -100,6 +103,48 @@ async def test_a_prompt_is_echoed_from_one_decoding_off_the_event_loop(
     assert begun == dict.fromkeys(range(4), text)
     assert len(threads) == 1
     assert threads[0].startswith("engine-text")
+
+
+async def test_what_penalties_count_is_gathered_off_the_event_loop(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A repetition penalty looks at every token of the prompt, for each answer: no stream may wait for that."""
+    threads: list[str] = []
+    make = intake.make_edits
+
+    def watched(params: SamplingParams, **named: Any) -> tuple[Edit, ...]:
+        threads.append(threading.current_thread().name)
+        return make(params, **named)
+
+    monkeypatch.setattr(intake, "make_edits", watched)
+    await ended_by(model, n=3, repetition_penalty=1.3)
+    assert len(threads) == 3
+    assert all(name.startswith("engine-text") for name in threads)
+
+
+async def test_log_probabilities_name_special_tokens(model: Path) -> None:
+    """The end of a turn has no text in an answer, but it has a name among the likeliest tokens, as in vLLM."""
+    found = await ended_by(model, logit_bias=((TURN_END, 100.0),), logprobs=0)
+    (entry,) = [entry for delta in found.deltas for entry in delta.logprobs]
+    assert (found.text, entry.text) == ("", SPECIAL[TURN_END])
+
+
+async def test_several_answers_in_a_form_compile_it_once(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A form may take a second to compile: n answers take it once, and each is held to it by itself."""
+    compiled: list[Structure] = []
+    read = grammar._grammar_text
+
+    def watched(structure: Structure) -> str:
+        compiled.append(structure)
+        return read(structure)
+
+    monkeypatch.setattr(grammar, "_grammar_text", watched)
+    form = Structure(kind=StructureKind.REGEX, patterns=("[0-9]{3}-[a-f]{2,4}",))
+    found = await ended_by(model, n=6, structure=form, temperature=1.5, seed=3)
+    texts = ["".join(delta.text for delta in found.deltas if delta.index == index) for index in range(6)]
+    assert all(re.fullmatch(form.patterns[0], text) for text in texts)
+    assert len(set(texts)) > 1
+    assert compiled == [form]
 
 
 @pytest.mark.parametrize("at_load", [True, False])

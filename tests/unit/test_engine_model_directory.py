@@ -15,8 +15,9 @@ from data_plane.engine.runner import ModelRunner
 from data_plane.engine.spec import read_spec
 from data_plane.engine.tensor_file import read_header
 from data_plane.engine.tokenizer import Tokenizer
+from data_plane.inference.port import ChatMessage
 from tests.simulator.tiny_engine import answer, running_engine, token_request
-from tests.simulator.tiny_model import CONTEXT, make_tiny_model, write_safetensors
+from tests.simulator.tiny_model import CHAT_TEMPLATE, CONTEXT, make_tiny_model, write_safetensors
 
 
 @pytest.fixture
@@ -29,6 +30,12 @@ def load(model: Path) -> None:
     with DirectorySource(model) as source:
         loaded = ModelRunner(EngineConfig(model_path=model, threads=1, kv_memory_mib=4), source)
         Tokenizer(source=source, vocabulary=loaded.spec.vocabulary, context_tokens=loaded.description.context_tokens)
+
+
+def tokenizer_of(model: Path) -> Tokenizer:
+    return Tokenizer(
+        source=DirectorySource(model), vocabulary=read_spec(DirectorySource(model)).vocabulary, context_tokens=64
+    )
 
 
 def change(path: Path, **fields: object) -> None:
@@ -221,7 +228,7 @@ TEXT_FILES: list[tuple[str, bytes | None]] = [
     ("tokenizer.json", b"\xff\xfe"),
     ("tokenizer_config.json", b"nonsense"),
     ("tokenizer_config.json", b'{"chat_template": "{% for %}"}'),
-    ("tokenizer_config.json", b'{"chat_template": [{"name": "default", "template": "x"}]}'),
+    ("tokenizer_config.json", b'{"chat_template": [{"name": "tool_use", "template": "x"}]}'),
 ]
 
 
@@ -267,6 +274,40 @@ def test_memory_for_no_context_is_a_configuration_error(model: Path) -> None:
         runner._plan_memory(small, dataclasses.replace(read_spec(DirectorySource(model)), layers=100))
     config = EngineConfig(model_path=model, threads=1, kv_memory_mib=4, max_context_tokens=100)
     assert ModelRunner(config, DirectorySource(model)).description.context_tokens == 100
+
+
+@pytest.mark.parametrize(
+    ("scaling", "context"),
+    [
+        ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": CONTEXT}, 4 * CONTEXT),
+        ({"rope_type": "yarn", "factor": 2.5}, CONTEXT * 5 // 2),
+        ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": CONTEXT // 4}, CONTEXT),
+        ({"type": "linear", "factor": 2.0}, 2 * CONTEXT),
+        (
+            {
+                "rope_type": "llama3",
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 64,
+            },
+            CONTEXT,
+        ),
+    ],
+)
+def test_scaled_positions_make_the_context(model: Path, scaling: dict[str, object], context: int) -> None:
+    """As in vLLM, linear and yarn lengthen what config.json states, once; llama3's statement is the whole context."""
+    change(model / "config.json", rope_scaling=scaling)
+    assert read_spec(DirectorySource(model)).context == context
+
+
+def test_of_several_chat_templates_the_default_one_is_used(model: Path) -> None:
+    """A list of named templates serves conversations by the one that transformers takes without tools."""
+    turns = (ChatMessage(role="user", content="hello"),)
+    expected = tokenizer_of(model).encode_chat(turns)
+    named = [{"name": "tool_use", "template": "x"}, {"name": "default", "template": CHAT_TEMPLATE}]
+    change(model / "tokenizer_config.json", chat_template=named)
+    assert tokenizer_of(model).encode_chat(turns) == expected
 
 
 def test_weights_are_read_once_straight_into_tensors_the_largest_first(model: Path) -> None:

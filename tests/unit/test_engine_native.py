@@ -299,6 +299,26 @@ async def test_a_failing_step_ends_every_request_and_the_engine_says_so(
             await answer(engine, token_request("later", (5,)))
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+async def test_a_model_is_erased_though_its_requests_cannot_be_ended(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever state a failed step leaves the bookkeeping in, no weight stays in memory."""
+    async with running_engine(model) as engine:
+        runner = engine._stepper._runner  # type: ignore[attr-defined]
+        decoder = runner._decoder
+
+        def broken(*_: object) -> None:
+            raise RuntimeError("boom")
+
+        monkeypatch.setattr(runner, "step", broken)
+        monkeypatch.setattr(runner.scheduler, "end", broken)
+        with pytest.raises(InternalError):
+            await answer(engine, token_request("r", (5,)))
+        await until(lambda: not hasattr(runner, "_decoder"))
+        assert not decoder._embedding.any()
+
+
 async def test_a_finished_request_leaves_zeroed_blocks(model: Path) -> None:
     """Attention state of an ended request is overwritten before anything else can use its blocks."""
     async with running_engine(model) as engine:

@@ -39,6 +39,15 @@ TEMPLATES = {
         "{%- endfor %}\n{{ messages | map(attribute='role') | join(',') }}{{ messages[0] | tojson }}"
         "{% if add_generation_prompt %}{{ '<|a|>' }}{% endif %}"
     ),
+    "neither tools nor documents": (
+        "{% if tools is not none %}{{ tools | length }}{% endif %}{% if documents is not none %}D{% endif %}"
+        "{% for message in messages %}{{ message.content }}{% endfor %}"
+    ),
+    "a trainer's marks": (
+        "{%- for message in messages %}\n{%- if message.role == 'assistant' %}\n{%- generation %}\n"
+        "{% set content = message.content | trim %}<a>{{ content }}\n{%- endgeneration %}\n"
+        "{%- else %}{{ message.content }}{{ content }}{% endif %}\n{%- endfor %}"
+    ),
 }
 
 
