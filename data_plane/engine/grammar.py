@@ -148,8 +148,10 @@ class GrammarCompiler:
             max_grammar_size=MAX_GRAMMAR_SIZE,
         )
         matcher = llguidance.LLMatcher(self._vocabulary_once(), grammar, log_level=0, limits=limits)
+        if not matcher.is_error():
+            matcher.compute_bitmask()  # what no text satisfies shows there
         if matcher.is_error():
-            reason = " ".join(matcher.get_error().split())[:300]
+            reason = " ".join(matcher.get_error().partition("<state>")[0].split())[:300]
             raise InvalidRequestError(f"no answer can be held to this {structure.kind}: {reason}")
         return [matcher, *(matcher.deep_copy() for _ in range(answers - 1))]
 

@@ -172,6 +172,8 @@ class NativeEngine:
         self._check_serving()
         if request_id in self._streams:
             raise InvalidRequestError("a request of that id is in flight")
+        if answers > self._limit:
+            raise InvalidRequestError(f"n is at most {self._limit} here: so many answers are held at once")
         if self._answers + answers > self._limit:
             raise QueueFullError(f"{self._answers} answers are in flight of at most {self._limit}: try again later")
         self._answers += answers

@@ -237,6 +237,9 @@ async def test_a_full_queue_refuses_the_next_request(model: Path) -> None:
         with pytest.raises(QueueFullError):
             await answer(engine, token_request("four", (5,)))
         assert [len(item.tokens) for item in await asyncio.gather(*tasks)] == [30, 30, 30]
+        with pytest.raises(InvalidRequestError, match="n is at most 3"):  # which waiting would not change
+            await answer(engine, token_request("n", (5,), n=4))
+        assert len((await answer(engine, token_request("n", (5,), n=3, max_tokens=2, ignore_eos=True))).tokens) == 6
 
 
 async def test_draining_finishes_what_runs_and_takes_nothing_new(model: Path) -> None:

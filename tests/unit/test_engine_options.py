@@ -99,6 +99,7 @@ async def test_answers_in_a_form_are_in_it(model: Path) -> None:
         ("choice", "\ud800", "surrogate"),
         ("regex", "(?=a)b", "look"),
         ("regex", "(((a", "regex"),
+        ("regex", "a[^\\s\\S]", "no answer can be held"),
     ],
 )
 async def test_a_form_that_nothing_can_have_is_refused_and_says_why(
