@@ -108,4 +108,6 @@ def _shards(source: ModelSource) -> dict[str, StoredTensor]:
     for name, place in places.items():
         if name not in stored[str(place)]:
             raise InvalidRequestError(f"{INDEX} places {name[:200]} in a shard that does not hold it")
-    return {name: stored[str(place)][name] for name, place in places.items()}
+    # What the index leaves out counts too: other engines read whole shards, and an answer may not depend on it.
+    left_out = {name: tensor for tensors in stored.values() for name, tensor in tensors.items()}
+    return left_out | {name: stored[str(place)][name] for name, place in places.items()}

@@ -370,3 +370,11 @@ async def test_shards_and_an_untied_head_serve_as_a_single_file_does(model: Path
     async with running_engine(other) as engine:
         assert (await answer(engine, token_request("r", (5, 6, 7), max_tokens=20))).tokens == expected.tokens
         assert engine.describe().context_tokens == CONTEXT
+    # An index that leaves a tensor out hides none: it is read, or named as one that nothing explains.
+    del places["model.norm.weight"]
+    (other / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    load(other)
+    held = {name: tensors[name] for name in names[::2]}
+    write_safetensors(other / "a.safetensors", held | {"model.secret.bias": tensors["model.norm.weight"]})
+    with pytest.raises(InvalidRequestError, match=r"model\.secret\.bias"):
+        load(other)
