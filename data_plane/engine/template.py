@@ -232,6 +232,7 @@ class ChatTemplate:
             ) from error
         if named & {"varargs", "kwargs"}:
             raise InvalidRequestError("the model's chat template takes macro arguments that it does not name")
+        self._dated = "strftime_now" in named
         self._variables = dict(variables)
 
     def render(self, messages: Iterable[ChatMessage]) -> str:
@@ -255,7 +256,8 @@ class ChatTemplate:
             jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError, AttributeError, RecursionError,
             MemoryError,
         ) as error:  # fmt: skip
-            raise InvalidRequestError(f"the model's chat template failed: {type(error).__name__}") from error
+            dated = " (it asks for the date, which prompts here have none of)" if self._dated else ""
+            raise InvalidRequestError(f"the model's chat template failed: {type(error).__name__}{dated}") from error
 
 
 def _metered(render: Callable[[], str]) -> str:

@@ -63,6 +63,14 @@ def test_templates_render_as_transformers_renders_them(name: str) -> None:
     assert ChatTemplate(source=TEMPLATES[name], variables=VARIABLES).render(CONVERSATION) == rendered[0]
 
 
+def test_a_template_that_cannot_do_without_the_date_is_told_apart() -> None:
+    """A prompt is a function of its messages: a template that asks for the date takes another, or fails and says why."""
+    asks = "{% if strftime_now is defined %}{{ strftime_now('%d') }}{% else %}26 Jul 2024{% endif %}"
+    assert ChatTemplate(source=asks, variables={}).render(CONVERSATION) == "26 Jul 2024"
+    with pytest.raises(InvalidRequestError, match="date"):
+        ChatTemplate(source="{{ strftime_now('%d') }}", variables={}).render(CONVERSATION)
+
+
 def test_a_conversation_that_the_template_refuses_is_the_callers_error() -> None:
     """raise_exception in a template becomes InvalidRequestError with the template's words."""
     template = ChatTemplate(source=TEMPLATES["llama 2"], variables=VARIABLES)
