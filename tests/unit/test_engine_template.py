@@ -64,7 +64,7 @@ def test_templates_render_as_transformers_renders_them(name: str) -> None:
 
 
 def test_a_template_that_cannot_do_without_the_date_is_told_apart() -> None:
-    """A prompt is a function of its messages: a template that asks for the date takes another, or fails and says why."""
+    """A prompt is a function of its messages: a template that asks for the date has its own, or fails saying so."""
     asks = "{% if strftime_now is defined %}{{ strftime_now('%d') }}{% else %}26 Jul 2024{% endif %}"
     assert ChatTemplate(source=asks, variables={}).render(CONVERSATION) == "26 Jul 2024"
     with pytest.raises(InvalidRequestError, match="date"):
