@@ -15,7 +15,6 @@ from data_plane.inference.sampling_params import SamplingParams
 __all__ = ["Choice", "Sampler", "choose", "likeliest", "logprobs_of"]
 
 _STRETCH = 256  # tokens of a row that are searched place by place
-NUCLEUS_GUESS = 1024  # top-p is usually decided among so few tokens; else the whole vocabulary is sorted
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,14 +104,15 @@ class Sampler:
 
 
 def _nucleus(weights: torch.Tensor, top_p: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the fewest highest weights that reach ``top_p`` together, highest first, and their places."""
-    ordered, places = weights.topk(min(NUCLEUS_GUESS, len(weights)))
-    cumulative = ordered.cumsum(0)
-    if cumulative[-1] < top_p:
-        ordered, places = weights.sort(descending=True, stable=True)
-        cumulative = ordered.cumsum(0)
-    count = int((cumulative < top_p).sum()) + 1
-    return ordered[:count], places[:count]
+    """Return the fewest highest weights that reach ``top_p`` together, highest first, and their places.
+
+    What lies below half its share of the rest is less than the rest together: only what is left, mostly little, is
+    sorted. (Half, so that rounding leaves something of weights that are all alike.)
+    """
+    places = (weights >= (1.0 - top_p) / (2 * len(weights))).nonzero()[:, 0]
+    ordered, order = weights[places].sort(descending=True, stable=True)
+    count = int((ordered.cumsum(0) < top_p).sum()) + 1
+    return ordered[:count], places[order[:count]]
 
 
 def choose(logits: torch.Tensor, samplers: Sequence[Sampler]) -> list[Choice]:

@@ -2,13 +2,29 @@ import pytest
 import torch
 
 from bulkhead.errors import InternalError, InvalidRequestError
+from data_plane.engine import sampling
 from data_plane.engine.sampling import Sampler, choose, likeliest
 from data_plane.inference.port import ChatMessage, EngineRequest
 from data_plane.inference.sampling_params import SamplingParams
 
 
-def test_a_nucleus_wider_than_the_guess_is_found() -> None:
-    """When the likeliest 1,024 tokens do not reach top_p the whole vocabulary is considered."""
+@pytest.mark.parametrize("top_p", [5e-324, 1e-9, 0.3, 0.9, 0.999999, 1.0 - 2.0**-53])
+@pytest.mark.parametrize("spread", [0.0, 0.5, 3.0, 40.0])
+def test_a_nucleus_is_the_fewest_likeliest_that_reach_top_p(top_p: float, spread: float) -> None:
+    """Whatever the distribution, a flat one too, it is that of a whole sorted vocabulary."""
+    logits = torch.randn(4000, dtype=torch.float64, generator=torch.Generator().manual_seed(3)) * spread
+    weights = torch.softmax(logits, dim=-1)
+    ordered, order = weights.sort(descending=True, stable=True)
+    most = int((ordered.cumsum(0) < top_p).sum()) + 1
+    kept, places = sampling._nucleus(weights, top_p)
+    assert torch.equal(kept, ordered[: len(kept)])
+    assert torch.equal(places, order[: len(kept)])
+    # Weights of 10^-17 and less are lost in the sum, whichever way it is taken.
+    assert len(kept) == min(most, len(weights)) or ordered[len(kept)] < 1e-16
+
+
+def test_a_wide_nucleus_is_drawn_from() -> None:
+    """All of the nine tenths of a flat distribution come, and nothing else."""
     sampler = Sampler(SamplingParams(temperature=1.0, top_p=0.9, seed=1))
     drawn = {sampler.draw(torch.zeros(4000)) for _ in range(3000)}
     assert len(drawn) > 1800
