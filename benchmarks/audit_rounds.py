@@ -13,8 +13,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from audit.log.history import PastRound, RoundHistory
+from audit.log.history import RoundHistory
 from audit.log.prover import Prover
+from audit.log.rounds import PastRound
 from audit.sql import open_store
 from tests.simulator.audit_rounds import Rounds
 
@@ -45,7 +46,7 @@ def _measure(rounds: Rounds, first: int, name: str) -> None:
     size = next(head.size for head in rounds.store.heads() if head.log_id == rounds.platform.log_id)
     found: list[PastRound] = []
     made_ms = _cpu_ms(lambda: found.extend(past.rounds(rounds.platform, size, rounds.logs, first, _ROUNDS)))
-    path_ms = _cpu_ms(lambda: [(one.path(0), one.head(0).text()) for one in found])
+    path_ms = _cpu_ms(lambda: [(one.round.path(0), one.round.head(0).text()) for one in found])
     count = len(found)
     print(f"{name}: {count} rounds, {made_ms / count:.1f} ms each; a path then {path_ms / count * 1e3:.0f} us")
 

@@ -7,29 +7,28 @@ root, or there is no answer.
 Making a round costs a few hashes for each slot, whoever asks; those made last are remembered for everybody.
 """
 
+import threading
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from collections.abc import Mapping
 from typing import Final
 
 from audit.keys import LogKeys
 from audit.log.prover import Prover
-from audit.log.rounds import slot_hash
+from audit.log.rounds import PastRound, Round
 from audit.model import Appended, LogInfo
 from audit.store import AuditReader
 from bulkhead.encoding import Json
 from bulkhead.errors import NotFoundError, RecordError
-from bulkhead.transparency.checkpoint import Checkpoint
 from bulkhead.transparency.leaf import parse_leaf
-from bulkhead.transparency.merkle import HASH_BYTES, Frontier, inclusion_proof, leaf_hash, node_hash, root_at
+from bulkhead.transparency.merkle import Frontier, leaf_hash
 from bulkhead.transparency.rounds import ROUND_ACTION
 
-__all__ = ["MAX_ROUNDS", "PastRound", "RoundHistory"]
+__all__ = ["MAX_ROUNDS", "RoundHistory"]
 
 MAX_ROUNDS: Final = 64  # at once; a minute of them
 _MAX_SLOTS: Final = 1 << 15  # made at once: half a second, about
-_REMEMBERED_SLOTS: Final = 1 << 18  # about 30 MiB: 256 rounds of 1,024 slots
+_REMEMBERED_SLOTS: Final = 1 << 18  # about 40 MiB: 252 rounds of 1,024 slots
+_ROUND_SLOTS: Final = 16  # what a round takes beside its slots, in slots
 _MAX_ROOTS: Final = 1 << 16  # about 15 MiB
 _MAX_GROWING: Final = 4_096  # logs, each with a frontier
 _CHUNK: Final = 256  # leaf hashes read at once
@@ -38,45 +37,8 @@ _SPAN: Final = 4_096  # records of the platform's log among which a round's is l
 _LOOK: Final = 16  # of them read at once
 
 
-@dataclass(frozen=True, slots=True)
-class PastRound:
-    """A round that was made again and has the recorded root.
-
-    Attributes:
-        number: of the round.
-        record: its record, where it stands in the platform's log.
-        logs: the log of each slot.
-        sizes: size of each of them in the round.
-        roots: root of each of them.
-        levels: complete nodes of the round's tree, 32 bytes each, by level.
-    """
-
-    number: int
-    record: Appended
-    logs: tuple[LogInfo, ...]
-    sizes: tuple[int, ...]
-    roots: tuple[bytes, ...]
-    levels: tuple[bytes, ...]
-
-    def head(self, slot: int) -> Checkpoint:
-        """Return the head in a slot."""
-        return Checkpoint(self.logs[slot].origin, self.sizes[slot], self.roots[slot])
-
-    def path(self, slot: int) -> tuple[bytes, ...]:
-        """Return the path from a slot to the root, the slot's sibling first."""
-        return inclusion_proof(slot, len(self.logs), self.node)
-
-    def root(self) -> bytes:
-        """Return the root."""
-        return root_at(len(self.logs), self.node)
-
-    def node(self, level: int, index: int) -> bytes:
-        """Return a complete node."""
-        return self.levels[level][index * HASH_BYTES : (index + 1) * HASH_BYTES]
-
-
 class RoundHistory:
-    """Used by one thread at a time.
+    """Used by one thread at a time, but for :meth:`remember`, :meth:`known_newest` and :meth:`forget`.
 
     Args:
         store: its reading side.
@@ -89,8 +51,7 @@ class RoundHistory:
         self._keys = keys
         self._prover = prover
         self._trees = _Trees(store, prover)
-        self._made: OrderedDict[int, PastRound] = OrderedDict()
-        self._slots = 0  # of all rounds that are remembered
+        self._made = _Remembered()
 
     def rounds(
         self, platform: LogInfo, size: int, logs: Mapping[int, LogInfo], first: int, limit: int
@@ -114,7 +75,6 @@ class RoundHistory:
         while len(found) < at_once and (known := self._made.get(first + len(found))) is not None:
             if known.record.index >= size:
                 return found
-            self._made.move_to_end(known.number)
             found.append(known)
         if len(found) < at_once:
             found += self._make(platform, size, logs, first + len(found), at_once - len(found))
@@ -132,14 +92,27 @@ class RoundHistory:
                 return found[0]
         return None
 
-    def salt(self, made: PastRound, slot: int) -> bytes:
+    def known_newest(self, platform: LogInfo, size: int) -> PastRound | None:
+        """Return :meth:`newest` if it is remembered, else None.
+
+        Raises:
+            AuditUnavailableError: the database cannot be read.
+        """
+        last = self._store.newest_round(platform.log_id, size)
+        known = None if last is None else self._made.get(last)
+        return known if known is None or known.record.index < size else self._made.get(known.round.number - 1)
+
+    def remember(self, made: PastRound) -> None:
+        """Keep a round that was just made, so that it need not be made again."""
+        self._made.add(made)
+
+    def salt(self, made: Round, slot: int) -> bytes:
         """Return the salt of a slot in a round."""
         return self._keys.salt(made.number, slot)
 
     def forget(self) -> None:
         """Drop everything that was made or read."""
         self._made.clear()
-        self._slots = 0
         self._trees = _Trees(self._store, self._prover)
 
     def _make(
@@ -161,11 +134,11 @@ class RoundHistory:
             record, said = self._record(platform, number, places[number])
             if record.index >= size:
                 break
-            made = self._round(number, record, _slots(number, sizes, logs), sizes, stops)
+            made = self._round(number, _slots(number, sizes, logs), sizes, stops)
             if said != {"round": number, "slots": len(made.logs), "root": made.root().hex()}:
                 raise _changed(number, "the heads in the database are not those that it committed to")
-            self._remember(made)
-            found.append(made)
+            found.append(PastRound(made, record))
+            self._made.add(found[-1])
         return found
 
     def _record(self, platform: LogInfo, number: int, start: int) -> tuple[Appended, Mapping[str, Json]]:
@@ -187,31 +160,48 @@ class RoundHistory:
         raise _changed(number, "the platform's log has no record of it where audit_round says")
 
     def _round(
-        self,
-        number: int,
-        record: Appended,
-        logs: tuple[LogInfo, ...],
-        sizes: Mapping[int, int],
-        stops: Mapping[int, int],
-    ) -> PastRound:
+        self, number: int, logs: tuple[LogInfo, ...], sizes: Mapping[int, int], stops: Mapping[int, int]
+    ) -> Round:
         heads = tuple(sizes[log.log_id] for log in logs)
         roots = tuple(
             self._trees.root(log.log_id, size, stops.get(log.log_id, size))
             for log, size in zip(logs, heads, strict=True)
         )
-        leaves = [
-            slot_hash(self._keys, number, slot, Checkpoint(log.origin, size, root).text())
-            for slot, (log, size, root) in enumerate(zip(logs, heads, roots, strict=True))
-        ]
-        return PastRound(number, record, logs, heads, roots, _levels(leaves))
+        return Round.over(self._keys, number, logs, heads, roots)
 
-    def _remember(self, made: PastRound) -> None:
-        if made.number in self._made:
-            return
-        self._made[made.number] = made
-        self._slots += len(made.logs)
-        while self._slots > _REMEMBERED_SLOTS:
-            self._slots -= len(self._made.popitem(last=False)[1].logs)
+
+class _Remembered:
+    """Rounds by number, those that were asked for or made last. Any thread may use it."""
+
+    def __init__(self) -> None:
+        self._rounds: OrderedDict[int, PastRound] = OrderedDict()
+        self._weight = 0
+        self._guard = threading.Lock()
+
+    def get(self, number: int) -> PastRound | None:
+        with self._guard:
+            found = self._rounds.get(number)
+            if found is not None:
+                self._rounds.move_to_end(number)
+            return found
+
+    def add(self, made: PastRound) -> None:
+        with self._guard:
+            if made.round.number in self._rounds:
+                return
+            self._rounds[made.round.number] = made
+            self._weight += _weight(made)
+            while self._weight > _REMEMBERED_SLOTS:
+                self._weight -= _weight(self._rounds.popitem(last=False)[1])
+
+    def clear(self) -> None:
+        with self._guard:
+            self._rounds.clear()
+            self._weight = 0
+
+
+def _weight(made: PastRound) -> int:
+    return len(made.round.logs) + _ROUND_SLOTS
 
 
 class _Trees:
@@ -264,14 +254,6 @@ def _slots(number: int, sizes: Mapping[int, int], logs: Mapping[int, LogInfo]) -
     if sorted(newest) != list(range(len(newest))):
         raise _changed(number, "audit_round leaves a slot out")
     return tuple(newest[slot] for slot in range(len(newest)))
-
-
-def _levels(leaves: Sequence[bytes]) -> tuple[bytes, ...]:
-    levels = [b"".join(leaves)]
-    while len(leaves) > 1:
-        leaves = [node_hash(left, right) for left, right in list(pairwise(leaves))[::2]]
-        levels.append(b"".join(leaves))
-    return tuple(levels)
 
 
 def _changed(number: int, problem: str) -> RecordError:

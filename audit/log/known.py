@@ -44,8 +44,12 @@ class KnownLogs:
         return self._newest.get(tenant)
 
     def every(self) -> tuple[LogInfo, ...]:
-        """Return every log, of every epoch, by id."""
+        """Return every log, of every epoch, in the order of their ids."""
         return tuple(self._logs[log_id] for log_id in sorted(self._logs))
+
+    def by_id(self) -> dict[int, LogInfo]:
+        """Return every log, of every epoch, by id."""
+        return dict(self._logs)
 
     def newest(self) -> tuple[LogInfo, ...]:
         """Return the newest log of the platform and of every tenant."""

@@ -21,8 +21,8 @@ from audit.log.listing import list_open_pairs, list_records
 from audit.log.opening import Opened, open_parts, platform_log
 from audit.log.past import PastRounds, RoundsAsked
 from audit.log.prover import Prover
-from audit.log.publishing import Publisher, current_path, keep_publishing
-from audit.log.rounds import CommittedRound, RoundMaker, RoundState, make_rounds
+from audit.log.publishing import Publisher, keep_publishing
+from audit.log.rounds import PastRound, Round, RoundMaker, RoundState, make_rounds
 from audit.log.serving import Serving
 from audit.log.writer import CommitThread
 from audit.model import (
@@ -68,6 +68,7 @@ class AuditLog:
         self._prover = Prover(parts.store)
         self._known = KnownLogs(parts.logs, parts.heads)
         self._rounds = RoundMaker(keys=parts.keys, next_round=parts.next_round)
+        self._making: tuple[str, Round] | None = None  # the round that was sent last, by its record's id
         self._opening = asyncio.Lock()
         self._readers = ThreadPoolExecutor(_READ_THREADS, thread_name_prefix="audit-read")
         self._tasks: tuple[asyncio.Task[None], ...] = ()
@@ -94,6 +95,7 @@ class AuditLog:
             history=RoundHistory(store=parts.store, keys=parts.keys, prover=self._prover),
             publisher=self._publisher,
             serving=self._serving,
+            readers=self._readers,
         )
 
     @classmethod
@@ -309,14 +311,7 @@ class AuditLog:
         await self._catch_up()
         info, platform = self._known.info(log_id), self.platform_log
         head = self._known.head(platform.log_id)
-        if self._store.shared:  # the newest round may be another process's
-            return await self._past.newest((platform, head), info, self._logs_by_id())
-        slot = info.slot
-        if slot is None:
-            return None
-        return await self._read(
-            lambda: current_path(self._publisher, self._rounds, self._serving, platform=platform, head=head, slot=slot)
-        )
+        return await self._past.newest((platform, head), info, self._known.by_id())
 
     async def round_paths(self, log_id: int, asked: RoundsAsked) -> RoundPage:
         """Return what ties a tenant's log to successive past rounds; see :meth:`~audit.log.past.PastRounds.page`.
@@ -330,10 +325,7 @@ class AuditLog:
         await self._catch_up()
         known, platform = self._known, self.platform_log
         own = (known.info(log_id), known.head(log_id))
-        return await self._past.page((platform, known.head(platform.log_id)), own, self._logs_by_id(), asked)
-
-    def _logs_by_id(self) -> dict[int, LogInfo]:
-        return {info.log_id: info for info in self._known.every()}
+        return await self._past.page((platform, known.head(platform.log_id)), own, self._known.by_id(), asked)
 
     async def records(self, query: RecordFilter, page: Page) -> RecordPage:
         """List records through the index; each is compared with its leaf before it is returned.
@@ -405,7 +397,7 @@ class AuditLog:
             monotonic_ns=self._stamper.monotonic_ns,
             stamp=self.stamp,
             state=self._round_state,
-            submit=self._submit,
+            submit=self._submit_round,
             ended=lambda: self._writer.fork is not None,
         )
         publishing = keep_publishing(
@@ -423,9 +415,9 @@ class AuditLog:
         last = await self._catch_up()
         return RoundState(self._known.heads(), self._known.newest(), None if last is None else last + 1)
 
-    async def _publication_state(self) -> tuple[LogInfo, Head, CommittedRound | None]:
+    async def _publication_state(self) -> tuple[LogInfo, Head]:
         await self._catch_up()  # another process may have published more than this one has seen
-        return self.platform_log, self._known.head(self.platform_log.log_id), self._rounds.newest
+        return self.platform_log, self._known.head(self.platform_log.log_id)
 
     async def _catch_up(self) -> int | None:
         """Learn what other processes have appended; return the last round if there may be such processes.
@@ -453,6 +445,10 @@ class AuditLog:
         placed = await future
         return Appended(placed.log_id, placed.index, leaf.leaf_hash, leaf.record_id, leaf.leaf)
 
+    async def _submit_round(self, leaf: NewLeaf, made: Round) -> Appended:
+        self._making = (leaf.record_id, made)
+        return await self._submit(leaf)
+
     async def _survey(self) -> Survey:
         future = self._writer.survey()
         self._deadlines.watch(future, "")
@@ -471,6 +467,11 @@ class AuditLog:
     def _acknowledged(self, committed: Committed, placed: Sequence[tuple[NewLeaf, Placed]]) -> None:
         """Take note of a batch that database and lock store have; called before its callers are told."""
         self._prover.remember((place.log_id, place.index, leaf.leaf_hash) for leaf, place in placed)
+        for leaf, place in placed:
+            if self._making is not None and leaf.record_id == self._making[0]:  # before anybody can ask for it
+                record = Appended(place.log_id, place.index, leaf.leaf_hash, leaf.record_id, leaf.leaf)
+                self._past.remember(PastRound(self._making[1], record))
+                self._making = None
         self._known.acknowledged(placed, committed.heads)
 
     async def _read(self, work: Callable[[], _T]) -> _T:

@@ -1,7 +1,7 @@
-"""Answers for past rounds: which are published, under which checkpoint, and by whose turn.
+"""Answers for the rounds that were made: which are published, under which checkpoint, and by whose turn.
 
-One page at a time is made, on a thread of its own: neither the event loop nor what a session waits for (its own proof)
-waits for it.
+Rounds are made again one after the other, on a thread of its own: neither the event loop nor what a session waits for
+(its own proof) waits for that. Nor does who asks for the newest one, if this process made it or has shown it before.
 """
 
 import asyncio
@@ -11,8 +11,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final, TypeVar
 
-from audit.log.history import PastRound, RoundHistory
+from audit.log.history import RoundHistory
 from audit.log.publishing import Publisher
+from audit.log.rounds import PastRound, Round
 from audit.log.serving import Serving
 from audit.model import Head, LogInfo
 from bulkhead.errors import InvalidRequestError, NotFoundError, RecordError, UnavailableError
@@ -49,20 +50,29 @@ class PastRounds:
         history: makes rounds again.
         publisher: knows what is published of the platform's log.
         serving: proves and signs.
+        readers: threads for what takes a moment.
     """
 
-    def __init__(self, *, history: RoundHistory, publisher: Publisher, serving: Serving) -> None:
+    def __init__(
+        self, *, history: RoundHistory, publisher: Publisher, serving: Serving, readers: ThreadPoolExecutor
+    ) -> None:
         self._history = history
         self._publisher = publisher
         self._serving = serving
+        self._readers = readers
+        self._newest: tuple[int, PastRound] | None = None  # under the size of the platform's log that it was shown in
         self._turn = ThreadPoolExecutor(1, thread_name_prefix="audit-rounds")
         self._waiting = 0
         self.failure = ""
-        """Why a page could not be made as the platform's log has it, the last time; empty if that never happened."""
+        """Why a round could not be shown as the platform's log has it, the last time; empty if that never happened."""
 
     def close(self) -> None:
-        """Make no more pages."""
+        """Make no more rounds again."""
         self._turn.shutdown(wait=False, cancel_futures=True)
+
+    def remember(self, made: PastRound) -> None:
+        """Take a round that this process has just made."""
+        self._history.remember(made)
 
     async def page(
         self, platform: tuple[LogInfo, Head], own: tuple[LogInfo, Head], logs: Mapping[int, LogInfo], asked: RoundsAsked
@@ -102,19 +112,42 @@ class PastRounds:
         """
         if info.slot is None or (self._publisher.witnessed and self._publisher.published is None):
             return None
-        return await self._in_turn(partial(self._newest, platform, info, info.slot, logs))
+        log = platform[0]
+        frontier, note = self._published(platform[1])
+        made = await self._newest_in(log, frontier.size, logs)
+        if made is None or not _holds(made.round, info.slot, info):
+            return None
+        return await self._read(partial(self._path, log, frontier, note, made, info.slot))
+
+    async def _newest_in(self, log: LogInfo, size: int, logs: Mapping[int, LogInfo]) -> PastRound | None:
+        """Return the newest round among the first ``size`` records of the platform's log, which never changes."""
+        if self._newest is not None and self._newest[0] == size:
+            return self._newest[1]
+        made = await self._read(partial(self._history.known_newest, log, size))
+        if made is None:
+            made = await self._in_turn(partial(self._history.newest, log, size, logs))
+        if made is not None:
+            self._newest = (size, made)
+        return made
 
     async def _in_turn(self, work: Callable[[], _T]) -> _T:
         if self._waiting >= _MAX_WAITING:
             raise UnavailableError("too many ask for past rounds just now: try again in a few seconds")
         self._waiting += 1
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._turn, self._guarded, work)
-        except RecordError as error:
-            self.failure = error.message
-            raise
+            return await self._run(self._turn, work)
         finally:
             self._waiting -= 1
+
+    async def _read(self, work: Callable[[], _T]) -> _T:
+        return await self._run(self._readers, work)
+
+    async def _run(self, threads: ThreadPoolExecutor, work: Callable[[], _T]) -> _T:
+        try:
+            return await asyncio.get_running_loop().run_in_executor(threads, self._guarded, work)
+        except RecordError as error:
+            self.failure, self._newest = error.message, None
+            raise
 
     def _guarded(self, work: Callable[[], _T]) -> _T:
         try:
@@ -136,16 +169,8 @@ class PastRounds:
         receipt = self._serving.prove(log, frontier, made.record)
         if note is not None:
             receipt = replace(receipt, checkpoint=note)
-        return RoundPath(slot, self._history.salt(made, slot), made.head(slot).text(), made.path(slot), receipt)
-
-    def _newest(
-        self, platform: tuple[LogInfo, Head], info: LogInfo, slot: int, logs: Mapping[int, LogInfo]
-    ) -> RoundPath | None:
-        frontier, note = self._published(platform[1])
-        made = self._history.newest(platform[0], frontier.size, logs)
-        if made is None or not _holds(made, slot, info):
-            return None
-        return self._path(platform[0], frontier, note, made, slot)
+        of = made.round
+        return RoundPath(slot, self._history.salt(of, slot), of.head(slot).text(), of.path(slot), receipt)
 
     def _page(
         self,
@@ -161,9 +186,9 @@ class PastRounds:
             raise UnavailableError("this control plane has not published as much of the platform's log: try again")
         paths, heads, before = [], [], 0
         for made in self._history.rounds(log, frontier.size, logs, asked.after + 1, asked.limit):
-            if not _holds(made, slot, info):
-                raise NotFoundError(f"round {made.number} does not hold this log")
-            size = made.sizes[slot]
+            if not _holds(made.round, slot, info):
+                raise NotFoundError(f"round {made.round.number} does not hold this log")
+            size = made.round.sizes[slot]
             known = size == before or size > asked.size
             heads.append(() if known else self._serving.consistency(info, size, asked.size))
             paths.append(self._path(log, frontier, note, made, slot))
@@ -174,5 +199,5 @@ class PastRounds:
         return RoundPage(paths[0].receipt.checkpoint, extension, tuple(paths), tuple(heads))
 
 
-def _holds(made: PastRound, slot: int, info: LogInfo) -> bool:
+def _holds(made: Round, slot: int, info: LogInfo) -> bool:
     return slot < len(made.logs) and made.logs[slot] == info

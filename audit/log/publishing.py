@@ -6,22 +6,19 @@ round leads to a published checkpoint only. Without witnesses every checkpoint i
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 import aiohttp
 
 from audit.config import WitnessTarget
-from audit.log.rounds import CommittedRound, RoundMaker
-from audit.log.serving import Serving
 from audit.model import Head, LogInfo
 from audit.witness.client import WitnessClient
 from bulkhead.errors import BulkheadError
 from bulkhead.transparency.cosignature import Witness
 from bulkhead.transparency.merkle import Frontier
-from bulkhead.transparency.rounds import RoundPath
 
-__all__ = ["Published", "Publisher", "current_path", "keep_publishing"]
+__all__ = ["Published", "Publisher", "keep_publishing"]
 
 PUBLICATION: Final = "publication"
 _TIMEOUT_S: Final = 5.0  # for one request to a witness
@@ -34,12 +31,10 @@ class Published:
     Attributes:
         frontier: of its tree.
         note: signed by the log and cosigned by the quorum.
-        round: the newest round in it, or None.
     """
 
     frontier: Frontier
     note: str
-    round: CommittedRound | None
 
 
 class Publisher:
@@ -78,10 +73,8 @@ class Publisher:
         """Whether publication waits for witnesses at all."""
         return self._quorum > 0
 
-    async def publish(
-        self, http: aiohttp.ClientSession, info: LogInfo, head: Head, newest: CommittedRound | None
-    ) -> None:
-        """Try to publish the platform's head; ``newest`` is the newest round in it."""
+    async def publish(self, http: aiohttp.ClientSession, info: LogInfo, head: Head) -> None:
+        """Try to publish the platform's head."""
         note = await asyncio.to_thread(self._sign, info, head.frontier)
         answers = await asyncio.gather(*(self._ask(client, http, note) for client in self._clients))
         found = [lines for lines in answers if lines]
@@ -90,7 +83,7 @@ class Publisher:
         cosignatures = "".join(line for lines in found for line in lines)
         if cosignatures:
             self._keep(info.log_id, head.size, cosignatures)
-        self.published = Published(head.frontier, note + cosignatures, newest)
+        self.published = Published(head.frontier, note + cosignatures)
 
     async def _ask(self, client: WitnessClient, http: aiohttp.ClientSession, note: str) -> tuple[str, ...]:
         try:
@@ -105,38 +98,11 @@ class Publisher:
         return (await self._extension(old_size, new_size))[0]
 
 
-def current_path(
-    publisher: Publisher, rounds: RoundMaker, serving: Serving, *, platform: LogInfo, head: Head, slot: int
-) -> RoundPath | None:
-    """Return what ties a slot to the newest round that is published (or committed, without witnesses), or None.
-
-    Blocks.
-
-    Raises:
-        RecordError: the stored round is not the one in the tree.
-        AuditUnavailableError: the database cannot be read.
-    """
-    published = publisher.published
-    if not publisher.witnessed:
-        done, frontier = rounds.newest, head.frontier
-    elif published is not None:
-        done, frontier = published.round, published.frontier
-    else:
-        return None
-    part = None if done is None else rounds.path(done, slot)
-    if done is None or part is None or done.index >= frontier.size:
-        return None
-    receipt = serving.receipt(platform, frontier, done.index)
-    if publisher.witnessed and published is not None:
-        receipt = replace(receipt, checkpoint=published.note)
-    return RoundPath(slot, part.salt, part.checkpoint_text, part.path, receipt)
-
-
 async def keep_publishing(
     publisher: Publisher,
     *,
     interval_s: float,
-    state: Callable[[], Awaitable[tuple[LogInfo, Head, CommittedRound | None]]],
+    state: Callable[[], Awaitable[tuple[LogInfo, Head]]],
     ended: Callable[[], bool],
 ) -> None:
     """Publish whenever the platform's log has grown, at most once per interval, until cancelled or ``ended``."""
@@ -144,10 +110,10 @@ async def keep_publishing(
         while not ended():
             await asyncio.sleep(interval_s)
             try:
-                info, head, newest = await state()
+                info, head = await state()
                 done = publisher.published
                 if done is None or done.frontier.size != head.size:
-                    await publisher.publish(http, info, head, newest)
+                    await publisher.publish(http, info, head)
             except BulkheadError as error:  # e.g. the database cannot be read now: the next turn tries again
                 publisher.failures[PUBLICATION] = error
             else:

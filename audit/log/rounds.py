@@ -8,8 +8,10 @@ a round before it.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Self
 
 from audit.keys import LogKeys
 from audit.model import Appended, Head, LogInfo, RoundHead
@@ -17,10 +19,53 @@ from audit.records import Record, Stamp, log_round
 from audit.store import NewLeaf
 from bulkhead.errors import BulkheadError, ConflictError
 from bulkhead.transparency.checkpoint import Checkpoint
-from bulkhead.transparency.merkle import inclusion_proof, leaf_hash, tree_root
+from bulkhead.transparency.merkle import HASH_BYTES, inclusion_proof, leaf_hash, node_hash, root_at
 from bulkhead.transparency.rounds import round_leaf
 
-__all__ = ["CommittedRound", "PreparedRound", "RoundMaker", "RoundState", "SlotPath", "make_rounds", "slot_hash"]
+__all__ = ["PastRound", "PreparedRound", "Round", "RoundMaker", "RoundState", "make_rounds"]
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """What stands in a round's slots.
+
+    Attributes:
+        number: of the round.
+        logs: the log of each slot.
+        sizes: size of each of them in the round.
+        roots: root of each of them.
+        levels: complete nodes of the round's tree, 32 bytes each, by level.
+    """
+
+    number: int
+    logs: tuple[LogInfo, ...]
+    sizes: tuple[int, ...]
+    roots: tuple[bytes, ...]
+    levels: tuple[bytes, ...]
+
+    @classmethod
+    def over(
+        cls, keys: LogKeys, number: int, logs: tuple[LogInfo, ...], sizes: tuple[int, ...], roots: tuple[bytes, ...]
+    ) -> Self:
+        """Return the round over these heads, one for each slot."""
+        texts = (Checkpoint(log.origin, size, root).text() for log, size, root in zip(logs, sizes, roots, strict=True))
+        hashes = [_slot_hash(keys, number, slot, text) for slot, text in enumerate(texts)]
+        return cls(number, logs, sizes, roots, _levels(hashes))
+
+    def head(self, slot: int) -> Checkpoint:
+        """Return the head in a slot."""
+        return Checkpoint(self.logs[slot].origin, self.sizes[slot], self.roots[slot])
+
+    def path(self, slot: int) -> tuple[bytes, ...]:
+        """Return the path from a slot to the root, the slot's sibling first."""
+        return inclusion_proof(slot, len(self.logs), self._node)
+
+    def root(self) -> bytes:
+        """Return the root."""
+        return root_at(len(self.logs), self._node)
+
+    def _node(self, level: int, index: int) -> bytes:
+        return self.levels[level][index * HASH_BYTES : (index + 1) * HASH_BYTES]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,37 +73,22 @@ class PreparedRound:
     """A round that is ready to be appended to the platform's log.
 
     Attributes:
-        number: the round's number.
+        round: the round.
         record: its record.
         changed: heads that differ from the round before, and the platform log's own, so that every round has one.
-        sizes: size of every tenant's log in it, by log id.
-        texts: checkpoint text of each slot, by slot.
-        hashes: leaf hash of each slot, by slot.
     """
 
-    number: int
+    round: Round
     record: Record
     changed: tuple[RoundHead, ...]
-    sizes: Mapping[int, int]
-    texts: tuple[str, ...]
-    hashes: tuple[bytes, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class CommittedRound:
-    """A round and where it stands in the platform's log."""
+class PastRound:
+    """A round and its record, where it stands in the platform's log."""
 
-    prepared: PreparedRound
-    index: int
-
-
-@dataclass(frozen=True, slots=True)
-class SlotPath:
-    """One slot's part of a round."""
-
-    salt: bytes
-    checkpoint_text: str
-    path: tuple[bytes, ...]
+    round: Round
+    record: Appended
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,14 +107,12 @@ class RoundState:
 
 
 class RoundMaker:
-    """Prepares rounds and remembers the last one that was committed."""
+    """Prepares rounds."""
 
     def __init__(self, *, keys: LogKeys, next_round: int) -> None:
         self._keys = keys
         self._next = next_round
         self._shown: Mapping[int, int] = {}  # sizes in the round before, by log id, if this process made it
-        self.newest: CommittedRound | None = None
-        """The last round that was committed by this process."""
 
     def due(self, heads: Mapping[int, Head], logs: Iterable[LogInfo]) -> bool:
         """Whether a tenant's log is larger than in the last round (or this process has made none since another)."""
@@ -95,48 +123,50 @@ class RoundMaker:
         if number != self._next:
             self._next, self._shown = number, {}
 
-    def prepare(self, stamp: Callable[[], Stamp], heads: Mapping[int, Head], logs: Iterable[LogInfo]) -> PreparedRound:
+    def prepare(self, stamp: Callable[[], Stamp], heads: Mapping[int, Head], logs: Sequence[LogInfo]) -> PreparedRound:
         """Build the next round over the tenants' acknowledged heads."""
-        tenants = sorted(((log.slot, log) for log in logs if log.slot is not None), key=lambda pair: pair[0])
+        slots = sorted((log.slot, log.log_id, log) for log in logs if log.slot is not None)
         platform = next(log for log in logs if log.tenant is None).log_id
-        number = self._next
-        texts: list[str] = []
-        hashes: list[bytes] = []
-        for slot, log in tenants:
-            head = heads[log.log_id]
-            texts.append(Checkpoint(log.origin, head.size, head.frontier.root()).text())
-            hashes.append(slot_hash(self._keys, number, slot, texts[-1]))
-        sizes = {log.log_id: heads[log.log_id].size for _, log in tenants}
+        tenants = tuple(log for _, _, log in slots)
+        at = [heads[log.log_id] for log in tenants]
+        made = Round.over(
+            self._keys,
+            self._next,
+            tenants,
+            tuple(head.size for head in at),
+            tuple(head.frontier.root() for head in at),
+        )
         return PreparedRound(
-            number,
-            log_round(stamp(), round_number=number, slots=len(tenants), root=tree_root(hashes)),
+            made,
+            log_round(stamp(), round_number=made.number, slots=len(tenants), root=made.root()),
             (
-                RoundHead(number, platform, heads[platform].size),
-                *(RoundHead(number, at, size) for at, size in sizes.items() if self._shown.get(at) != size),
+                RoundHead(made.number, platform, heads[platform].size),
+                *(
+                    RoundHead(made.number, head.log_id, head.size)
+                    for head in at
+                    if self._shown.get(head.log_id) != head.size
+                ),
             ),
-            sizes,
-            tuple(texts),
-            tuple(hashes),
         )
 
-    def committed(self, prepared: PreparedRound, index: int) -> None:
-        """Take note that a round stands at ``index`` of the platform's log."""
-        self.newest = CommittedRound(prepared, index)
-        self._next, self._shown = prepared.number + 1, prepared.sizes
-
-    def path(self, done: CommittedRound, slot: int) -> SlotPath | None:
-        """Return a slot's part of a round, or None if the slot is not in it."""
-        hashes = done.prepared.hashes
-        if slot >= len(hashes):
-            return None
-        path = inclusion_proof(slot, len(hashes), lambda level, at: tree_root(hashes[at << level : (at + 1) << level]))
-        return SlotPath(self._keys.salt(done.prepared.number, slot), done.prepared.texts[slot], path)
+    def committed(self, prepared: PreparedRound) -> None:
+        """Take note that a round is recorded."""
+        made = prepared.round
+        self._next = made.number + 1
+        self._shown = {log.log_id: size for log, size in zip(made.logs, made.sizes, strict=True)}
 
 
-def slot_hash(keys: LogKeys, number: int, slot: int, checkpoint_text: str) -> bytes:
-    """Return the hash of a slot's leaf in a round."""
+def _slot_hash(keys: LogKeys, number: int, slot: int, checkpoint_text: str) -> bytes:
     salt = keys.salt(number, slot)
     return leaf_hash(round_leaf(round_number=number, slot=slot, salt=salt, checkpoint_text=checkpoint_text))
+
+
+def _levels(leaves: Sequence[bytes]) -> tuple[bytes, ...]:
+    levels = [b"".join(leaves)]
+    while len(leaves) > 1:
+        leaves = [node_hash(left, right) for left, right in list(pairwise(leaves))[::2]]
+        levels.append(b"".join(leaves))
+    return tuple(levels)
 
 
 async def make_rounds(
@@ -147,19 +177,19 @@ async def make_rounds(
     monotonic_ns: Callable[[], int],
     stamp: Callable[[], Stamp],
     state: Callable[[], Awaitable[RoundState]],
-    submit: Callable[[NewLeaf], Awaitable[Appended]],
+    submit: Callable[[NewLeaf, Round], Awaitable[Appended]],
     ended: Callable[[], bool],
 ) -> None:
     """Make a round whenever one is due, until cancelled or ``ended``; runs beside the log on its event loop.
 
     Args:
-        maker: prepares and remembers rounds.
+        maker: prepares rounds.
         interval_s: least time between two rounds.
         quiet_interval_s: a round is made this often even when nothing changed.
         monotonic_ns: monotonic clock, nanoseconds.
         stamp: identity and time for a record.
         state: what is acknowledged.
-        submit: appends a leaf; a BulkheadError means that its fate is not known.
+        submit: appends a round's leaf; a BulkheadError means that its fate is not known.
         ended: whether writing has stopped for good.
     """
     prepared: PreparedRound | None = None
@@ -178,11 +208,11 @@ async def make_rounds(
             platform = next(log for log in now.logs if log.tenant is None)
             record, digest = prepared.record, leaf_hash(prepared.record.leaf)
             leaf = NewLeaf(platform.log_id, record.record_id, record.leaf, digest, round_heads=prepared.changed)
-            appended = await submit(leaf)
+            await submit(leaf, prepared.round)
         except ConflictError:  # another process was first: begin again
             prepared = None
             continue
         except BulkheadError:  # health() tells; the next turn sends the same bytes again
             continue
-        maker.committed(prepared, appended.index)
+        maker.committed(prepared)
         prepared, quiet_since_ns = None, now_ns

@@ -1,9 +1,12 @@
 """A server that lies to a tenant's monitor: every lie is found out, and by which check."""
 
+# ruff: noqa: D102 - the port documents the methods
+
 import asyncio
 import io
 import os
 from collections.abc import AsyncGenerator, AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +18,7 @@ from bulkhead.ids import REQUEST, new_id
 from bulkhead.protocol.saved import PublicPins
 from bulkhead.transparency.checkpoint import Checkpoint, sign_checkpoint
 from bulkhead.transparency.note import NoteSigner
+from bulkhead.transparency.rounds import RoundPage
 from bulkhead.transparency.tlog_proof import write_record_proof
 from tests.simulator.audit_world import decision, opened
 from tests.simulator.monitored import FAST, Server, World, kinds, monitored, rounds, split
@@ -201,6 +205,26 @@ async def test_witnesses_are_required(world, tmp_path):
         await world.request()
         check = await rounds(world, pins=pins, state=tmp_path / "second")
         assert (check.alarms, check.witnesses) == ((), ("witness.test/w",))
+        lying = Uncosigned(world.log, world.log_id)
+        for _ in range(100):
+            await world.request()
+            check = await world.check(lying, pins=pins, state=tmp_path / "second")
+            if check.alarms:
+                break
+            await asyncio.sleep(0.05)
+        assert kinds(check) == ["invalid"]
+        assert "has 0 cosignatures" in check.alarms[0].message
+
+
+class Uncosigned(Server):
+    """Shows the rounds behind the newest under the log's own signature alone."""
+
+    async def round_paths(self, after: int, **asks: int) -> RoundPage:
+        page = await super().round_paths(after, **asks)
+        text, _, lines = page.checkpoint.partition("\n\n")
+        note = f"{text}\n\n{lines.splitlines()[0]}\n"
+        paths = (replace(path, receipt=replace(path.receipt, checkpoint=note)) for path in page.paths)
+        return replace(page, checkpoint=note, paths=tuple(paths))
 
 
 async def test_proofs_that_were_kept(world, tmp_path):

@@ -12,15 +12,16 @@ import pytest
 from click.testing import CliRunner
 
 from audit.cli import program as operator_program
-from audit.log.rounds import CommittedRound
+from audit.log.rounds import PastRound
 from audit.model import Head
 from bulkhead.cli.program import program
 from bulkhead.client.monitoring import Check
-from bulkhead.encoding import canonical_json
+from bulkhead.encoding import b64decode, b64encode, canonical_json
 from bulkhead.errors import ConfigError, InternalError, NotFoundError, RecordError, UnavailableError
 from bulkhead.protocol.saved import PublicPins
 from bulkhead.transparency.export import verify_export
 from bulkhead.transparency.merkle import Frontier
+from bulkhead.transparency.note import NoteVerifier
 from bulkhead.transparency.rounds import RoundPage, RoundPath
 from tests.simulator.audit_world import OTHER, decision, opened
 from tests.simulator.monitored import Server, World, kinds, make_round, monitored, split
@@ -43,19 +44,20 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
 class Liar(Server):
     """Shows rounds as they were made, whatever the database says; what it shows can be changed on the way."""
 
-    def __init__(self, world: World, *made: CommittedRound) -> None:
+    def __init__(self, world: World, *made: PastRound) -> None:
         super().__init__(world.log, world.log_id)
-        self.made = {one.prepared.number: one for one in made}
+        self.made = {one.round.number: one for one in made}
         self.change: Callable[[RoundPage], RoundPage] = lambda page: page
 
     async def round_paths(self, after: int, *, limit: int, size: int, platform_size: int) -> RoundPage:
         platform, slot = self.log.platform_log.log_id, self.log._known.info(self.log_id).slot
         paths, heads = [], []
         for number in range(after + 1, after + 1 + limit):
-            part = self.log._rounds.path(self.made[number], slot)
-            receipt = await self.log.receipt(platform, self.made[number].index)
-            paths.append(RoundPath(slot, part.salt, part.checkpoint_text, part.path, receipt))
-            head = min(size, int(part.checkpoint_text.split()[1]))
+            made = self.made[number].round
+            receipt = await self.log.receipt(platform, self.made[number].record.index)
+            salt = self.log._keys.salt(number, slot)
+            paths.append(RoundPath(slot, salt, made.head(slot).text(), made.path(slot), receipt))
+            head = min(size, made.sizes[slot])
             heads.append((await self.log.extension(self.log_id, head, size))[0])
         extension, _ = await self.log.extension(platform, platform_size)
         return self.change(RoundPage(paths[0].receipt.checkpoint, extension, tuple(paths), tuple(heads)))
@@ -91,6 +93,17 @@ async def test_a_fork_that_the_database_does_not_hold(world):
     assert kinds(found) == ["invalid"]
     assert "round 2 cannot be made again" in found.alarms[0].message
     assert "round 2 cannot be made again" in world.log.health().rounds
+
+
+async def test_a_newest_round_that_the_database_does_not_hold(world):
+    """A platform that says that it cannot make its newest round again is an alarm; the log is checked."""
+    await make_round(world.log, forged=Head(world.log_id, Frontier().extend([bytes(32), bytes(32)])))
+    found = await check(world)
+    assert kinds(found) == ["invalid"]
+    assert "round 2 cannot be made again" in found.alarms[0].message
+    assert found.size == 2
+    await make_round(world.log)
+    assert "round 2 cannot be made again" in (await check(world)).alarms[0].message
 
 
 async def test_an_honest_platform_between_two_checks(world):
@@ -151,6 +164,24 @@ def longer(page: RoundPage) -> RoundPage:
     return dataclasses.replace(page, paths=page.paths + page.paths[-1:], heads=page.heads + page.heads[-1:])
 
 
+def under(page: RoundPage, at: int, note: str) -> RoundPage:
+    """Show a round's record under another checkpoint than the page's."""
+    paths = list(page.paths)
+    paths[at] = dataclasses.replace(paths[at], receipt=dataclasses.replace(paths[at].receipt, checkpoint=note))
+    return dataclasses.replace(page, paths=tuple(paths))
+
+
+def signed_by_nobody(page: RoundPage) -> RoundPage:
+    """Show the whole page under a checkpoint that says the same, with another signature."""
+    text, encoded = page.checkpoint.rsplit(" ", 1)
+    signature = bytearray(b64decode(encoded.rstrip("\n"), what="the signature"))
+    signature[-1] ^= 1
+    note = f"{text} {b64encode(bytes(signature))}\n"
+    for at in range(len(page.paths)):
+        page = under(page, at, note)
+    return dataclasses.replace(page, checkpoint=note)
+
+
 @pytest.mark.parametrize(
     ("change", "kind", "message"),
     [
@@ -164,10 +195,13 @@ def longer(page: RoundPage) -> RoundPage:
         (lambda page: dataclasses.replace(page, heads=((),) * 3), "fork", "round 2"),
         (lambda page: dataclasses.replace(page, extension=()), "fork", "the platform's log has root"),
         (lambda page: dataclasses.replace(page, checkpoint=page.checkpoint[:-4]), "invalid", ""),
+        (lambda page: under(page, 0, page.checkpoint[:-4]), "invalid", "under another checkpoint"),
+        (lambda page: under(page, 2, ""), "invalid", "under another checkpoint"),
+        (signed_by_nobody, "invalid", "signature"),
     ],
 )
 async def test_a_page_that_was_changed(world, change, kind, message):
-    """A number that is left out or comes twice, a path of another round, a proof left out: each is an alarm."""
+    """A number left out or twice, a path of another round or checkpoint, a proof or signature that fails: an alarm."""
     made = []
     for _ in range(3):
         await world.request()
@@ -178,6 +212,26 @@ async def test_a_page_that_was_changed(world, change, kind, message):
     assert kinds(found) == [kind]
     assert message in found.alarms[0].message
     assert (found.round, found.rounds) == (1, 0)
+
+
+async def test_a_page_s_signature_is_verified_once(world, monkeypatch):
+    """However many rounds a page holds, the signature of the checkpoint that they are under is verified once."""
+    verified: list[str] = []
+    verify = NoteVerifier.verify
+
+    def counted(self: NoteVerifier, text: str, signature: bytes) -> None:
+        verified.append(self.name)
+        verify(self, text, signature)
+
+    monkeypatch.setattr(NoteVerifier, "verify", counted)
+    counts = []
+    for many in (2, 30):
+        for _ in range(many):
+            await make_round(world.log)
+        verified.clear()
+        assert (await check(world)).rounds == many
+        counts.append(verified.count(world.log.platform_log.origin))
+    assert counts[0] == counts[1] > 0
 
 
 async def test_a_round_s_record_under_another_number(world):

@@ -4,16 +4,33 @@ import random
 from dataclasses import dataclass, field, replace
 
 from audit.keys import LogKeys
-from audit.log.rounds import PreparedRound, RoundMaker
-from audit.model import LogInfo
+from audit.log.rounds import PastRound, RoundMaker
+from audit.model import Appended, LogInfo
 from audit.store import AuditStore, NewLeaf
 from bulkhead import ids
 from bulkhead.ids import new_id
+from bulkhead.transparency.checkpoint import Checkpoint
 from bulkhead.transparency.merkle import leaf_hash
+from bulkhead.transparency.rounds import round_leaf
 from tests.simulator.audit_world import decision, event, new_leaf, opening, stamper
 
 PLATFORM = LogInfo(log_id=1, origin="audit.test/platform/1", tenant=None, epoch=1, slot=None)
 _STAMPER = stamper()
+
+
+@dataclass(frozen=True)
+class Made:
+    """A round as its maker made it, and what must stand in its slots.
+
+    Attributes:
+        past: the round and its record.
+        texts: checkpoint text of each slot, from the heads that the store had.
+        hashes: leaf hash of each of them.
+    """
+
+    past: PastRound
+    texts: tuple[str, ...]
+    hashes: tuple[bytes, ...]
 
 
 @dataclass
@@ -25,14 +42,14 @@ class Rounds:
         keys: for the salts.
         logs: every log by id.
         platform: the platform's log of the newest epoch.
-        made: every round as its maker prepared it, with the place of its record, by number.
+        made: every round that was made, by number.
     """
 
     store: AuditStore
     keys: LogKeys = field(default_factory=lambda: LogKeys(bytes(range(32))))
     logs: dict[int, LogInfo] = field(default_factory=dict)
     platform: LogInfo = PLATFORM
-    made: dict[int, tuple[PreparedRound, int]] = field(default_factory=dict)
+    made: dict[int, Made] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.maker = self.other = RoundMaker(keys=self.keys, next_round=1)
@@ -69,21 +86,33 @@ class Rounds:
             records = (event() if log.tenant is None else decision(tenant=log.tenant, number=n) for n in range(count))
             self.commit(*(new_leaf(log.log_id, record) for record in records))
 
-    def round(self, *, between: int = 0) -> PreparedRound:
+    def round(self, *, between: int = 0) -> Made:
         """Make a round, with some records of the platform's log between its preparation and its commit."""
         self.maker.begin_at((self.store.last_round() or 0) + 1)
         heads = {head.log_id: head for head in self.store.heads()}
         made = self.maker.prepare(_STAMPER.stamp, heads, self.newest())
+        number, record = made.round.number, made.record
         self.grow(self.platform, between)
-        record = made.record
-        index = self.commit(
-            NewLeaf(
-                self.platform.log_id, record.record_id, record.leaf, leaf_hash(record.leaf), round_heads=made.changed
-            )
+        leaf = NewLeaf(
+            self.platform.log_id, record.record_id, record.leaf, leaf_hash(record.leaf), round_heads=made.changed
         )
-        self.maker.committed(made, index)
-        self.made[made.number] = (made, index)
-        return made
+        index = self.commit(leaf)
+        self.maker.committed(made)
+        past = PastRound(made.round, Appended(leaf.log_id, index, leaf.leaf_hash, leaf.record_id, leaf.leaf))
+        slots = {log.slot: log for log in self.newest() if log.slot is not None}
+        texts = tuple(
+            Checkpoint(slots[slot].origin, head.size, head.frontier.root()).text()
+            for slot in range(len(slots))
+            if (head := heads[slots[slot].log_id])
+        )
+        hashes = tuple(
+            leaf_hash(
+                round_leaf(round_number=number, slot=slot, salt=self.keys.salt(number, slot), checkpoint_text=text)
+            )
+            for slot, text in enumerate(texts)
+        )
+        self.made[number] = Made(past, texts, hashes)
+        return self.made[number]
 
     def next_epoch(self) -> None:
         """Open a new epoch of every log, as a declared break does."""

@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from audit.log import AuditLog, RoundsAsked
-from audit.log.rounds import CommittedRound
+from audit.log.rounds import PastRound
 from audit.model import Head
 from audit.records import Record, Subject, audit_read, tenant_cause
 from audit.store import NewLeaf
@@ -113,7 +113,7 @@ def record_of(request_id: str) -> Record:
     )
 
 
-async def make_round(log: AuditLog, *, forged: Head | None = None) -> CommittedRound:
+async def make_round(log: AuditLog, *, forged: Head | None = None) -> PastRound:
     """Make a round at once, over the heads that there are; one may be forged. For a log that makes none by itself."""
     heads = log._known.heads() | ({forged.log_id: forged} if forged else {})
     made = log._rounds.prepare(log.stamp, heads, log._known.newest())
@@ -124,9 +124,9 @@ async def make_round(log: AuditLog, *, forged: Head | None = None) -> CommittedR
         leaf_hash(made.record.leaf),
         round_heads=made.changed,
     )
-    log._rounds.committed(made, (await log._submit(leaf)).index)
-    assert log._rounds.newest is not None
-    return log._rounds.newest
+    appended = await log._submit(leaf)
+    log._rounds.committed(made)
+    return PastRound(made.round, appended)
 
 
 @asynccontextmanager

@@ -5,11 +5,13 @@ import random
 import pytest
 from sqlalchemy import text
 
-from audit.log.history import MAX_ROUNDS, PastRound, RoundHistory
+from audit.log.history import MAX_ROUNDS, RoundHistory
 from audit.log.prover import Prover
+from audit.log.rounds import PastRound
 from audit.sql import open_store
 from audit.sql.store import SqlAuditStore
 from bulkhead.errors import NotFoundError, RecordError
+from bulkhead.transparency.leaf import parse_leaf
 from bulkhead.transparency.merkle import verify_inclusion
 from tests.simulator.audit_memory_store import MemoryAuditStore
 from tests.simulator.audit_rounds import Rounds
@@ -45,12 +47,14 @@ def ask(past: RoundHistory, rounds: Rounds, first: int, limit: int, *, size: int
 
 def same(past: PastRound, rounds: Rounds) -> bool:
     """Whether a round that was made again is the one that was made, paths included."""
-    made, index = rounds.made[past.number]
-    root = bytes.fromhex(made.record.fields.data["root"])
+    made, of = rounds.made[past.round.number], past.round
+    root = parse_leaf(past.record.leaf).data["root"]
     for slot, hashed in enumerate(made.hashes):
-        verify_inclusion(index=slot, size=len(made.hashes), leaf=hashed, proof=past.path(slot), root=root)
-    texts = tuple(past.head(slot).text() for slot in range(len(past.logs)))
-    return (texts, past.record.index, past.record.leaf, past.root()) == (made.texts, index, made.record.leaf, root)
+        verify_inclusion(
+            index=slot, size=len(made.hashes), leaf=hashed, proof=of.path(slot), root=bytes.fromhex(str(root))
+        )
+    texts = tuple(of.head(slot).text() for slot in range(len(of.logs)))
+    return (texts, past, of.root().hex()) == (made.texts, made.past, root)
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -77,7 +81,8 @@ def play(rounds: Rounds, seed: int) -> None:
             first, limit = chance.randint(1, len(rounds.made)), chance.randint(1, 9)
             for past in (kept, history(rounds)):
                 found = ask(past, rounds, first, limit)
-                assert [one.number for one in found] == list(range(first, min(first + limit, len(rounds.made) + 1)))
+                stop = min(first + limit, len(rounds.made) + 1)
+                assert [one.round.number for one in found] == list(range(first, stop))
                 assert all(same(one, rounds) for one in found)
     assert all(same(one, rounds) for one in ask(history(rounds), rounds, 1, MAX_ROUNDS))
 
@@ -87,19 +92,38 @@ def test_only_what_is_published(rounds):
     rounds.open()
     for _ in range(4):
         rounds.round(between=3)
-    index = rounds.made[3][1]
+    index = rounds.made[3].past.record.index
     for past in (history(rounds), kept := history(rounds), kept):
-        assert [one.number for one in ask(past, rounds, 1, 9, size=index)] == [1, 2]
-        assert [one.number for one in ask(past, rounds, 1, 9, size=index + 1)] == [1, 2, 3]
+        assert [one.round.number for one in ask(past, rounds, 1, 9, size=index)] == [1, 2]
+        assert [one.round.number for one in ask(past, rounds, 1, 9, size=index + 1)] == [1, 2, 3]
         assert ask(past, rounds, 5, 9) == []
-        newest = [past.newest(rounds.platform, at, rounds.logs) for at in (0, index - 1, index, index + 1)]
-        assert [one and one.number for one in newest] == [None, 2, 2, 3]
+        for at, number in ((0, None), (index - 1, 2), (index, 2), (index + 1, 3)):
+            newest = past.newest(rounds.platform, at, rounds.logs)
+            assert (newest and newest.round.number) == number
+            assert past.known_newest(rounds.platform, at) == newest
+
+
+def test_what_was_just_made_is_not_made_again(rounds):
+    """A round that its maker tells of is known where it is the newest of those that are published, and only there."""
+    rounds.open()
+    made = [rounds.round(between=3).past for _ in range(3)]
+    places = [one.record.index for one in made]
+    past = history(rounds)
+    past.remember(made[1])
+    known = [past.known_newest(rounds.platform, at + 1) for at in (0, *places)]
+    assert known == [None, None, made[1], None]
+    assert past.known_newest(rounds.platform, places[2]) is None  # the third may be in it
+    past.remember(made[2])
+    assert past.known_newest(rounds.platform, places[2]) == made[1]
+    assert past.known_newest(rounds.platform, places[2] + 1) == made[2]
+    past.forget()
+    assert past.known_newest(rounds.platform, places[1] + 1) is None
 
 
 def test_pages_are_bounded(sql, monkeypatch):
     """A page has so many rounds, fewer where there are many slots, and at least one; what is remembered is bounded."""
     monkeypatch.setattr("audit.log.history._MAX_SLOTS", 30)
-    monkeypatch.setattr("audit.log.history._REMEMBERED_SLOTS", 20)
+    monkeypatch.setattr("audit.log.history._REMEMBERED_SLOTS", 100)
     sql.open()
     for _ in range(MAX_ROUNDS):
         sql.round()
@@ -108,8 +132,8 @@ def test_pages_are_bounded(sql, monkeypatch):
     for _ in range(40):
         sql.open()
     sql.round()
-    assert [one.number for one in ask(past, sql, MAX_ROUNDS, 9)] == [MAX_ROUNDS]
-    assert past._slots <= 20
+    assert [one.round.number for one in ask(past, sql, MAX_ROUNDS, 9)] == [MAX_ROUNDS]
+    assert 0 < past._made._weight <= 100
     assert same(ask(past, sql, MAX_ROUNDS + 1, 9)[0], sql)
 
 
@@ -137,8 +161,8 @@ def test_rounds_of_an_earlier_epoch(rounds):
     with pytest.raises(NotFoundError, match="round 1 is of an earlier epoch"):
         ask(past, rounds, 1, 9)
     found = ask(past, rounds, 2, 9)
-    assert [len(one.logs) for one in found] == [1, 2]
-    assert found[0].logs[0].epoch == 2
+    assert [len(one.round.logs) for one in found] == [1, 2]
+    assert found[0].round.logs[0].epoch == 2
     assert all(same(one, rounds) for one in found)
 
 

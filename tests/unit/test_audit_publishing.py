@@ -12,7 +12,7 @@ from bulkhead.errors import ConfigError
 from bulkhead.transparency import verify_round_path
 from bulkhead.transparency.cosignature import open_cosigned
 from bulkhead.transparency.tlog_proof import verify_record_proof, write_record_proof
-from tests.simulator.audit_world import TENANT, decision, opened
+from tests.simulator.audit_world import OTHER, TENANT, decision, opened
 from tests.simulator.witnesses import omniwitness, our_witness, pinned
 
 FIRST, SECOND = "witness.test/w1", "witness.test/w2"
@@ -126,6 +126,25 @@ async def test_a_restored_platform_is_found_out_by_its_witness(tmp_path):
         assert "records are gone" in log.health().witnesses[FIRST]
         assert await log.round_path(info.log_id) is None
         await log.close()
+
+
+async def test_the_newest_round_is_not_made_again_by_who_made_it(tmp_path):
+    """A neighbour's damaged record takes the newest round from nobody while the process that made it runs."""
+    log = await opened(tmp_path, round_interval_s=0.05)
+    mine, theirs = [await log.ensure_log(tenant) for tenant in (TENANT, OTHER)]
+    with sqlite3.connect(tmp_path / "audit.db") as connection:
+        connection.execute("UPDATE audit_leaf SET leaf_hash = zeroblob(32) WHERE log_id = ?", [theirs.log_id])
+    for number in range(5):
+        path = await path_of(log, mine.log_id, least=number + 1)
+        verify_round_path(
+            path,
+            slot=mine.slot,
+            origin=mine.origin,
+            platform_vkey=log.vkey(1),
+            platform_origin=log.platform_log.origin,
+        )
+        await log.append(mine.log_id, decision(number=number))
+    await log.close()
 
 
 @pytest.mark.parametrize(

@@ -175,14 +175,14 @@ async def test_past_rounds_are_handed_out_in_pages(world, acme) -> None:
             after_round=seen.round, limit=2, size=size, platform_size=seen.platform_size
         )
         page = convert.round_page(await stub.ListRoundPaths(asked, metadata=as_caller("acme"), timeout=10))
-        checkpoint, rounds = verify_round_page(
+        cosigned, rounds = verify_round_page(
             page, seen=seen, own=own, slot=log.slot, origin=log.origin, platform_vkey=platform
         )
         numbers += [one.round for one in rounds]
         head = rounds[-1].checkpoint
         seen = RoundsSeen(
             round=numbers[-1], size=head.size, root=head.root,
-            platform_size=checkpoint.size, platform_root=checkpoint.root,
+            platform_size=cosigned.checkpoint.size, platform_root=cosigned.checkpoint.root,
         )  # fmt: skip
     assert numbers[:3] == [last - 2, last - 1, last]
     assert world.audit.size(log.log_id) == size
@@ -211,14 +211,14 @@ async def test_a_round_that_is_not_in_the_database(world, acme) -> None:
     """A round whose heads are not those in the database is an error of the data for who asks, and told of once."""
     log = await world.audit.ensure_log(acme.tenant_id)
     made = await make_round(world.audit, forged=Head(log.log_id, Frontier().extend([bytes(32)] * 2)))
-    asked = audit_pb2.ListRoundPathsRequest(after_round=made.prepared.number - 1, limit=1)
+    asked = audit_pb2.ListRoundPathsRequest(after_round=made.round.number - 1, limit=1)
     with capture_logs() as told:
         for _ in range(2):
             call = audit(world).ListRoundPaths(asked, metadata=as_caller("acme-officer"), timeout=10)
             assert await code(call) == "RECORD_INVALID"
             world.core.reconciler._tell_of_rounds()
     (event,) = (entry for entry in told if entry["event"] == "audit.round_changed")
-    assert f"round {made.prepared.number} cannot be made again" in event["reason"]
+    assert f"round {made.round.number} cannot be made again" in event["reason"]
 
 
 async def test_developers_list_nothing_and_export_nothing(world, acme) -> None:

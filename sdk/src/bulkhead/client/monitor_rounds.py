@@ -24,7 +24,7 @@ from bulkhead.errors import (
 )
 from bulkhead.protocol.saved import PublicPins
 from bulkhead.transparency.checkpoint import Checkpoint
-from bulkhead.transparency.cosignature import open_cosigned
+from bulkhead.transparency.cosignature import CosignedCheckpoint, open_cosigned
 from bulkhead.transparency.monitor import Alarm, Followed, alarm_of
 from bulkhead.transparency.note import NoteVerifier
 from bulkhead.transparency.rounds import (
@@ -92,7 +92,7 @@ class RoundFollower:
         self.note = ""
         """What could not be asked for in this check; empty if everything was."""
 
-    async def newest(self) -> RoundPath | None:
+    async def newest(self, followed: Followed) -> RoundPath | None:
         """Begin a check: return what the server shows as the newest round, or None; see the module, 1."""
         self.checked, self.note = 0, ""
         if not self._platform_vkey:
@@ -101,7 +101,9 @@ class RoundFollower:
             return await self._source.round_path()
         except UnavailableError as error:
             self.note = f"no round: {error.message}"
-            return None
+        except ProofError as error:  # the platform says of itself that it cannot show it
+            followed.alarm(alarm_of(error, "the newest round"))
+        return None
 
     async def follow(self, followed: Followed, newest: RoundPath | None, *, first: int | None, max_age_s: int) -> None:
         """Follow the rounds up to the newest; what is wrong becomes an alarm.
@@ -158,18 +160,26 @@ class RoundFollower:
             followed.behind_us = 0
 
     async def _verified(self, followed: Followed, slot: int, path: RoundPath) -> tuple[VerifiedRound, Checkpoint]:
-        """Verify what is shown as the newest round."""
+        """Verify what is shown as the newest round, with the quorum of the platform's witnesses."""
+        platform_origin = NoteVerifier.from_vkey(self._platform_vkey).name
         verified = verify_round_path(
             path,
             slot=slot,
             origin=self._origin,
             platform_vkey=self._platform_vkey,
-            platform_origin=NoteVerifier.from_vkey(self._platform_vkey).name,
+            platform_origin=platform_origin,
         )
-        platform = self._cosigned(path.receipt.checkpoint)
+        cosigned = open_cosigned(
+            path.receipt.checkpoint,
+            vkey=self._platform_vkey,
+            origin=platform_origin,
+            witnesses=self._pins.witnesses,
+            quorum=self._pins.quorum,
+        )
+        self._seen(cosigned)
         if (verified.checkpoint.size, verified.checkpoint.root.hex()) != (followed.round_size, followed.round_root):
             await self._agree(verified.checkpoint, f"the tree that round {verified.round} commits to")
-        return verified, platform
+        return verified, cosigned.checkpoint
 
     async def _pages(self, followed: Followed, slot: int, newest: int) -> None:
         while followed.round < newest:
@@ -179,31 +189,24 @@ class RoundFollower:
             )
             if len(page.paths) > wanted:
                 raise ProofError("the platform shows more rounds than it was asked for")
-            platform, rounds = verify_round_page(
+            cosigned, rounds = verify_round_page(
                 page,
                 seen=followed.rounds_seen,
                 own=followed.frontier,
                 slot=slot,
                 origin=self._origin,
                 platform_vkey=self._platform_vkey,
+                witnesses=self._pins.witnesses,
+                quorum=self._pins.quorum,
             )
-            self._cosigned(page.checkpoint)
-            followed.take_rounds(rounds, platform, now_us=self._now_us())
+            self._seen(cosigned)
+            followed.take_rounds(rounds, cosigned.checkpoint, now_us=self._now_us())
             self.checked += len(rounds)
             self._save()
             self._progress(followed.round, newest)
 
-    def _cosigned(self, note: str) -> Checkpoint:
-        """Verify the platform's checkpoint with the quorum of its witnesses."""
-        found = open_cosigned(
-            note,
-            vkey=self._platform_vkey,
-            origin=NoteVerifier.from_vkey(self._platform_vkey).name,
-            witnesses=self._pins.witnesses,
-            quorum=self._pins.quorum,
-        )
-        self.witnesses = tuple(name for name, _ in found.witnesses)
-        return found.checkpoint
+    def _seen(self, cosigned: CosignedCheckpoint) -> None:
+        self.witnesses = tuple(name for name, _ in cosigned.witnesses)
 
     def _tell_age(self, followed: Followed, max_age_s: int) -> None:
         """Raise an alarm if the newest round is too old, or the rounds up to it were out of reach for too long."""

@@ -191,7 +191,7 @@ class Monitor:
             for path in self._journals.unasked
         ]
         self._journals.unasked.clear()
-        newest = await self._rounds.newest()
+        newest = await self._rounds.newest(followed)
         try:
             await self._follow(entries)
         except (ConsistencyError, ProofError) as error:

@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 
 from bulkhead.errors import InclusionError
-from bulkhead.transparency.checkpoint import open_checkpoint
+from bulkhead.transparency.checkpoint import Checkpoint, open_checkpoint
 from bulkhead.transparency.leaf import LeafFields, parse_leaf
 from bulkhead.transparency.merkle import MAX_PROOF_HASHES, leaf_hash, verify_inclusion
 
-__all__ = ["AuditReceipt", "VerifiedLeaf", "verify_receipt"]
+__all__ = ["AuditReceipt", "VerifiedLeaf", "verify_receipt", "verify_record"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class AuditReceipt:
 
 @dataclass(frozen=True, slots=True)
 class VerifiedLeaf:
-    """A record that a log with a pinned key has committed to. Made by :func:`verify_receipt` only.
+    """A record that a log with a pinned key has committed to. Made by :func:`verify_record` only.
 
     Attributes:
         leaf: the record's exact bytes.
@@ -63,7 +63,18 @@ def verify_receipt(receipt: AuditReceipt, *, vkey: str, origin: str) -> Verified
         InclusionError: 2 fails.
         RecordError: 3 fails.
     """
-    checkpoint = open_checkpoint(receipt.checkpoint, vkey=vkey, origin=origin)  # 1
+    return verify_record(receipt, open_checkpoint(receipt.checkpoint, vkey=vkey, origin=origin))  # 1
+
+
+def verify_record(receipt: AuditReceipt, checkpoint: Checkpoint) -> VerifiedLeaf:
+    """Verify 2 and 3 of :func:`verify_receipt`, where many receipts are under one checkpoint.
+
+    With the caller: that ``checkpoint`` is what the receipt's note says, and 1 of that note.
+
+    Raises:
+        InclusionError: 2 fails.
+        RecordError: 3 fails.
+    """
     if len(receipt.proof) > MAX_PROOF_HASHES:
         raise InclusionError("the proof is longer than any tree needs")
     digest = leaf_hash(receipt.leaf)

@@ -6,16 +6,18 @@ tenant's slot stands in leaf 0 of its log. The salt (32 bytes, secret, new for e
 neighbours' heads: a path's hashes tell nothing about what they were made from.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Final
 
 from bulkhead.encoding import MAX_SAFE_INTEGER, lp_join
 from bulkhead.errors import ConsistencyError, InclusionError, ProofError, RecordError
 from bulkhead.transparency.checkpoint import Checkpoint, open_checkpoint
+from bulkhead.transparency.cosignature import CosignedCheckpoint, Witness, open_cosigned
 from bulkhead.transparency.leaf import LeafFields
 from bulkhead.transparency.merkle import Frontier, leaf_hash, verify_consistency, verify_inclusion
 from bulkhead.transparency.note import NoteVerifier
-from bulkhead.transparency.receipt import AuditReceipt, verify_receipt
+from bulkhead.transparency.receipt import AuditReceipt, verify_record
 
 __all__ = [
     "ROUND_ACTION",
@@ -92,7 +94,7 @@ class RoundsSeen:
 
 @dataclass(frozen=True, slots=True)
 class VerifiedRound:
-    """A round that commits to exactly one head of the tenant's log. Made by :func:`verify_round_path` only.
+    """A round that commits to exactly one head of the tenant's log. Made by the verifiers here only.
 
     Attributes:
         round: its number.
@@ -128,7 +130,14 @@ def verify_round_path(
         InclusionError: the record or the slot is not where it should be.
         RecordError: the platform's record is not a round.
     """
-    verified = verify_receipt(path.receipt, vkey=platform_vkey, origin=platform_origin)  # 1
+    return _verify_path(
+        path, slot, origin, open_checkpoint(path.receipt.checkpoint, vkey=platform_vkey, origin=platform_origin)
+    )
+
+
+def _verify_path(path: RoundPath, slot: int, origin: str, platform: Checkpoint) -> VerifiedRound:
+    """Verify a path, the note of whose platform checkpoint has been opened."""
+    verified = verify_record(path.receipt, platform)  # 1
     data = verified.fields.data
     number, slots, root_hex = data.get("round"), data.get("slots"), data.get("root")
     if (
@@ -155,24 +164,34 @@ def verify_round_path(
 
 
 def verify_round_page(
-    page: RoundPage, *, seen: RoundsSeen, own: Frontier, slot: int, origin: str, platform_vkey: str
-) -> tuple[Checkpoint, tuple[VerifiedRound, ...]]:
+    page: RoundPage,
+    *,
+    seen: RoundsSeen,
+    own: Frontier,
+    slot: int,
+    origin: str,
+    platform_vkey: str,
+    witnesses: Collection[Witness] = (),
+    quorum: int = 0,
+) -> tuple[CosignedCheckpoint, tuple[VerifiedRound, ...]]:
     """Verify that the rounds behind those that were seen, without a gap, commit to heads of one history of the log.
 
-    1. The checkpoint is the platform's, under its pinned key, and extends what was seen of its log.
+    1. The checkpoint is the platform's, under its pinned key, cosigned by ``quorum`` of the witnesses, and extends
+       what was seen of its log.
     2. The rounds have the numbers that come next, one by one.
-    3. Each commits to a head of the log ``origin``, in the tree of that checkpoint (:func:`verify_round_path`).
+    3. Each commits to a head of the log ``origin``, in the tree of that very checkpoint, whose signatures are verified
+       once (:func:`verify_round_path`).
     4. No head is smaller than in the round before, and each is of the history that ``own`` is of.
 
-    With the caller: that ``own`` is built from leaves that it verified, that ``slot`` is the one in leaf 0, and
-    whatever witnesses it requires of the checkpoint.
+    With the caller: that ``own`` is built from leaves that it verified, and that ``slot`` is the one in leaf 0.
 
     Raises:
-        ConsistencyError: 1, 2 or 4 fails; names the round.
-        ProofError: the page is malformed, or as :func:`verify_round_path`.
+        ConsistencyError: 2 or 4 fails, or the checkpoint does not extend what was seen; names the round.
+        ProofError: the page is malformed, its checkpoint does not hold, or as :func:`verify_round_path`.
     """
     name = NoteVerifier.from_vkey(platform_vkey).name
-    platform = open_checkpoint(page.checkpoint, vkey=platform_vkey, origin=name)  # 1
+    cosigned = open_cosigned(page.checkpoint, vkey=platform_vkey, origin=name, witnesses=witnesses, quorum=quorum)  # 1
+    platform = cosigned.checkpoint
     if platform.size < seen.platform_size:
         raise _rewind(f"a platform log of {platform.size} records was shown, one of {seen.platform_size} before")
     if seen.platform_size:
@@ -187,9 +206,7 @@ def verify_round_page(
         if path.receipt.checkpoint != page.checkpoint:
             raise ProofError("a path of the page is under another checkpoint")
         number += 1
-        verified = verify_round_path(  # 3
-            path, slot=slot, origin=origin, platform_vkey=platform_vkey, platform_origin=name
-        )
+        verified = _verify_path(path, slot, origin, platform)  # 3
         if verified.round != number:  # 2
             raise ConsistencyError(
                 f"round {number} is missing: round {verified.round} was shown in its place", details={"kind": "gap"}
@@ -197,7 +214,7 @@ def verify_round_page(
         _follows(verified, head, own, proof)  # 4
         head = verified.checkpoint
         found.append(verified)
-    return platform, tuple(found)
+    return cosigned, tuple(found)
 
 
 def next_round(fields: LeafFields, before: int) -> int:
