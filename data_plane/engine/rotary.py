@@ -94,7 +94,8 @@ def read_rope(config: Fields, *, context: int) -> RopeSpec:
         none = Fields({}, what="config.json", error=InvalidRequestError)
         scaling, holder = config.nested("rope_scaling") if "rope_scaling" in config else none, config
     theta = holder.number("rope_theta", low=MIN_THETA, high=MAX_THETA) if "rope_theta" in holder else USUAL_THETA
-    kind = next((scaling.value(name) for name in ("rope_type", "type") if name in scaling), "default")
+    unsaid = None if "factor" in scaling else "default"  # a factor of what?
+    kind = next((scaling.value(name) for name in ("rope_type", "type") if name in scaling), unsaid)
     if not isinstance(kind, str) or kind not in _REQUIRED:
         raise UnsupportedError(f"the native engine does not run models with rope_scaling = {json.dumps(kind)[:100]}")
     defaults = {**_YARN, _ORIGINAL: float(context)} if kind == "yarn" else {}

@@ -201,6 +201,8 @@ def _refuse_unknown_arithmetic(values: Mapping[str, Json]) -> None:
     known: Mapping[str, Json] = {"hidden_act": "silu", "quantization_config": None, "partial_rotary_factor": 1.0}
     rope = values.get("rope_parameters", values.get("rope_scaling"))
     stated = {**rope, **values} if isinstance(rope, dict) else values  # transformers 5 states the last one there
+    if isinstance(rope, dict) and any(isinstance(value, dict) for value in rope.values()):
+        raise UnsupportedError("the native engine does not run models whose layers turn positions differently")
     for name, expected in known.items():
         if (value := stated.get(name, expected)) != expected:
             raise UnsupportedError(f"the native engine does not run models with {name} = {json.dumps(value)[:100]}")

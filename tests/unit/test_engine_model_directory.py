@@ -73,6 +73,8 @@ def test_a_sound_directory_loads(model: Path) -> None:
         ({"quantization_config": {"quant_method": "gptq"}}, "quantization_config"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
         ({"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
+        ({"rope_scaling": {"factor": 2.0}}, "rope_scaling = null"),
+        ({"rope_parameters": {"full_attention": {"rope_type": "yarn", "factor": 2.0}}}, "layers"),
     ],
 )
 def test_what_the_engine_does_not_run_is_refused_by_name(model: Path, fields: dict[str, object], words: str) -> None:

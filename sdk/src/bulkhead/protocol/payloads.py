@@ -93,7 +93,7 @@ class TokenLogprob:
 
     Attributes:
         token_id: the token that stands there.
-        text: it alone as text.
+        text: it alone as text; the name of a special token.
         logprob: of that token.
         rank: 1 for the likeliest.
         top: the likeliest tokens, each (id, text, logarithm), likeliest first.
