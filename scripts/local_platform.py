@@ -8,6 +8,7 @@ The rack is simulated and says so; the model, the policies, the audit log and th
 """
 
 import argparse
+import asyncio
 import hashlib
 import json
 import os
@@ -17,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -25,9 +27,11 @@ ROOT: Final = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
-from scripts.local_config import (  # noqa: E402  the path above makes it importable
+from bulkhead.errors import BulkheadError  # noqa: E402  the path above makes it importable
+from scripts.local_config import (  # noqa: E402
     ACCOUNTS,
     TENANTS,
+    Account,
     TenantPlan,
     agent_toml,
     control_toml,
@@ -40,6 +44,7 @@ from scripts.local_processes import LocalError, Processes  # noqa: E402
 MODEL_NAME: Final = "smollm2-135m-instruct"
 READY_TIMEOUT_S: Final = 60.0
 COMMAND_TIMEOUT_S: Final = 120.0
+COMMANDS_AT_ONCE: Final = 2  # of those that register tenants and accounts; each takes most of a core while it starts
 BIN: Final = Path(sys.executable).parent
 
 Say = Callable[[str], None]
@@ -117,13 +122,20 @@ class LocalPlatform:
         Raises:
             LocalError: a step failed.
         """
-        fresh = not (self.root / "control.toml").exists()
-        if fresh:
-            self._configure()
-        self.start_control_plane()
+        self.prepare()
         for agent_id in self.agent_ids:
             self.start_agent(agent_id)
         self.wait_for_agents()
+
+    def prepare(self) -> None:
+        """Configure what is not configured, start the control plane, and register what is not registered.
+
+        Raises:
+            LocalError: a step failed.
+        """
+        if not (self.root / "control.toml").exists():
+            self._configure()
+        self.start_control_plane()
         if not self.client_config.exists() or "[profile.acme]" not in self.client_config.read_text():
             self._provision()
 
@@ -140,8 +152,7 @@ class LocalPlatform:
         """Wait until every agent is connected."""
 
         def connected() -> bool:
-            agents = self.admin("fleet", "agents")
-            return {agent["agent_id"] for agent in agents if agent["connected"]} >= set(self.agent_ids)
+            return connected_agents(self.client_config) >= set(self.agent_ids)
 
         for agent_id in self.agent_ids:
             self.processes.check(agent_id)
@@ -171,33 +182,24 @@ class LocalPlatform:
             try:
                 if ready():
                     return
-            except LocalError as error:
-                problem = str(error)
-            time.sleep(0.2)
+            except BulkheadError as error:
+                problem = f"{error.code}: {error.message}"
+            time.sleep(0.1)
         raise LocalError(f"waited {READY_TIMEOUT_S:.0f} s in vain until {what}: {problem}\n{self.processes.tail(name)}")
 
     def _serving(self) -> bool:
-        return isinstance(self.admin("tenant", "list"), list)
+        connected_agents(self.client_config)
+        return True
 
-    def _configure(self) -> None:
-        self.say(f"configuring a platform in {self.root}")
+    def write_configuration(self) -> None:
+        """Write the services' configuration files."""
         for directory in (self.root, self.run_directory):
             directory.mkdir(parents=True, exist_ok=True)
             directory.chmod(0o711)  # workers run as other users and must reach what is theirs
         (self.root / "control.toml").write_text(
             control_toml(self.root, self.ports_wanted(), overrides=self.control_overrides)
         )
-        made = self.run([sys.executable, "-m", "control_plane", "init", "--config", str(self.root / "control.toml")])
-        (self.root / "init.json").write_text(made)
-        self._write_profiles({})
-        models = self.root / "models"
-        if not (models / self.model_name).exists():
-            shutil.copytree(self.model, models / self.model_name, copy_function=_link_or_copy)
         for tray, agent_id in enumerate(self.agent_ids, start=1):
-            self.run(
-                [sys.executable, "-m", "control_plane", "issue-agent", "--config", str(self.root / "control.toml"),
-                 "--agent-id", agent_id, "--out", str(self.root / agent_id)]
-            )  # fmt: skip
             text = agent_toml(
                 self.root,
                 agent_id,
@@ -207,6 +209,21 @@ class LocalPlatform:
                 overrides=self.agent_overrides,
             )
             (self.root / f"{agent_id}.toml").write_text(text)
+
+    def _configure(self) -> None:
+        self.say(f"configuring a platform in {self.root}")
+        self.write_configuration()
+        made = self.run([sys.executable, "-m", "control_plane", "init", "--config", str(self.root / "control.toml")])
+        (self.root / "init.json").write_text(made)
+        self._write_profiles({})
+        models = self.root / "models"
+        if not (models / self.model_name).exists():
+            shutil.copytree(self.model, models / self.model_name, copy_function=link_or_copy)
+        for agent_id in self.agent_ids:
+            self.run(
+                [sys.executable, "-m", "control_plane", "issue-agent", "--config", str(self.root / "control.toml"),
+                 "--agent-id", agent_id, "--out", str(self.root / agent_id)]
+            )  # fmt: skip
 
     def ports_wanted(self) -> dict[str, int]:
         """Return the ports of this platform, free when it was configured."""
@@ -220,30 +237,21 @@ class LocalPlatform:
     def _provision(self) -> None:
         self.say("registering the model, creating tenants, principals and keys")
         self.admin("model", "add", str(self.root / "models" / self.model_name), "--name", self.model_name)
-        tenants = {
-            plan.name: self.admin(
-                "tenant",
-                "create",
-                plan.name,
-                "--model",
-                self.model_name,
-                "--minimum-tier",
-                plan.minimum_tier,
-                *plan.options,
-            )
-            for plan in TENANTS
-        }
-        for plan in TENANTS:
-            if plan.rooted:
-                tenants[plan.name] = self._record_root(plan)
-        for account in ACCOUNTS:
-            made = self.admin(
-                "principal", "create", account.profile, "--tenant", account.tenant, "--role", account.role
-            )
-            key = self.root / "client" / f"{account.profile}.key"
-            key.unlink(missing_ok=True)
-            self.admin("key", "create", made["principal_id"], "--out", str(key))
-        self._write_profiles(tenants)
+        with ThreadPoolExecutor(COMMANDS_AT_ONCE) as at_once:
+            made = dict(zip((plan.name for plan in TENANTS), at_once.map(self._create_tenant, TENANTS), strict=True))
+            list(at_once.map(self._create_account, ACCOUNTS))
+        self._write_profiles(made)
+
+    def _create_tenant(self, plan: TenantPlan) -> Any:
+        options = ("--model", self.model_name, "--minimum-tier", plan.minimum_tier, *plan.options)
+        made = self.admin("tenant", "create", plan.name, *options)
+        return self._record_root(plan) if plan.rooted else made
+
+    def _create_account(self, account: Account) -> None:
+        made = self.admin("principal", "create", account.profile, "--tenant", account.tenant, "--role", account.role)
+        key = self.root / "client" / f"{account.profile}.key"
+        key.unlink(missing_ok=True)
+        self.admin("key", "create", made["principal_id"], "--out", str(key))
 
     def _record_root(self, plan: TenantPlan) -> Any:
         """Make a tenant's root, as the tenant would, and have its fingerprint recorded; return the tenant."""
@@ -266,7 +274,29 @@ class LocalPlatform:
         return path
 
 
-def _link_or_copy(source: str, target: str) -> None:
+def connected_agents(client_config: Path) -> set[str]:
+    """Return the agents that are connected, asked as the first admin.
+
+    Raises:
+        BulkheadError: the control plane does not serve.
+    """
+    from bulkhead.client.config import load_profile
+    from bulkhead.client.connect import control_plane_channel
+    from bulkhead.client.fleet import FleetAdmin
+    from bulkhead.client.transport import RetryPolicy
+
+    async def ask() -> set[str]:
+        channel = control_plane_channel(load_profile("admin", path=client_config), retry=RetryPolicy(attempts=1))
+        try:
+            return {agent.agent_id for agent in await FleetAdmin(channel).agents() if agent.connected}
+        finally:
+            await channel.close()
+
+    with ThreadPoolExecutor(1) as beside:  # the caller's thread may run an event loop
+        return beside.submit(asyncio.run, ask()).result()
+
+
+def link_or_copy(source: str, target: str) -> None:
     """Link a model file into place, or copy it from another file system."""
     try:
         os.link(source, target)

@@ -1,5 +1,6 @@
 """What many tests share: a platform of real processes, a control plane in this process, databases."""
 
+import os
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Iterator
@@ -11,6 +12,8 @@ from hypothesis import HealthCheck, settings
 from audit.sql import open_store
 from control_plane.domain.roles import Caller
 from scripts.local_platform import LocalPlatform
+from tests.simulator import provisioned
+from tests.simulator.commands import CommandedPlatform
 from tests.simulator.fake_agent import FakeAgent
 from tests.simulator.postgres import PostgresServer, postgres_server
 from tests.simulator.relay import RecordingRelay
@@ -29,6 +32,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("long") and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(LONG_TIMEOUT_S))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_state_of_new_platforms(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Keep it where all processes of this run find it: several at a time have directories beside each other."""
+    own = tmp_path_factory.getbasetemp()
+    provisioned.keep_in(own.parent if "PYTEST_XDIST_WORKER" in os.environ else own)
 
 
 @pytest.fixture(scope="session")
@@ -53,7 +63,7 @@ def start_platform(
     workers through that one.
     """
     root = Path(tempfile.mkdtemp(prefix="bh-"))
-    platform = LocalPlatform(
+    platform = CommandedPlatform(
         root=root, model=model, trays=trays, say=lambda _: None, model_name="tiny", control_overrides=control,
         agent_overrides=agent, internal_address=None if internal is None else internal.address,
         environment=environment or {},
@@ -66,6 +76,7 @@ def start_platform(
         platform.agent_overrides += f'[ingress]\nport = {port}\nadvertise = "{ingress.address}"\n'
         ingress.target = f"127.0.0.1:{port}"
     try:
+        provisioned.fill(platform)
         platform.up()
     except BaseException:
         stop_platform(platform)

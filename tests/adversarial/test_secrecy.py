@@ -14,6 +14,8 @@ from bulkhead.client import Bulkhead
 from bulkhead.errors import ContextLengthError, SimulatedEvidenceError
 from scripts.local_platform import BIN, LocalPlatform
 from tests.conftest import stop_platform
+from tests.simulator import provisioned
+from tests.simulator.commands import CommandedPlatform
 from tests.simulator.relay import RecordingRelay
 
 MIN_ANSWER_CHARS = 12
@@ -35,7 +37,7 @@ def wiretapped(tiny_model: Path) -> Iterator[Wiretapped]:
     """Start one tray behind three relays."""
     root = Path(tempfile.mkdtemp(prefix="bh-"))
     with RecordingRelay() as to_control, RecordingRelay() as to_worker, RecordingRelay() as agent_to_control:
-        platform = LocalPlatform(
+        platform = CommandedPlatform(
             root=root,
             model=tiny_model,
             trays=1,
@@ -49,6 +51,7 @@ def wiretapped(tiny_model: Path) -> Iterator[Wiretapped]:
         to_worker.target = f"127.0.0.1:{ports['spare']}"
         agent_to_control.target = f"127.0.0.1:{ports['internal']}"
         try:
+            provisioned.fill(platform)
             platform.up()
             profiles = platform.client_config.read_text()
             platform.client_config.write_text(profiles.replace(to_control.target, to_control.address))

@@ -15,6 +15,8 @@ from bulkhead.client import AsyncBulkhead
 from bulkhead.client.session import AsyncSession
 from bulkhead.errors import AuditLeaseError, BulkheadError, UnavailableError
 from scripts.local_platform import LocalPlatform
+from tests.simulator import provisioned
+from tests.simulator.commands import CommandedPlatform
 from tests.simulator.live import check_text, cli, client, decisions, partitions, refusal, rows, wait_until, workers
 from tests.simulator.small_disk import frozen, full, locked, may_mount, read_only, small_disk
 
@@ -40,7 +42,7 @@ Fault = Callable[[Path], AbstractContextManager[None]]
 def leased(tiny_model: Path) -> Iterator[LocalPlatform]:
     """A platform with short leases, its audit database on a small file system of its own where that may be mounted."""
     root = Path(tempfile.mkdtemp(prefix="bh-"))
-    platform = LocalPlatform(
+    platform = CommandedPlatform(
         root=root, model=tiny_model, trays=1, say=lambda _: None, model_name="tiny", control_overrides=QUICK
     )
     store = small_disk(store_of(platform)) if may_mount(root) else None
@@ -48,6 +50,7 @@ def leased(tiny_model: Path) -> Iterator[LocalPlatform]:
         if store is not None:
             root.joinpath("control").mkdir(mode=0o700)
             store.__enter__()
+        provisioned.fill(platform)
         platform.up()
         yield platform
     finally:

@@ -25,6 +25,7 @@ from bulkhead.errors import BulkheadError
 from bulkhead.v1 import session_pb2
 from scripts.local_platform import BIN, LocalPlatform
 from service.tls import channel_credentials
+from tests.simulator.commands import run_command
 
 ONCE = RetryPolicy(attempts=1)
 """No repetition: a test sees what the platform said first."""
@@ -57,20 +58,10 @@ def check_text(text: str) -> None:
         assert mark not in text, text
 
 
-def cli(
-    platform: LocalPlatform, name: str, *command: str, stdin: str | None = None
-) -> subprocess.CompletedProcess[str]:
+def cli(platform: LocalPlatform, name: str, *command: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
     """Run a command as a person with profile ``name`` would; no stack trace may reach them."""
-    done = subprocess.run(
-        [str(BIN / command[0]), *command[1:]],
-        env={**os.environ, "BULKHEAD_CONFIG": str(platform.client_config), "BULKHEAD_PROFILE": name},
-        input=stdin,
-        stdin=subprocess.DEVNULL if stdin is None else None,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    profile = {"BULKHEAD_CONFIG": str(platform.client_config), "BULKHEAD_PROFILE": name}
+    done = run_command([str(BIN / command[0]), *command[1:]], os.environ | profile, stdin=stdin)
     assert "Traceback" not in done.stdout + done.stderr
     return done
 

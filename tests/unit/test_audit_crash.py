@@ -1,7 +1,6 @@
 """The writer killed with SIGKILL at each step of a commit and at random times, under load, again and again."""
 
 import itertools
-import multiprocessing
 import os
 import random
 import shutil
@@ -18,6 +17,7 @@ from audit.sql import open_reader
 from audit.sql.verify import DatabaseReport
 from tests.simulator.audit_crash_writer import run
 from tests.simulator.audit_world import config, verified
+from tests.simulator.commands import forking
 from tests.simulator.postgres import postgres_server
 
 STEPS = [
@@ -44,9 +44,7 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> Path | str:
 @pytest.fixture(scope="module")
 def spawn() -> ForkServerContext:
     """Starts writers from a process that has imported everything already: hundreds of them take seconds."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.simulator.audit_crash_writer"])
-    return context
+    return forking()
 
 
 class Crashes:
