@@ -12,11 +12,19 @@ JOBS ?= 3
 define SUITE
 echo "[test] running the suite (seeded samples; make test-long runs the full counts), $(JOBS) tests at a time"; \
 $(PY) -m pytest -m "not long and not alone" -q --durations=15 -n $(JOBS) --dist loadscope || status=1; \
+$(LINTED) \
 echo "[test] running the tests that hold something to a time limit, one at a time"; \
-$(PY) -m pytest -m "not long and alone" -q --durations=5 || status=1
+$(PY) -m pytest -m "not long and alone" -q --durations=5 $(FILES_ALONE) || status=1
 endef
+# Only the files that have such tests are imported.
+FILES_ALONE := $$(grep -rlF --include='test_*.py' pytest.mark.alone tests)
 
-.PHONY: help setup setup-model demo up down test test-long lint format proto bench fuzz bench-engine clean
+# Tests that wait leave time for the lint, but those that measure time do not: it ends before them.
+LINT_BESIDE = linted="$$(mktemp)"; $(MAKE) --no-print-directory checks >"$$linted" 2>&1 & lint=$$!; \
+	trap 'kill "$$lint"; rm -f "$$linted"' EXIT;
+LINTED = wait "$$lint" || { status=1; echo "[lint] FAILED"; }; trap - EXIT; cat "$$linted"; rm -f "$$linted";
+
+.PHONY: help setup setup-model demo up down test test-long lint checks format proto bench fuzz bench-engine clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | expand -t 14
@@ -36,17 +44,20 @@ up: setup-model ## start a local platform in var/ and print what to type next
 down: ## stop the local platform of `make up`
 	@if [ -x $(PY) ]; then $(PY) scripts/local_platform.py down --root var; else echo "nothing is set up, so nothing runs"; fi
 
-test: setup-model lint ## lint and the whole suite
-	@status=0; $(SUITE); exit $$status
+test: setup-model ## lint and the whole suite
+	@status=0; $(LINT_BESIDE) $(SUITE); exit $$status
 
-test-long: setup-model lint ## the full counts that the suite samples, then the suite
+test-long: setup-model ## the full counts that the suite samples, then lint and the suite
 	@status=0; echo "[test] full counts, $(JOBS) tests at a time"; \
 	$(PY) -m pytest -m "long and not alone" -v --durations=15 -n $(JOBS) --dist load --maxschedchunk 1 || status=1; \
 	echo "[test] full counts that hold something to a time limit, one at a time"; \
 	$(PY) -m pytest -m "long and alone" -v || status=1; \
-	$(SUITE); exit $$status
+	$(LINT_BESIDE) $(SUITE); exit $$status
 
 lint: setup ## format, style, types, layers, protos, policies, generated code, what the pages name
+	@$(MAKE) --no-print-directory checks
+
+checks:
 	@echo "[lint] ruff" && $(BIN)/ruff format --check --quiet . && $(BIN)/ruff check --quiet .
 	@echo "[lint] mypy --strict" && $(BIN)/mypy --no-error-summary $(PACKAGES)
 	@echo "[lint] import layers" && $(BIN)/lint-imports --no-cache | tail -n 3

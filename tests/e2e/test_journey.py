@@ -11,13 +11,15 @@ from typing import Any
 
 import pytest
 
-from bulkhead.client import AsyncBulkhead, Bulkhead, RecordFilter
+from bulkhead.client import AsyncBulkhead, AsyncSession, Bulkhead, RecordFilter
 from bulkhead.errors import EvidencePolicyError, PolicyDeniedError, SimulatedEvidenceError
 from scripts.local_platform import LocalPlatform
 from tests.conftest import start_platform, stop_platform
 from tests.simulator import live
 
 pytestmark = pytest.mark.e2e
+
+ROUNDS = 5  # a busy machine may serve one answer whole before it begins another; who takes turns never overlaps
 
 
 def cli(platform: LocalPlatform, profile: str, *command: str, expect: int = 0) -> subprocess.CompletedProcess[str]:
@@ -37,37 +39,42 @@ def records(platform: LocalPlatform, profile: str, *options: str) -> list[dict[s
     return told(platform, profile, "bulkhead", "audit", "list", "--limit", "500", *options)  # type: ignore[no-any-return]
 
 
-@pytest.mark.alone
 async def test_two_tenants_stream_at_the_same_time_from_their_own_partitions(platform: LocalPlatform) -> None:
     """A hospital on tier gpu and a start-up on tier mig are served side by side, by a process for each partition."""
 
-    async def ask(profile: str) -> tuple[str, str, float, float, int]:
-        async with (
-            AsyncBulkhead.from_profile(profile, path=platform.client_config) as client,
-            client.open_session() as session,
-        ):
-            await barrier.wait()
-            started, tokens = 0.0, 0
-            generation = session.generate("Tell me about lighthouses.", max_tokens=200)
-            async for delta in generation:
-                started = started or time.monotonic()
-                tokens += delta.tokens
-            assert session.simulated
-            assert generation.receipt.simulated
-            assert generation.usage.completion_tokens >= tokens > 0
-            descriptor = session.worker.descriptor
-            return descriptor.partition, session.tier.value, started, time.monotonic(), tokens
+    async def stream(session: AsyncSession) -> tuple[float, float]:
+        """Return when the first part of an answer came, and when its end."""
+        started, tokens = 0.0, 0
+        generation = session.generate("Tell me about lighthouses.", max_tokens=200)
+        async for delta in generation:
+            started = started or time.monotonic()
+            tokens += delta.tokens
+        assert session.simulated
+        assert generation.receipt.simulated
+        assert generation.usage.completion_tokens >= tokens > 0
+        return started, time.monotonic()
 
-    barrier = asyncio.Barrier(2)
-    hospital, startup = await asyncio.gather(ask("mercy"), ask("acme"))
-    assert hospital[0] != startup[0]
-    assert (hospital[1], startup[1]) == ("gpu", "mig")
-    assert hospital[2] < startup[3]
-    assert startup[2] < hospital[3]
-    present = {entry["partition_id"]: entry for entry in platform.admin("fleet", "partitions")}
-    assert present[hospital[0]]["tenant_id"] != present[startup[0]]["tenant_id"]
-    assert (present[hospital[0]]["tier"], present[startup[0]]["tier"]) == ("gpu", "mig")
-    assert len(live.workers(platform)) == len(present)
+    async with (
+        AsyncBulkhead.from_profile("mercy", path=platform.client_config) as mercy,
+        AsyncBulkhead.from_profile("acme", path=platform.client_config) as acme,
+        mercy.open_session() as hospital,
+        acme.open_session() as startup,
+    ):
+        for _ in range(ROUNDS):
+            one, other = await asyncio.gather(stream(hospital), stream(startup))
+            if beside := one[0] < other[1] and other[0] < one[1]:
+                break
+        assert beside
+        served = {session.worker.descriptor.partition: session.tier.value for session in (hospital, startup)}
+        assert list(served.values()) == ["gpu", "mig"]
+        present = {entry["partition_id"]: entry for entry in platform.admin("fleet", "partitions")}
+        assert len({present[partition]["tenant_id"] for partition in served}) == 2
+        assert {partition: present[partition]["tier"] for partition in served} == served
+        live.wait_until(
+            lambda: len(live.workers(platform)) == len(platform.admin("fleet", "partitions")),
+            timeout_s=20,
+            what="each partition is a process",
+        )
 
 
 def test_a_denial_reaches_caller_and_log_in_plain_words(platform: LocalPlatform) -> None:
