@@ -11,7 +11,7 @@ JOBS ?= 3
 # The whole suite: most tests several at a time, then those that measure time. Sets `status` if any fails.
 define SUITE
 echo "[test] running the suite (seeded samples; make test-long runs the full counts), $(JOBS) tests at a time"; \
-$(PY) -m pytest -m "not long and not alone" -q --durations=15 -n $(JOBS) --dist loadscope || status=1; \
+$(PY) -m pytest -m "not long and not alone" -q --durations=15 -n $(JOBS) --dist loadscope --no-loadscope-reorder || status=1; \
 $(LINTED) \
 echo "[test] running the tests that hold something to a time limit, one at a time"; \
 $(PY) -m pytest -m "not long and alone" -q --durations=5 $(FILES_ALONE) || status=1
