@@ -42,7 +42,7 @@ from scripts.local_ports import free_ports  # noqa: E402
 from scripts.local_processes import LocalError, Processes  # noqa: E402
 
 MODEL_NAME: Final = "smollm2-135m-instruct"
-READY_TIMEOUT_S: Final = 60.0
+READY_TIMEOUT_S: Final = 120.0  # a busy machine takes its time; what has ended is told at once
 COMMAND_TIMEOUT_S: Final = 120.0
 COMMANDS_AT_ONCE: Final = 2  # of those that register tenants and accounts; each takes most of a core while it starts
 BIN: Final = Path(sys.executable).parent
