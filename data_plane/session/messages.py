@@ -43,7 +43,7 @@ class StartWorker:
         ticket_issuers: raw Ed25519 public keys.
         threads: intra-operation threads of the engine.
         max_output_tokens: most tokens of one answer; 0 leaves it to the model.
-        weights: number format of the weights in memory, ``fp32`` or ``bf16``.
+        weights: number format of the weights in memory, ``fp32``, ``bf16`` or ``int8``.
         key_life_s: seconds that a generation of keys lives.
         manifest_digest: of a sealed model, 32 bytes; empty for a plain one.
         manifest_version: of a sealed model; an older one is a rollback.
