@@ -16,10 +16,7 @@ from data_plane.engine.scheduler import Chunk
 
 __all__ = ["Cut", "DecodeGroup", "PromptChunk", "PromptPiece", "StepBatch", "make_batch"]
 
-PIECE_ROWS: Final = (
-    128  # of a prompt's chunk, beside the keys that they look at: fewer scores are masked, and in the cache
-)
-
+PIECE_ROWS: Final = 128  # of a prompt, each beside the keys it looks at: their scores stay in the cache, few are masked
 SPLIT_SHARE: Final = 0.75  # rows shorter than this share of the longest of their group may begin another group
 SPLIT_ENTRIES: Final = 4096  # if that spares so many scores per layer: about what the calls for a group cost
 
