@@ -57,7 +57,8 @@ def _on_platform(parts: Sequence[str]) -> list[Row]:
             rows += asyncio.run(opening.measure(platform.client_config))
         if "serving" in parts:
             _say("serving, sealed and plain (some minutes)")
-            rows += asyncio.run(serving.measure(platform.client_config, chat_model(), threads))
+            agent = next(each.pid for each in platform.processes.remembered() if each.name in platform.agent_ids)
+            rows += asyncio.run(serving.measure(platform.client_config, chat_model(), threads, agent=agent))
     finally:
         platform.down()
         shutil.rmtree(root, ignore_errors=True)

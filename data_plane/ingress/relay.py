@@ -25,6 +25,7 @@ __all__ = ["Ingress", "IngressLimits"]
 _log = structlog.get_logger(__name__)
 
 BACKLOG: Final = 1024
+GATHER_S: Final = 0.002  # a small part of a step with as many streams as make it worth while
 READ_BYTES: Final = 65_536  # at once; a buffer of asyncio's own would be mapped and unmapped for every message
 
 
@@ -122,11 +123,12 @@ class Ingress:
         if self._server is not None:
             await self._server.wait_closed()
 
-    def _side(self, *, connected: Callable[[Side], None] | None = None) -> Side:
+    def _side(self, *, gather_s: float = 0.0, connected: Callable[[Side], None] | None = None) -> Side:
         return Side(
             buffer=self._buffer,
             most=MAX_HELLO_BYTES,
             stall_timeout_s=self._limits.stall_timeout_s,
+            gather_s=gather_s,
             connected=connected,
         )
 
@@ -163,7 +165,9 @@ class Ingress:
         route.tasks.add(task)
         try:
             async with asyncio.timeout(self._limits.connect_timeout_s):
-                _, worker = await asyncio.get_running_loop().create_unix_connection(self._side, str(route.path))
+                _, worker = await asyncio.get_running_loop().create_unix_connection(
+                    lambda: self._side(gather_s=GATHER_S), str(route.path)
+                )
             try:
                 client.join(worker)
                 if await self._over(client, worker):

@@ -3,6 +3,10 @@
 Collecting (until :meth:`Side.join`) -> passing on -> ended, in order or not. A side that is joined passes on what it
 gets to its peer, and stops reading while the peer's kernel takes nothing; end of file is passed on as such and leaves
 the other direction open.
+
+A worker says one thing to each of its streams after each step of its engine, in a write each. What comes close behind
+something else is therefore left to gather for a moment and passes on in one piece: every reader down the way wakes up
+once instead of once for every stream. What comes alone, a first token say, passes at once.
 """
 
 import asyncio
@@ -12,6 +16,7 @@ from typing import Final, cast
 __all__ = ["Side"]
 
 COPY_BYTES: Final = 65_536  # unsent bytes at which the other side is read no further
+CLOSE_S: Final = 0.001  # what comes within this of something else is one of several; a single stream's steps take more
 
 
 class Side(asyncio.BufferedProtocol):
@@ -22,6 +27,7 @@ class Side(asyncio.BufferedProtocol):
             before the next one begins.
         most: bytes to collect before it is read no further.
         stall_timeout_s: for its reader to take bytes that wait.
+        gather_s: how long what comes close behind something else may gather; 0 passes everything on at once.
         connected: told when it is connected.
 
     Attributes:
@@ -37,12 +43,16 @@ class Side(asyncio.BufferedProtocol):
         buffer: memoryview,
         most: int,
         stall_timeout_s: float,
+        gather_s: float = 0.0,
         connected: "Callable[[Side], None] | None" = None,
     ) -> None:
         self._buffer = buffer
         self._loop = asyncio.get_running_loop()
         self._most = most
         self._stall_timeout_s = stall_timeout_s
+        self._gather_s = gather_s
+        self._held = False  # by the peer, whose kernel takes nothing
+        self._gathering: asyncio.TimerHandle | None = None
         self._connected = connected
         self._peer: Side | None = None
         self.finished = False
@@ -82,12 +92,14 @@ class Side(asyncio.BufferedProtocol):
 
     def hold(self) -> None:
         """Read no further for the time being."""
+        self._held = True
         if self._transport is not None and not self._transport.is_closing():
             self._transport.pause_reading()
 
     def go_on(self) -> None:
         """Read on."""
-        if self._transport is not None and not self._transport.is_closing():
+        self._held = False
+        if self._transport is not None and not self._transport.is_closing() and self._gathering is None:
             self._transport.resume_reading()
 
     def write(self, data: bytes) -> None:
@@ -126,9 +138,11 @@ class Side(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         """See :class:`asyncio.BufferedProtocol`."""
-        self.last_s = self._loop.time()
+        before_s, self.last_s = self.last_s, self._loop.time()
         if self._peer is not None:
             self._peer.write(bytes(self._buffer[:nbytes]))
+            if self.last_s - before_s < CLOSE_S and self._gather_s and nbytes < len(self._buffer) // 2:
+                self._gather()
             return
         self.collected += self._buffer[:nbytes]
         self._changed.set()
@@ -147,8 +161,9 @@ class Side(asyncio.BufferedProtocol):
         """See :class:`asyncio.BufferedProtocol`."""
         self._lost.set()
         self._changed.set()
-        if self._stall is not None:
-            self._stall.cancel()
+        for timer in (self._stall, self._gathering):
+            if timer is not None:
+                timer.cancel()
         self._end(in_order=False)
 
     def pause_writing(self) -> None:
@@ -163,6 +178,17 @@ class Side(asyncio.BufferedProtocol):
             self._stall.cancel()
         if self._peer is not None:
             self._peer.go_on()
+
+    def _gather(self) -> None:
+        if self._gathering is None and self._transport is not None and not self._transport.is_closing():
+            self._transport.pause_reading()
+            self._gathering = self._loop.call_later(self._gather_s, self._gathered)
+
+    def _gathered(self) -> None:
+        self._gathering = None
+        self.last_s = self._loop.time()  # what gathered meanwhile came close behind as well
+        if not self._held:
+            self.go_on()
 
     def _pass_end(self, peer: "Side") -> None:
         peer.write_eof()
