@@ -402,3 +402,36 @@ async def test_a_stream_that_was_read_as_far_as_wanted_is_answered(tmp_path) -> 
         ("sent", request.request_id),
         ("answered", request.request_id),
     ]
+
+
+async def test_of_requests_prepared_at_once_each_is_sent_before_the_next_is_made() -> None:
+    """A task that a request's maker starts runs before the maker of the next request, in the order they asked."""
+    happened: list[str] = []
+    sending: list[asyncio.Task[None]] = []
+
+    async def send(number: int) -> None:
+        happened.append(f"sent {number}")
+
+    async def make(channel: Channel, number: int) -> None:
+        await channel.turn()
+        happened.append(f"made {number}")
+        sending.append(asyncio.create_task(send(number)))
+
+    async with _worker_channel() as channel:
+        await asyncio.gather(*(make(channel, number) for number in range(5)))
+        await asyncio.gather(*sending)
+    assert happened == [f"{what} {number}" for number in range(5) for what in ("made", "sent")]
+
+
+async def test_who_gives_up_waiting_for_a_turn_holds_up_nobody() -> None:
+    """A caller that is cancelled before its turn is passed over."""
+    async with _worker_channel() as channel:
+        first, second, third = (asyncio.create_task(channel.turn()) for _ in range(3))
+        second.cancel()
+        async with asyncio.timeout(30):
+            await asyncio.gather(first, third)
+        assert second.cancelled()
+
+
+def _worker_channel() -> Channel:
+    return Channel(peer=Peer.WORKER, address="localhost:1", roots_pem=CERTIFICATE.certificate_pem)

@@ -78,6 +78,7 @@ class Answer:
         for healed in (False, True):
             link = self.link = await self._keeper.link()
             request: ClientRequest | None = None
+            await link.channel.turn()
             try:
                 request = link.sealing.begin(
                     self._method, self._payload, now_s=self._keeper.now_s(), request_id=self.request_id
