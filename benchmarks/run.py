@@ -58,7 +58,9 @@ def _on_platform(parts: Sequence[str]) -> list[Row]:
         if "serving" in parts:
             _say("serving, sealed and plain (some minutes)")
             agent = next(each.pid for each in platform.processes.remembered() if each.name in platform.agent_ids)
-            rows += asyncio.run(serving.measure(platform.client_config, chat_model(), threads, agent=agent))
+            rows += asyncio.run(
+                serving.measure(platform.client_config, chat_model(), threads, agent=agent, tell=_say_row)
+            )
     finally:
         platform.down()
         shutil.rmtree(root, ignore_errors=True)

@@ -139,7 +139,9 @@ def _meters(*, agent: int, plain: int, threads: int) -> dict[str, dict[str, CpuM
     }
 
 
-async def measure(client_config: Path, model: Path, threads: int, *, agent: int) -> list[Row]:
+async def measure(
+    client_config: Path, model: Path, threads: int, *, agent: int, tell: Callable[[Row], None]
+) -> list[Row]:
     """Return rows for time to first token and tokens/s at 1 and 16 sequences, the three in turn, one busy at a time.
 
     Args:
@@ -147,6 +149,7 @@ async def measure(client_config: Path, model: Path, threads: int, *, agent: int)
         model: directory of the model that it serves.
         threads: of each engine.
         agent: process of the tray's agent.
+        tell: told of each row as it comes, for a run may be cut short.
     """
     engine = await open_engine(engine_config(model, threads))
     try:
@@ -159,16 +162,17 @@ async def measure(client_config: Path, model: Path, threads: int, *, agent: int)
             for ask in asks.values():
                 await ask(PROMPT.format(0), 4)
             meters = _meters(agent=agent, plain=plain_pid, threads=threads)
-            return [
-                await _first_token(asks),
-                *await _throughput(asks, 1, meters),
-                *await _throughput(asks, 16, meters),
-            ]
+            rows: list[Row] = []
+            for part in (_throughput(asks, 16, meters), _throughput(asks, 1, meters), _first_token(asks)):
+                for row in await part:
+                    tell(row)
+                    rows.append(row)
+            return rows
     finally:
         await engine.aclose()
 
 
-async def _first_token(asks: dict[str, Ask]) -> Row:
+async def _first_token(asks: dict[str, Ask]) -> tuple[Row, ...]:
     first_ms: dict[str, list[float]] = {name: [] for name in asks}
     for number in range(FIRST_TOKEN_ROUNDS):
         for name, ask in _in_turn(asks, number):
@@ -176,18 +180,19 @@ async def _first_token(asks: dict[str, Ask]) -> Row:
             first_ms[name].append((await ask(PROMPT.format(number), 2)).first_s * 1e3)
     sealed, plain, bare = (median(first_ms[name]) for name in ("sealed", "plain", "in process"))
     added = median([s - p for s, p in zip(first_ms["sealed"], first_ms["plain"], strict=True)])
-    return Row(
+    row = Row(
         "time to first token in an open session, ms",
         f"{sealed:.1f}; {added:+.1f} against plain TLS gRPC, {sealed - bare:+.1f} against the engine in process",
         f"plain TLS gRPC {plain:.1f}; engine in process {bare:.1f}",
         "<= 3 ms added to plain TLS gRPC",
         verdict(met=added <= 3.0),
     )
+    return (row,)
 
 
 async def _throughput(
     asks: dict[str, Ask], sequences: int, meters: Mapping[str, Mapping[str, CpuMeter]]
-) -> tuple[Row, Row]:
+) -> tuple[Row, ...]:
     rates: dict[str, list[float]] = {name: [] for name in asks}
     spent_us: dict[str, dict[str, list[float]]] = {
         name: {process: [] for process in of_serving} for name, of_serving in meters.items()
