@@ -257,7 +257,6 @@ def test_a_tensor_that_memory_does_not_hold_is_a_typed_error(model: Path, monkey
         weights.open_weights(source).take("model.norm.weight", 64)
 
 
-@pytest.mark.alone  # a time limit
 def test_a_tokenizer_of_a_million_entries_that_the_model_lacks_is_refused(model: Path) -> None:
     """Token ids without an embedding row are found at load, not by an index error while serving; in seconds of work."""
     document = json.loads((model / "tokenizer.json").read_text())
