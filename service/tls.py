@@ -289,7 +289,7 @@ def parse_certificate(data: bytes) -> PeerCertificate:
         uris = tuple(names.get_values_for_type(x509.UniformResourceIdentifier))
     except x509.ExtensionNotFound:
         uris = ()
-    except ValueError as error:
+    except (ValueError, x509.DuplicateExtension, x509.InvalidVersion, x509.UnsupportedGeneralNameType) as error:
         raise CredentialInvalidError("not an X.509 certificate in PEM or DER") from error
     return PeerCertificate(
         fingerprint=certificate.fingerprint(hashes.SHA256()).hex(),

@@ -146,7 +146,7 @@ def decode_event(kind: EventKind, data: bytes) -> Event:
                 from_state=fields.text("from", empty=True),
                 to_state=fields.text("to"),
                 reason=fields.text("reason", empty=True),
-                fence=int(fields.text("fence")),
+                fence=fields.decimal("fence"),
             )
         return RequestRefused(
             partition_id=partition_id,

@@ -83,7 +83,7 @@ class PartitionRecord:
             process = None
             if not fields.is_null("process"):
                 with fields.nested("process") as inner:
-                    process = ProcessIdentity(inner.integer("pid", low=1), int(inner.text("started")))
+                    process = ProcessIdentity(inner.integer("pid", low=1), inner.decimal("started"))
             try:
                 return cls(
                     spec=PartitionSpec(
@@ -96,7 +96,7 @@ class PartitionRecord:
                         memory_slices=fields.integer("memory_slices"),
                         memory_mib=fields.integer("memory_mib"),
                     ),
-                    fence=int(fields.text("fence")),
+                    fence=fields.decimal("fence"),
                     state=PartitionState(fields.text("state")),
                     process=process,
                 )

@@ -14,7 +14,13 @@ from click.testing import CliRunner
 from audit.cli import program
 from audit.witness.core import WitnessCore
 from audit.witness.state import Seen, WitnessState
-from bulkhead.errors import AuditUnavailableError, ConsistencyError, MalformedRequestError, UnavailableError
+from bulkhead.errors import (
+    AuditUnavailableError,
+    CheckpointError,
+    ConsistencyError,
+    MalformedRequestError,
+    UnavailableError,
+)
 from bulkhead.transparency.checkpoint import Checkpoint, sign_checkpoint
 from bulkhead.transparency.cosignature import Cosigner, Witness, open_cosigned
 from bulkhead.transparency.merkle import Frontier, consistency_proof, leaf_hash, tree_root
@@ -181,8 +187,9 @@ def test_answers_are_verified():
     wrong = cosigners(NAME)[0].cosign(note(9).partition("\n\n")[0] + "\n", 5)
     for status, body, kind, error in (
         (200, stranger, "text/plain", UnavailableError),
-        (200, "", "text/plain", Exception),
-        (200, wrong, "text/plain", Exception),
+        (200, "", "text/plain", UnavailableError),
+        (200, "\n", "text/plain", CheckpointError),
+        (200, wrong, "text/plain", CheckpointError),
         (409, "x", SIZE_TYPE, UnavailableError),
         (409, "0\n", SIZE_TYPE, ConsistencyError),
         (409, "", "text/plain", ConsistencyError),

@@ -27,6 +27,14 @@ def test_integer_takes_only_integers_within_bounds(value):
         fields(a=value).integer("a", high=10)
 
 
+@pytest.mark.parametrize("value", [7, True, "", "-1", "07", "1_0", " 7", "\u0667", "7\n", str(1 << 64), "9" * 5_000])
+def test_decimal_has_one_spelling_within_bounds(value):
+    """A number as text has ASCII digits alone, no sign and no leading zero, and 64 bits."""
+    with pytest.raises(TicketError, match="text that is an integer"):
+        fields(a=value).decimal("a")
+    assert fields(a=str((1 << 64) - 1)).decimal("a") == (1 << 64) - 1
+
+
 @pytest.mark.parametrize("value", [True, "1", None, float("nan"), 3.5])
 def test_number_takes_only_numbers_within_bounds(value):
     """NaN compares with nothing and so is out of bounds."""

@@ -21,6 +21,7 @@ __all__ = ["DIGEST_BYTES", "MAX_TEXT_CHARS", "Fields"]
 DIGEST_BYTES: Final = 32  # SHA-256
 MAX_TEXT_CHARS: Final = 256  # names, identifiers and versions; longer text says so where it is read
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
+_DECIMAL: Final = re.compile(r"0|[1-9][0-9]{0,19}")
 
 
 class Fields:
@@ -91,6 +92,13 @@ class Fields:
         if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
             raise self.wrong(name, f"an integer from {low} to {high}")
         return value
+
+    def decimal(self, name: str) -> int:
+        """Take an integer of 64 bits without a sign that is written as text, since JSON's own end at 2^53."""
+        value = self.value(name)
+        if not isinstance(value, str) or not _DECIMAL.fullmatch(value) or int(value) >= 1 << 64:
+            raise self.wrong(name, "text that is an integer from 0 to 2^64 - 1")
+        return int(value)
 
     def number(self, name: str, *, low: float, high: float) -> float:
         """Take a number in [low, high]; a boolean is not one."""

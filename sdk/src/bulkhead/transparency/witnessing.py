@@ -118,7 +118,7 @@ def _lines(request: AddCheckpoint, text: str, witnesses: tuple[Witness, ...]) ->
     signed, signatures = split_note(request.note + text)
     own = len(split_note(request.note)[1])
     known = {(witness.name, witness.key_id): witness for witness in witnesses}
-    lines = text.removesuffix("\n").split("\n")
+    lines = text.removesuffix("\n").split("\n") if text else []
     found: list[str] = []
     for line, signature in zip(lines, signatures[own:], strict=True):
         witness = known.get((signature.name, signature.key_id))
