@@ -19,6 +19,7 @@ __all__ = ["CORPUS", "MODULES", "FuzzTarget", "load_targets"]
 MODULES: Final = (
     "tests.fuzz.attestation_targets",
     "tests.fuzz.collateral_targets",
+    "tests.fuzz.edge_targets",
     "tests.fuzz.model_targets",
     "tests.fuzz.protocol_targets",
     "tests.fuzz.transparency_targets",
