@@ -97,6 +97,7 @@ async def _plain_server(model: Path, threads: int) -> AsyncIterator[tuple[Ask, i
         server = subprocess.Popen(  # noqa: ASYNC220  starting it takes milliseconds
             [sys.executable, "-m", "benchmarks.plain_server", str(model), scratch, str(threads)],
             stdin=subprocess.PIPE,
+            start_new_session=True,  # as a worker's: Linux shares cores out by session first (sched(7), autogroups)
         )
         try:
             deadline = time.monotonic() + START_TIMEOUT_S
