@@ -79,19 +79,13 @@ class Attention:
         query, key, value = torch.split(projected.transpose(0, 1)[None], [heads, kv_heads, kv_heads], dim=1)
         if chunk.blocks is not None:
             key, value = (
-                pool.index_select(0, chunk.blocks).transpose(0, 1).reshape(1, kv_heads, -1, self._head_dim)
+                pool.index_select(0, chunk.blocks)
+                .transpose(0, 1)
+                .reshape(1, self._kv_heads, -1, self._head_dim)[:, :, : chunk.length]
                 for pool in state
             )
-        parts = [
-            functional.scaled_dot_product_attention(
-                query[:, :, piece.begin : piece.end],
-                key[:, :, piece.low : piece.length],
-                value[:, :, piece.low : piece.length],
-                attn_mask=piece.mask,
-                is_causal=piece.mask is None,
-                enable_gqa=self._group > 1,
-            )
-            for piece in (chunk.windowed if windowed else chunk.pieces)
-        ]
-        attended = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+        mask = chunk.window_mask if windowed and chunk.window_mask is not None else chunk.mask
+        attended = functional.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, is_causal=mask is None, enable_gqa=self._group > 1
+        )
         return attended[0].transpose(0, 1).reshape(len(projected), -1)

@@ -14,9 +14,8 @@ from torch.nn import functional
 
 from data_plane.engine.scheduler import Chunk
 
-__all__ = ["Cut", "DecodeGroup", "PromptChunk", "PromptPiece", "StepBatch", "make_batch"]
+__all__ = ["Cut", "DecodeGroup", "PromptChunk", "StepBatch", "make_batch"]
 
-PIECE_ROWS: Final = 128  # of a prompt, each beside the keys it looks at: their scores stay in the cache, few are masked
 SPLIT_SHARE: Final = 0.75  # rows shorter than this share of the longest of their group may begin another group
 SPLIT_ENTRIES: Final = 4096  # if that spares so many scores per layer: about what the calls for a group cost
 
@@ -64,35 +63,21 @@ class DecodeGroup:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PromptPiece:
-    """Rows ``begin`` to ``end`` of a chunk, which look at the sequence's tokens ``low`` to ``length``.
-
-    ``mask`` is 0 or -inf [rows, length - low]; None for plain causality from the first token.
-    """
-
-    begin: int
-    end: int
-    low: int
-    length: int
-    mask: torch.Tensor | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class PromptChunk:
-    """Rows ``begin`` to ``end`` of the step, of one sequence.
+    """Rows ``begin`` to ``end`` of the step, of one sequence that has ``length`` tokens with them.
 
     Attributes:
-        blocks: where its state lies, from its first token to the chunk's last [blocks]; None if all of it is made in
-            this step.
-        pieces: the chunk in parts, each beside the keys that it looks at.
-        windowed: the same for windowed layers; ``pieces`` itself if no window ends within the sequence.
+        blocks: where its state lies [blocks]; None if all of it is made in this step.
+        mask: 0 or -inf [rows, length]; None for plain causality from the first token.
+        window_mask: the same for windowed layers; None if no row's window ends within the sequence.
     """
 
     begin: int
     end: int
+    length: int
     blocks: torch.Tensor | None
-    pieces: tuple[PromptPiece, ...]
-    windowed: tuple[PromptPiece, ...]
+    mask: torch.Tensor | None
+    window_mask: torch.Tensor | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,29 +148,18 @@ def make_batch(chunks: Sequences[Chunk], cut: Cut) -> tuple[StepBatch, list[Chun
 
 def _prompt_chunk(chunk: Chunk, begin: int, cut: Cut) -> PromptChunk:
     length = chunk.start + chunk.rows
-    pieces = _pieces(chunk, window=0)
+    blocks = mask = window_mask = None
+    if chunk.start or 0 < cut.window < length:
+        last = torch.arange(chunk.start, length)[:, None]
+        place = torch.arange(length)
+        if chunk.start:
+            blocks = torch.tensor(chunk.sequence.blocks[: -(-length // cut.block_tokens)])
+            mask = _mask(place <= last)
+        if 0 < cut.window < length:
+            window_mask = _mask((place <= last) & (place > last - cut.window))
     return PromptChunk(
-        begin=begin,
-        end=begin + chunk.rows,
-        blocks=torch.tensor(chunk.sequence.blocks[: -(-length // cut.block_tokens)]) if chunk.start else None,
-        pieces=pieces,
-        windowed=_pieces(chunk, window=cut.window) if 0 < cut.window < length else pieces,
+        begin=begin, end=begin + chunk.rows, length=length, blocks=blocks, mask=mask, window_mask=window_mask
     )
-
-
-def _pieces(chunk: Chunk, *, window: int) -> tuple[PromptPiece, ...]:
-    pieces = []
-    for begin in range(0, chunk.rows, PIECE_ROWS):
-        end = min(begin + PIECE_ROWS, chunk.rows)
-        first, length = chunk.start + begin, chunk.start + end
-        low = max(0, first + 1 - window) if window else 0
-        mask = None
-        if first or 0 < window < length:
-            last, place = torch.arange(first, length)[:, None], torch.arange(low, length)
-            seen = place <= last
-            mask = _mask(seen & (place > last - window) if window else seen)
-        pieces.append(PromptPiece(begin=begin, end=end, low=low, length=length, mask=mask))
-    return tuple(pieces)
 
 
 def _decode_groups(decoding: Sequences[Chunk], low: Sequences[int], cut: Cut) -> tuple[DecodeGroup, ...]:
