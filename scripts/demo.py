@@ -267,7 +267,12 @@ def main(run: Callable[[LocalPlatform, Path], None] = steps, argv: Sequence[str]
     platform: LocalPlatform | None = None
     try:
         heading(1, "A platform: control plane, OPA, audit log, two SIMULATED compute trays of a GB300 rack")
-        platform = LocalPlatform(root=root, model=chat_model(), say=lambda text: say(f"   {text}"))
+        platform = LocalPlatform(
+            root=root,
+            model=chat_model(),
+            say=lambda text: say(f"   {text}"),
+            control_overrides="[sessions]\nidle_grace_s = 600\n",  # a busy machine may answer one tenant minutes later
+        )
         platform.up()
         scratch = root / "scratch"
         scratch.mkdir()
