@@ -6,8 +6,8 @@ import json
 import random
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import pairwise
@@ -52,13 +52,16 @@ class Setting:
         """What rates are given per."""
         return "s" if self.clock == "wall" else "CPU second"
 
-    def peer(self) -> VllmPeer | None:
-        """Start vLLM, if it is wanted."""
+    @contextmanager
+    def peer(self) -> Iterator[VllmPeer | None]:
+        """Run vLLM, if it is wanted."""
         if self.vllm is None:
-            return None
-        return VllmPeer(
+            yield None
+            return
+        with VllmPeer(
             python=self.vllm, model=self.model, threads=self.threads, dtype=self.peer_type, clock=self.clock
-        )
+        ) as peer:
+            yield peer
 
     def limits(self, weights: WeightFormat, *, running: int) -> Limits:
         """Start the process that measures the limits of an engine for ``running`` sequences."""
@@ -96,15 +99,13 @@ def _spread(values: Sequence[float]) -> str:
 async def speed(setting: Setting, counts: Sequence[int], formats: Sequence[WeightFormat]) -> list[Row]:
     """Tokens/s at several counts of sequences, interleaved with vLLM and with the limit of the products."""
     rows: list[Row] = []
-    peer = setting.peer()
-    for weights in formats:
-        for count in counts:
-            with setting.limits(weights, running=count) as limits:
-                async with setting.engine(weights, max_running=count) as engine:
-                    await native.batch(engine, prompts(2, PROMPT, seed=0), new_tokens=4)
-                    rows += await _speed_of(setting, engine, limits, peer, count, weights)
-    if peer is not None:
-        peer.close()
+    with setting.peer() as peer:
+        for weights in formats:
+            for count in counts:
+                with setting.limits(weights, running=count) as limits:
+                    async with setting.engine(weights, max_running=count) as engine:
+                        await native.batch(engine, prompts(2, PROMPT, seed=0), new_tokens=4)
+                        rows += await _speed_of(setting, engine, limits, peer, count, weights)
     return rows
 
 
@@ -159,29 +160,25 @@ async def context(setting: Setting, count: int = 16, length: int = 1024) -> list
     Prompts begin one after another, so the sooner a sequence begins the more tokens it gets: all decode side by side
     from the last one's first token on, ``new_tokens`` each, around ``length``.
     """
-    peer, new_tokens = setting.peer(), 16
-    now = CLOCKS[setting.clock]
-    limits = setting.limits("fp32", running=count)
+    new_tokens, now = 16, CLOCKS[setting.clock]
     decode, limit, prefill, theirs = [], [], [], []
-    async with setting.engine(step_tokens=1024, kv_memory_mib=2048, max_running=count) as engine:
-        await native.batch(engine, prompts(2, PROMPT, seed=0), new_tokens=4)
-        for repeat in range(min(setting.repeats, CONTEXT_REPEATS)):
-            work = prompts(count, length - new_tokens // 2, seed=repeat)
-            ahead = range(count - 1, -1, -1)
-            work = [prompt[: len(prompt) - more] for prompt, more in zip(work, ahead, strict=True)]
-            limit.append(count / await asyncio.to_thread(limits.step_s, count, context=length))
-            await asyncio.sleep(PAUSE_S)
-            run = await native.batch(engine, work, new_tokens=[new_tokens + more for more in ahead], now=now)
-            decode.append(run.decode_per_s)
-            alone = prompts(1, length, seed=repeat + 100)
-            prefill.append(length / (await native.batch(engine, alone, new_tokens=1, now=now)).total_s)
-            await asyncio.sleep(PAUSE_S)
-            if peer is not None:
-                theirs.append(length / await asyncio.to_thread(peer.batch, alone, new_tokens=1))
+    with setting.peer() as peer, setting.limits("fp32", running=count) as limits:
+        async with setting.engine(step_tokens=1024, kv_memory_mib=2048, max_running=count) as engine:
+            await native.batch(engine, prompts(2, PROMPT, seed=0), new_tokens=4)
+            for repeat in range(min(setting.repeats, CONTEXT_REPEATS)):
+                work = prompts(count, length - new_tokens // 2, seed=repeat)
+                ahead = range(count - 1, -1, -1)
+                work = [prompt[: len(prompt) - more] for prompt, more in zip(work, ahead, strict=True)]
+                limit.append(count / await asyncio.to_thread(limits.step_s, count, context=length))
                 await asyncio.sleep(PAUSE_S)
-    limits.close()
-    if peer is not None:
-        peer.close()
+                run = await native.batch(engine, work, new_tokens=[new_tokens + more for more in ahead], now=now)
+                decode.append(run.decode_per_s)
+                alone = prompts(1, length, seed=repeat + 100)
+                prefill.append(length / (await native.batch(engine, alone, new_tokens=1, now=now)).total_s)
+                await asyncio.sleep(PAUSE_S)
+                if peer is not None:
+                    theirs.append(length / await asyncio.to_thread(peer.batch, alone, new_tokens=1))
+                    await asyncio.sleep(PAUSE_S)
     share = median([mine / most for mine, most in zip(decode, limit, strict=True)])
     rows = [
         Row(
@@ -221,19 +218,17 @@ async def replay(setting: Setting, trace: Path, *, count: int, stretch: float) -
     requests = slice_of_trace(trace, skip=100, count=count, stretch=stretch)
     own: list[list[float]] = []
     theirs: list[list[float]] = []
-    peer = setting.peer()
-    async with setting.engine(step_tokens=512, kv_memory_mib=2048) as engine:
-        await native.batch(engine, prompts(2, PROMPT, seed=0), new_tokens=4)
-        if peer is not None:
-            peer.batch(prompts(2, PROMPT, seed=0), new_tokens=4)
-        for _ in range(min(setting.repeats, REPLAYS)):
-            own += await native.replay(engine, requests)
-            await asyncio.sleep(PAUSE_S)
+    with setting.peer() as peer:
+        async with setting.engine(step_tokens=512, kv_memory_mib=2048) as engine:
+            await native.batch(engine, prompts(2, PROMPT, seed=0), new_tokens=4)
             if peer is not None:
-                theirs += await asyncio.to_thread(peer.replay, requests)
+                peer.batch(prompts(2, PROMPT, seed=0), new_tokens=4)
+            for _ in range(min(setting.repeats, REPLAYS)):
+                own += await native.replay(engine, requests)
                 await asyncio.sleep(PAUSE_S)
-    if peer is not None:
-        peer.close()
+                if peer is not None:
+                    theirs += await asyncio.to_thread(peer.replay, requests)
+                    await asyncio.sleep(PAUSE_S)
     span, tokens = requests[-1]["at_s"], sum(len(item["prompt"]) for item in requests) / count
     work = f"open-loop replay of {count} requests of {trace.stem} in {span:.0f} s (mean prompt {tokens:.0f})"
     return [

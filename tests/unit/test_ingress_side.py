@@ -76,6 +76,15 @@ class Relay:
         self.side.buffer_updated(len(data))
 
 
+def _gathering(clock: Clock, *, gather_s: float = GATHER_S) -> Relay:
+    """Return a relay whose worker has just said two things, the second close behind the first."""
+    relay = Relay(gather_s=gather_s)
+    clock.now_s += 1.0
+    relay.say(b"one")
+    relay.say(b"two")
+    return relay
+
+
 async def _let_timers_run(clock: Clock) -> None:
     clock.now_s += GATHER_S
     await asyncio.sleep(0)
@@ -94,10 +103,7 @@ async def test_what_comes_alone_passes_and_more_is_read_at_once(clock: Clock) ->
 
 async def test_what_comes_close_behind_is_passed_on_and_the_next_gathers(clock: Clock) -> None:
     """After bytes close behind others the worker is not read until the time for gathering is over; none are held."""
-    relay = Relay()
-    clock.now_s += 1.0
-    relay.say(b"one")
-    relay.say(b"two")
+    relay = _gathering(clock)
     assert relay.client.sent == [b"one", b"two"]
     assert not relay.worker.is_read
     await _let_timers_run(clock)
@@ -106,10 +112,7 @@ async def test_what_comes_close_behind_is_passed_on_and_the_next_gathers(clock: 
 
 async def test_what_has_gathered_may_be_followed_by_more_of_it(clock: Clock) -> None:
     """Bytes right after the time for gathering count as close behind, so a long burst passes in few pieces."""
-    relay = Relay()
-    clock.now_s += 1.0
-    relay.say(b"one")
-    relay.say(b"two")
+    relay = _gathering(clock)
     await _let_timers_run(clock)
     relay.say(b"three")
     assert not relay.worker.is_read
@@ -126,10 +129,7 @@ async def test_a_full_buffer_is_no_reason_to_wait(clock: Clock) -> None:
 
 async def test_a_client_that_takes_nothing_holds_the_worker_beyond_the_time_for_gathering(clock: Clock) -> None:
     """When the client's kernel is full, the end of gathering reads on only after the client takes bytes again."""
-    relay = Relay()
-    clock.now_s += 1.0
-    relay.say(b"one")
-    relay.say(b"two")
+    relay = _gathering(clock)
     relay.side.hold()
     await _let_timers_run(clock)
     assert not relay.worker.is_read
@@ -139,10 +139,7 @@ async def test_a_client_that_takes_nothing_holds_the_worker_beyond_the_time_for_
 
 async def test_a_client_that_takes_bytes_again_does_not_end_gathering(clock: Clock) -> None:
     """Bytes gather for their time, also where the client's kernel was full meanwhile."""
-    relay = Relay()
-    clock.now_s += 1.0
-    relay.say(b"one")
-    relay.say(b"two")
+    relay = _gathering(clock)
     relay.side.hold()
     relay.side.go_on()
     assert not relay.worker.is_read
@@ -152,8 +149,5 @@ async def test_a_client_that_takes_bytes_again_does_not_end_gathering(clock: Clo
 
 async def test_the_side_of_a_client_does_not_gather(clock: Clock) -> None:
     """Without a time for gathering everything is read at once, as requests are."""
-    relay = Relay(gather_s=0.0)
-    clock.now_s += 1.0
-    relay.say(b"one")
-    relay.say(b"two")
+    relay = _gathering(clock, gather_s=0.0)
     assert relay.worker.is_read
